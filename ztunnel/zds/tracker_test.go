@@ -74,6 +74,8 @@ func (tt *trackerTest) ok(err error) {
 
 func (tt *trackerTest) want(calls ...string) {
 	tt.t.Helper()
+	tt.mu.Lock() // which the Tracker holds when it calls the Runner
+	defer tt.mu.Unlock()
 	if got := tt.r.take(); !slices.Equal(got, calls) {
 		tt.t.Fatalf("got %q, want %q", got, calls)
 	}
@@ -179,22 +181,27 @@ func TestAPodThatDoesNotStartIsPendingAndTriedAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- tt.Run(ctx) }()
-		tt.r.err = errors.New("port taken")
-		if err := tt.add("a", tempFiles(t)); !errors.Is(err, tt.r.err) || errors.Is(err, ErrProtocol) {
+		failure := errors.New("port taken")
+		tt.r.err = failure
+		if err := tt.add("a", tempFiles(t)); !errors.Is(err, failure) || errors.Is(err, ErrProtocol) {
 			t.Errorf("got %v", err)
 		}
 		tt.ok(tt.do(&SnapshotSent{}))
 		if s := tt.State(); s.Pending != 1 || s.Active != 0 || !s.Synced {
 			t.Errorf("got %+v", s)
 		}
-		if p := tt.Pending(); !errors.Is(p["a"], tt.r.err) {
+		if p := tt.Pending(); !errors.Is(p["a"], failure) {
 			t.Errorf("got %v", p)
 		}
-		tt.r.take()
-		time.Sleep(DefaultRetry + time.Second)
 		tt.want("start a")
+		time.Sleep(DefaultRetry + time.Second)
+		synctest.Wait()
+		tt.want("start a")
+		tt.mu.Lock()
 		tt.r.err = nil
+		tt.mu.Unlock()
 		time.Sleep(DefaultRetry)
+		synctest.Wait()
 		tt.want("start a")
 		if s := tt.State(); s.Pending != 0 || s.Active != 1 {
 			t.Errorf("got %+v", s)
