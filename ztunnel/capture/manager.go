@@ -149,16 +149,24 @@ func (m *Manager) Proxies() int { return m.zds.Proxies() }
 
 // Set is told of a pod, new or changed, and captures it, leaves it alone, or lets it out of the mesh. It blocks until
 // that is done: a captured pod has its redirection in place and the newest proxy, if one is connected, serves it. On
-// error the pod is pending and tried again; it is never left open where it was captured before.
+// error the pod is pending and tried again; it is never left open where it was captured before. A namespace or addresses
+// that are not given are the known ones.
 func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, error) {
 	if !validUID(spec.UID) {
-		return podsock.Result{}, refuse("pod uid %q is not 1 to 128 letters, digits, '-' and '_'", spec.UID)
+		return podsock.Result{}, refuse("pod uid %q is not 1 to %d printable characters", spec.UID, maxUID)
 	}
 	p := m.take(spec.UID)
 	defer p.op.Unlock()
 	d := m.cfg.Policy.Decide(spec)
 	m.mu.Lock()
+	old := p.spec
 	p.spec, p.reason = *spec, d.Reason
+	if p.spec.Netns == "" {
+		p.spec.Netns = old.Netns
+	}
+	if len(p.spec.Addresses) == 0 {
+		p.spec.Addresses = old.Addresses
+	}
 	m.mu.Unlock()
 	if d.Enrol {
 		err := m.enrol(ctx, p, inUseWait)

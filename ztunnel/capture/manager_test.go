@@ -248,7 +248,10 @@ func TestAPodIsCapturedAndCapturedAgainWithoutHarm(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	n.set(p)
-	n.wantCalls("listen ", "attach a", "attach a")
+	short := *p
+	short.Netns, short.Addresses = "", nil
+	n.set(&short)
+	n.wantCalls("listen ", "attach a", "attach a", "attach a")
 	n.want("a", stateCaptured)
 	w, ok := n.Workload("a")
 	if !ok || !w.Files.HasListeners() || w.ServiceAccount != "sa" {
@@ -416,11 +419,12 @@ func TestWhatCannotSucceedIsRefused(t *testing.T) {
 		{"no address", func(p *podsock.Pod) { p.Addresses = nil }},
 		{"no namespace", func(p *podsock.Pod) { p.Netns = "" }},
 		{"a namespace that is not there", func(p *podsock.Pod) { p.Netns += "x" }},
-		{"a uid that is a path", func(p *podsock.Pod) { p.UID = "../a" }},
+		{"a uid with a line end", func(p *podsock.Pod) { p.UID = "a\n" }},
 		{"no uid", func(p *podsock.Pod) { p.UID = "" }},
 	} {
 		p := n.pod("a")
 		c.change(p)
+		_ = n.Remove(t.Context(), "a")
 		if _, err := n.Set(t.Context(), p); !isRefusal(err) {
 			t.Errorf("%s: %v", c.name, err)
 		}

@@ -108,15 +108,17 @@ func TestARestartGoesOnDraining(t *testing.T) {
 
 func TestStateThatCannotBeReadHarmsNoOtherPod(t *testing.T) {
 	n := newNode(t)
-	n.set(n.pod("a"))
+	p := n.pod("a")
+	p.UID = "../ns/a"
+	n.set(p)
 	if err := os.WriteFile(filepath.Join(n.dir, "pods", "b.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(n.dir, "pods", "c.json"), []byte(`{"pod":{"uid":"../x"}}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(n.dir, "pods", "c.json"), []byte(`{"pod":{"uid":"x"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n.restart()
-	n.want("a", stateCaptured)
+	n.want("../ns/a", stateCaptured)
 }
 
 // proxy is the other end of ZDS. It refuses pod b.

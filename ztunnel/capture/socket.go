@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/podsock"
+	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
 const (
@@ -20,12 +21,12 @@ const (
 	stopDeadline = 5 * time.Second
 )
 
-// serveSocket serves the protocol of package podsock at path, for root only, until ctx is done.
+// serveSocket serves the protocol of package podsock at path, for our own user only, until ctx is done.
 func (m *Manager) serveSocket(ctx context.Context, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove old socket: %w", err)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("listen for pods: %w", err)
 	}
@@ -48,12 +49,33 @@ func (m *Manager) serveSocket(ctx context.Context, path string) error {
 			srv.Close()
 		}
 	})
-	err = srv.Serve(l)
+	err = srv.Serve(&checkedListener{UnixListener: l, m: m})
 	if !stop() {
 		<-done
 		return nil
 	}
 	return fmt.Errorf("serve pods: %w", err)
+}
+
+// checkedListener accepts connections of our own user only: for a moment the socket's mode was the default.
+type checkedListener struct {
+	*net.UnixListener
+	m *Manager
+}
+
+// Accept implements net.Listener.
+func (l *checkedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if err = zds.CheckPeer(c, uint32(os.Geteuid())); err == nil {
+			return c, nil
+		}
+		l.m.log.Warn("connection to pods socket refused", "err", err)
+		c.Close()
+	}
 }
 
 func (m *Manager) handler() http.Handler {

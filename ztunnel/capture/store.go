@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/ambit-mesh/ambit/ztunnel/podsock"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
@@ -27,7 +27,10 @@ func (r *record) netns() zds.FileID { return zds.FileID{Dev: r.NetnsDev, Ino: r.
 // store keeps a file for each pod in a directory that lives as long as the pins do: until the node restarts.
 type store struct{ dir string }
 
-const recordSuffix = ".json"
+const (
+	recordSuffix = ".json"
+	maxUID       = 64 // three times that is still a file name
+)
 
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -36,7 +39,7 @@ func openStore(dir string) (*store, error) {
 	return &store{dir: dir}, nil
 }
 
-func (s *store) path(uid string) string { return filepath.Join(s.dir, uid+recordSuffix) }
+func (s *store) path(uid string) string { return filepath.Join(s.dir, url.PathEscape(uid)+recordSuffix) }
 
 // save writes a record. If the process ends halfway, the old one stays.
 func (s *store) save(r *record) error {
@@ -75,7 +78,7 @@ func (s *store) load() ([]*record, error) {
 		if err == nil {
 			err = json.Unmarshal(b, r)
 		}
-		if err == nil && (!validUID(r.Pod.UID) || r.Pod.UID != strings.TrimSuffix(filepath.Base(name), recordSuffix)) {
+		if err == nil && (!validUID(r.Pod.UID) || s.path(r.Pod.UID) != name) {
 			err = fmt.Errorf("state of pod %q is in the wrong file", r.Pod.UID)
 		}
 		if err != nil {
@@ -87,13 +90,13 @@ func (s *store) load() ([]*record, error) {
 	return out, errors.Join(errs...)
 }
 
-// validUID keeps UIDs usable as names of files and of pins.
+// validUID keeps UIDs usable as names of files and of pins, when escaped.
 func validUID(uid string) bool {
-	if len(uid) == 0 || len(uid) > 128 {
+	if len(uid) == 0 || len(uid) > maxUID {
 		return false
 	}
 	for _, c := range []byte(uid) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+		if c <= ' ' || c >= 0x7f {
 			return false
 		}
 	}

@@ -23,7 +23,7 @@ import (
 
 // Pod describes a pod.
 type Pod struct {
-	// UID is the pod's UID: 1 to 128 letters, digits, '-' and '_'.
+	// UID is the pod's UID: 1 to 64 printable ASCII characters.
 	UID string `json:"uid"`
 	// Namespace, Name and ServiceAccount are the pod's.
 	Namespace      string `json:"namespace"`

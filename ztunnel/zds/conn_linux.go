@@ -109,16 +109,22 @@ func (p *packetConn) close() error {
 	return err
 }
 
-// peer returns the credentials of the process at the other end.
-func (p *packetConn) peer() (*unix.Ucred, error) {
-	raw, err := p.c.SyscallConn()
+// CheckPeer returns an error unless the process at the other end of c, when it connected, ran as uid.
+func CheckPeer(c *net.UnixConn, uid uint32) error {
+	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var cred *unix.Ucred
 	var sockErr error
 	err = raw.Control(func(fd uintptr) {
 		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
-	return cred, errors.Join(err, sockErr)
+	if err = errors.Join(err, sockErr); err != nil {
+		return fmt.Errorf("read credentials of peer: %w", err)
+	}
+	if cred.Uid != uid {
+		return fmt.Errorf("peer runs as uid %d, not %d", cred.Uid, uid)
+	}
+	return nil
 }

@@ -140,11 +140,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // admit checks who dialled and serves it.
 func (s *Server) admit(ctx context.Context, c *packetConn) {
-	cred, err := c.peer()
-	if err == nil && cred.Uid != s.cfg.UID {
-		err = fmt.Errorf("peer runs as uid %d, not %d", cred.Uid, s.cfg.UID)
-	}
-	if err != nil {
+	if err := CheckPeer(c.c, s.cfg.UID); err != nil {
 		s.log.Warn("proxy refused", "err", err)
 		c.close()
 		return
