@@ -39,7 +39,9 @@ func openStore(dir string) (*store, error) {
 	return &store{dir: dir}, nil
 }
 
-func (s *store) path(uid string) string { return filepath.Join(s.dir, url.PathEscape(uid)+recordSuffix) }
+func (s *store) path(uid string) string {
+	return filepath.Join(s.dir, url.PathEscape(uid)+recordSuffix)
+}
 
 // save writes a record. If the process ends halfway, the old one stays.
 func (s *store) save(r *record) error {
