@@ -68,6 +68,7 @@ func (c *conn) dataPiece(piece []byte) error {
 		}
 		if p.cur != nil {
 			p.cur.taken += 1 + p.pad
+			p.cur.returnCredit()
 		}
 	}
 	s := p.cur
