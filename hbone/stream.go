@@ -59,6 +59,7 @@ type Stream struct {
 	g       *gather
 
 	sent, received int64
+	refusal        int // status to answer when the peer has ended; its data is dropped
 	err            error
 	events         event
 
