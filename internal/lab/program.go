@@ -1,0 +1,235 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// program is one of the mesh's programs, kept running in its namespaces.
+type program struct {
+	// Immutable.
+	l      *Lab
+	name   string
+	path   string
+	args   []string
+	log    string
+	spaces spaces
+	ready  func(ctx context.Context) error // nil error: it serves
+	again  func()                          // called when it is ready after a restart; may be nil
+	// overlap: a planned restart starts the new process before the old one is told to end.
+	overlap bool
+
+	mu      sync.Mutex
+	current *process
+	stopped bool // by the user: not started again
+	changed chan struct{}
+	starts  int
+}
+
+// process is one run of a program.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it ended
+	err  error         // valid after done
+}
+
+// run starts the program and starts it again whenever it ends, until ctx ends.
+func (p *program) run(ctx context.Context) {
+	p.mu.Lock()
+	p.changed = make(chan struct{}, 1)
+	p.mu.Unlock()
+	wait := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		p.mu.Lock()
+		proc, stopped := p.current, p.stopped
+		p.mu.Unlock()
+		switch {
+		case proc == nil && stopped:
+			select {
+			case <-p.changed:
+			case <-ctx.Done():
+			}
+		case proc == nil:
+			begin := time.Now()
+			if _, err := p.spawn(); err != nil {
+				p.l.log.Error("program does not start", "program", p.name, "err", err)
+			}
+			if time.Since(begin) > time.Minute {
+				wait = 100 * time.Millisecond
+			}
+		default:
+			p.watch(ctx, proc, &wait)
+		}
+	}
+	p.mu.Lock()
+	proc := p.current
+	p.mu.Unlock()
+	if proc != nil {
+		_ = proc.cmd.Process.Kill()
+		<-proc.done
+	}
+}
+
+// watch waits for the process to end or to be replaced.
+func (p *program) watch(ctx context.Context, proc *process, wait *time.Duration) {
+	begin := time.Now()
+	select {
+	case <-ctx.Done():
+		return
+	case <-p.changed:
+		return
+	case <-proc.done:
+	}
+	p.mu.Lock()
+	mine := p.current == proc
+	if mine {
+		p.current = nil
+	}
+	stopped := p.stopped
+	p.mu.Unlock()
+	if !mine || stopped {
+		return
+	}
+	p.l.log.Warn("program ended", "program", p.name, "err", proc.err, "log", p.log)
+	if time.Since(begin) > 5*time.Second {
+		*wait = 0 // the first crash after a good time is repaired at once
+	}
+	sleep(ctx, *wait)
+	*wait = min(max(*wait*2, 100*time.Millisecond), 5*time.Second)
+}
+
+// spawn starts a process and makes it the current one; the one before is returned.
+func (p *program) spawn() (old *process, err error) {
+	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	defer f.Close()
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = f, f, "/"
+	cmd.Env = append(os.Environ(), "NODE_NAME=", "HOME=/")
+	if err := p.spaces.start(cmd, p.l.cg); err != nil {
+		fmt.Fprintf(f, "lab: %v\n", err)
+		time.Sleep(500 * time.Millisecond)
+		return nil, fmt.Errorf("start %s: %w", p.name, err)
+	}
+	proc := &process{cmd: cmd, done: make(chan struct{})}
+	go func() { // ends with the process
+		proc.err = cmd.Wait()
+		close(proc.done)
+	}()
+	p.mu.Lock()
+	old, p.current = p.current, proc
+	p.starts++
+	again := p.starts > 1 && p.again != nil
+	p.mu.Unlock()
+	if again {
+		p.l.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if p.awaitReady(ctx) == nil {
+				p.again()
+			}
+		})
+	}
+	return old, nil
+}
+
+func (p *program) signalChange() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// awaitReady blocks until the program serves; the error tells the last reason.
+func (p *program) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		pctx, pcancel := context.WithTimeout(ctx, 2*time.Second)
+		err := p.ready(pctx)
+		pcancel()
+		if err == nil {
+			return nil
+		}
+		if !p.l.ctxAlive() || !sleep(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("%s is not ready: %w; its log is %s", p.name, err, p.log)
+		}
+	}
+}
+
+// Kill ends the program as a crash would; it is started again.
+func (p *program) kill() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == nil {
+		return fmt.Errorf("%s does not run", p.name)
+	}
+	return p.current.cmd.Process.Kill()
+}
+
+// halt ends the program and keeps it down until resume.
+func (p *program) halt(ctx context.Context) error {
+	p.mu.Lock()
+	p.stopped = true
+	proc := p.current
+	p.current = nil
+	p.mu.Unlock()
+	p.signalChange()
+	if proc == nil {
+		return nil
+	}
+	return proc.end(ctx)
+}
+
+// end asks the process to end and waits; when ctx ends first it is killed.
+func (proc *process) end(ctx context.Context) error {
+	_ = proc.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-proc.done:
+	case <-ctx.Done():
+		_ = proc.cmd.Process.Kill()
+		<-proc.done
+	}
+	return nil
+}
+
+// resume lets the program run again.
+func (p *program) resume(ctx context.Context) error {
+	p.mu.Lock()
+	p.stopped = false
+	p.mu.Unlock()
+	p.signalChange()
+	return p.awaitReady(ctx)
+}
+
+// restart is a planned one: new before old where the program can do that.
+func (p *program) restart(ctx context.Context) error {
+	if !p.overlap {
+		if err := p.halt(ctx); err != nil {
+			return err
+		}
+		return p.resume(ctx)
+	}
+	old, err := p.spawn()
+	if err != nil {
+		return err
+	}
+	p.signalChange()
+	if old == nil {
+		return p.awaitReady(ctx)
+	}
+	if err := p.awaitTakeover(ctx); err != nil {
+		return err
+	}
+	return old.end(ctx)
+}
+
+// awaitTakeover waits until the new process serves beside the old one.
+func (p *program) awaitTakeover(ctx context.Context) error { return p.awaitReady(ctx) }
