@@ -88,7 +88,6 @@ func proxy(ctx context.Context, args []string, env env, stderr io.Writer) error 
 		return err
 	}
 	cfg.Version = programVersion()
-	cfg.Logger = logFlags{level: cfg.LogLevel, json: cfg.LogJSON}.logger(stderr)
 	return ztunnel.RunProxy(ctx, cfg)
 }
 
