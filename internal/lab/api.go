@@ -50,6 +50,7 @@ func (l *Lab) serve(ctx context.Context) error {
 	mux.HandleFunc("POST /v1/access", handle(l.handleAccess))
 	mux.HandleFunc("POST /v1/log", handle(l.handleLog))
 	mux.HandleFunc("POST /v1/program", handle(l.handleProgram))
+	mux.HandleFunc("POST /v1/fetch", handle(l.handleFetch))
 	mux.HandleFunc("POST /v1/release", handle(l.handleRelease))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	l.wg.Go(func() { _ = srv.Serve(ln) })
@@ -171,6 +172,17 @@ func (l *Lab) handleAccess(_ context.Context, q podRequest) (*Access, error) {
 			return &Access{NetNS: l.paths.nodeNS(n.name), Cgroup: l.cg.dir}, nil
 		}
 	}
+	if strings.HasPrefix(q.Name, "ztunnel/") {
+		p, err := l.program(q.Name, "proxy")
+		if err != nil {
+			return nil, err
+		}
+		home, err := p.homeNow()
+		if err != nil {
+			return nil, err
+		}
+		return &Access{NetNS: home.name, Cgroup: l.cg.dir}, nil
+	}
 	if q.Name == "controlplane" {
 		return &Access{NetNS: l.paths.controlNS(), Cgroup: l.cg.dir}, nil
 	}
@@ -254,6 +266,24 @@ func (l *Lab) program(target, part string) (*program, error) {
 		return l.ctl, nil
 	}
 	return nil, fmt.Errorf("unknown program %q; accepted: %s", target, strings.Join(accepted, ", "))
+}
+
+type fetchRequest struct {
+	Target string `json:"target"`
+	URL    string `json:"url"`
+}
+
+// handleFetch gets a URL from inside of a program's namespace.
+func (l *Lab) handleFetch(ctx context.Context, q fetchRequest) (string, error) {
+	p, err := l.program(q.Target, "proxy")
+	if err != nil {
+		return "", err
+	}
+	home, err := p.homeNow()
+	if err != nil {
+		return "", err
+	}
+	return home.get(ctx, q.URL)
 }
 
 type programRequest struct {

@@ -156,11 +156,17 @@ func (c *Client) Program(ctx context.Context, action, target, part string) error
 	return c.call(ctx, "/v1/program", programRequest{action, target, part}, &struct{}{})
 }
 
+// Fetch gets a URL as a program (ztunnel/NODE or controlplane) would see it: http://127.0.0.1:15000/config_dump is the
+// ztunnel's own. Status codes other than 200 are errors.
+func (c *Client) Fetch(ctx context.Context, target, url string) (string, error) {
+	var body string
+	return body, c.call(ctx, "/v1/fetch", fetchRequest{target, url}, &body)
+}
+
 func (c *Client) release(ctx context.Context) {
 	_ = c.call(ctx, "/v1/release", struct{}{}, &struct{}{})
 }
 
-// Command prepares a command inside of a pod or node, to be started by StartIn.
 func (a *Access) open() (spaces, error) {
 	ns, err := openNS(a.NetNS)
 	if err != nil {

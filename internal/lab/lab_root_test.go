@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 			}
 			fmt.Print(sum.First)
 			os.Exit(0)
+		case "fake":
+			if err := fakeProgram(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
 		case "supervise":
 			l, err := Up(context.Background(), testOptions(os.Args[2]))
 			if err == nil {
@@ -293,22 +299,23 @@ spec:
 	})
 }
 
-// traces lists what labs may leave on the machine.
-func traces(t *testing.T) []string {
+// traces lists what a lab of that name may leave on the machine, on which others may be at work.
+func traces(t *testing.T, name string) []string {
 	t.Helper()
+	p := paths{name}
 	var out []string
-	for _, pattern := range []string{netnsDir + "/*", stateRoot, stateRoot + "/*"} {
+	for _, pattern := range []string{netnsDir + "/" + p.prefix() + "*", p.dir(), p.supervisorLog()} {
 		m, _ := filepath.Glob(pattern)
 		out = append(out, m...)
 	}
 	if root, err := cgroupRoot(); err == nil {
-		m, _ := filepath.Glob(filepath.Join(root, "*ambit*"))
+		m, _ := filepath.Glob(filepath.Join(root, p.cgroup()))
 		out = append(out, m...)
 	}
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
-		if f[4] != netnsDir { // which iproute2 leaves mounted as well
+		if strings.Contains(f[4]+"-", "/"+p.prefix()) || strings.HasPrefix(f[4], p.dir()) {
 			out = append(out, "mount "+f[4])
 		}
 	}
@@ -343,24 +350,24 @@ func processes(t *testing.T) (out []string) {
 
 func TestRootDownLeavesNoTrace(t *testing.T) {
 	requireRoot(t)
-	before := traces(t)
+	before := traces(t, "tracea")
 	l, err := Up(t.Context(), testOptions("tracea"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	apply(t, l.Client(), twoPods)
-	if during := traces(t); len(during) < len(before)+10 {
+	if during := traces(t, "tracea"); len(during) < len(before)+10 {
 		t.Errorf("the comparison is blind: %d traces before, %d during", len(before), len(during))
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	compareTraces(t, before)
+	compareTraces(t, "tracea", before)
 }
 
-func compareTraces(t *testing.T, before []string) {
+func compareTraces(t *testing.T, name string, before []string) {
 	t.Helper()
-	after := traces(t)
+	after := traces(t, name)
 	for _, x := range after {
 		if !slices.Contains(before, x) {
 			t.Errorf("left behind: %s", x)
@@ -375,7 +382,7 @@ func compareTraces(t *testing.T, before []string) {
 
 func TestRootDownAfterCrashLeavesNoTrace(t *testing.T) {
 	requireRoot(t)
-	before := traces(t)
+	before := traces(t, "traceb")
 	self, _ := os.Executable()
 	cmd := exec.Command(self, "supervise", "traceb")
 	out, err := cmd.StdoutPipe()
@@ -403,7 +410,7 @@ func TestRootDownAfterCrashLeavesNoTrace(t *testing.T) {
 	if err := Down("traceb", time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	compareTraces(t, before)
+	compareTraces(t, "traceb", before)
 }
 
 func TestRootLabsRunSideBySide(t *testing.T) {

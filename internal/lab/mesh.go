@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// The node's ztunnel answers here, inside of the node's namespace.
+// A ztunnel's proxy answers here, inside of its namespace.
 const (
 	adminAddress = "127.0.0.1:15000"
 	readyAddress = "127.0.0.1:15021"
@@ -77,7 +77,8 @@ func (l *Lab) prepareControlplane() error {
 	}
 	admin := net.JoinHostPort(l.controlAddress(), "15014")
 	l.ctl = &program{
-		l: l, name: "controlplane", spaces: spaces{net: ns}, path: l.opts.Programs.Controlplane,
+		changed: make(chan struct{}, 1),
+		l:       l, name: "controlplane", home: ns, path: l.opts.Programs.Controlplane,
 		log: filepath.Join(l.paths.control(), "controlplane.log"),
 		args: append([]string{
 			"--manifests=" + l.paths.manifests(), "--listen=" + net.JoinHostPort(l.controlAddress(), "15012"),
@@ -85,7 +86,7 @@ func (l *Lab) prepareControlplane() error {
 			"--lab-token-key=" + l.paths.tokenKey(), "--trust-domain=cluster.local", "--cluster-id=Kubernetes",
 			"--root-namespace=" + systemNS, "--admin-address=" + admin,
 		}, l.opts.Programs.ControlplaneArgs...),
-		ready: func(ctx context.Context) error {
+		ready: func(ctx context.Context, ns *netNS) error {
 			if !exists(l.paths.rootCA()) {
 				return errors.New("no root certificate yet")
 			}
@@ -112,46 +113,82 @@ func (l *Lab) prepareZtunnel(n *node) error {
 	}
 	cp := "https://" + net.JoinHostPort(l.controlAddress(), "15012")
 	n.capture = &program{
-		l: l, name: "ztunnel/" + n.name + " capture", spaces: spaces{net: n.ns}, path: path, log: filepath.Join(run, "capture.log"),
+		changed: make(chan struct{}, 1),
+		l:       l, name: "ztunnel/" + n.name + " capture", home: n.ns, path: path, log: filepath.Join(run, "capture.log"),
 		args: append([]string{"capture", "--node=" + n.name, "--run-dir=" + run, "--pin-dir=" + l.paths.pin(n.name)},
 			l.opts.Programs.CaptureArgs...),
-		ready: func(ctx context.Context) error { return dialUnix(ctx, filepath.Join(run, "pods.sock")) },
+		ready: func(ctx context.Context, _ *netNS) error { return dialUnix(ctx, filepath.Join(run, "pods.sock")) },
 		again: func() { n.recapture(l) },
 	}
 	n.proxy = &program{
-		l: l, name: "ztunnel/" + n.name + " proxy", spaces: spaces{net: n.ns}, path: path, log: filepath.Join(run, "proxy.log"),
+		changed: make(chan struct{}, 1),
+		l:       l, name: "ztunnel/" + n.name + " proxy", path: path, log: filepath.Join(run, "proxy.log"),
 		args: append([]string{
 			"proxy", "--node=" + n.name, "--run-dir=" + run, "--xds-address=" + cp, "--ca-address=" + cp,
 			"--root-ca=" + l.paths.rootCA(), "--token=" + l.tokenFile(n), "--cluster-id=Kubernetes", "--network=",
 			"--trust-domain=cluster.local", "--admin-address=" + adminAddress, "--metrics-address=:15020", "--ready-address=:15021",
 		}, l.opts.Programs.ProxyArgs...),
-		ready: func(ctx context.Context) error {
-			return n.get(ctx, "http://"+readyAddress+"/healthz/ready", io.Discard)
+		newHome: func() (*netNS, func(), error) { return l.proxyHome(n) },
+		ready: func(ctx context.Context, home *netNS) error {
+			_, err := home.get(ctx, "http://"+readyAddress+"/healthz/ready")
+			return err
 		},
-		overlap: true,
 	}
 	return nil
 }
 
-// get fetches a URL from inside of the node.
-func (n *node) get(ctx context.Context, url string, to io.Writer) error {
-	client := n.ns.httpClient()
+// proxyHome makes a namespace for a process of the node's proxy, as a pod of a DaemonSet has one: so that two of them
+// can run side by side while one takes over from the other.
+func (l *Lab) proxyHome(n *node) (*netNS, func(), error) {
+	l.mu.Lock()
+	n.links++
+	link := "ztunnel" + itoa(n.links)
+	addrs, err := n.pods.take()
+	l.mu.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	name := l.paths.prefix() + "ztunnel-" + n.name + "." + itoa(n.links)
+	leave := func() {
+		if err := errors.Join(n.ns.deleteLink(link), deleteNS(name)); err != nil && l.ctxAlive() {
+			l.log.Warn("ztunnel leaves something behind", "node", n.name, "err", err)
+		}
+		l.mu.Lock()
+		n.pods.free(addrs)
+		l.mu.Unlock()
+	}
+	ns, err := createNS(name)
+	if err == nil {
+		err = n.plugPod(ns, link, addrs)
+	}
+	if err != nil {
+		leave()
+		return nil, nil, err
+	}
+	return ns, func() { ns.Close(); leave() }, nil
+}
+
+// get fetches a URL from inside of the namespace.
+func (n *netNS) get(ctx context.Context, url string) (string, error) {
+	client := n.httpClient()
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
-		return fmt.Errorf("%s: %s", resp.Status, b)
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
 	}
-	_, err = io.Copy(to, resp.Body)
-	return err
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, b[:min(len(b), 512)])
+	}
+	return string(b), nil
 }
 
 func dialUnix(ctx context.Context, path string) error {

@@ -14,14 +14,17 @@ import (
 )
 
 // netNS is an open network namespace.
-type netNS struct{ f *os.File }
+type netNS struct {
+	name string
+	f    *os.File
+}
 
 func openNS(name string) (*netNS, error) {
 	f, err := os.Open(filepath.Join(netnsDir, name))
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	return &netNS{f}, nil
+	return &netNS{name, f}, nil
 }
 
 func (n *netNS) Close() error { return n.f.Close() }

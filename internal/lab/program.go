@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,36 +14,36 @@ import (
 // program is one of the mesh's programs, kept running in its namespaces.
 type program struct {
 	// Immutable.
-	l      *Lab
-	name   string
-	path   string
-	args   []string
-	log    string
-	spaces spaces
-	ready  func(ctx context.Context) error // nil error: it serves
-	again  func()                          // called when it is ready after a restart; may be nil
-	// overlap: a planned restart starts the new process before the old one is told to end.
-	overlap bool
+	l    *Lab
+	name string
+	path string
+	args []string
+	env  []string // in addition to the supervisor's
+	log  string
+	// home is the namespace it runs in. If nil, each process has one of its own, which newHome makes and its second result
+	// removes: then a planned restart can start the new process before the old one is told to end.
+	home    *netNS
+	newHome func() (*netNS, func(), error)
+	ready   func(ctx context.Context, home *netNS) error // nil error: it serves
+	again   func()                                       // called when it is ready after a restart; may be nil
 
 	mu      sync.Mutex
 	current *process
-	stopped bool // by the user: not started again
-	changed chan struct{}
+	stopped bool          // by the user: not started again
+	changed chan struct{} // immutable, capacity 1: current or stopped changed
 	starts  int
 }
 
 // process is one run of a program.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it ended
+	home *netNS
+	done chan struct{} // closed when it ended and its home is gone
 	err  error         // valid after done
 }
 
 // run starts the program and starts it again whenever it ends, until ctx ends.
 func (p *program) run(ctx context.Context) {
-	p.mu.Lock()
-	p.changed = make(chan struct{}, 1)
-	p.mu.Unlock()
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {
 		p.mu.Lock()
@@ -58,6 +59,7 @@ func (p *program) run(ctx context.Context) {
 			begin := time.Now()
 			if _, err := p.spawn(); err != nil {
 				p.l.log.Error("program does not start", "program", p.name, "err", err)
+				sleep(ctx, time.Second)
 			}
 			if time.Since(begin) > time.Minute {
 				wait = 100 * time.Millisecond
@@ -112,15 +114,22 @@ func (p *program) spawn() (old *process, err error) {
 	defer f.Close()
 	cmd := exec.Command(p.path, p.args...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = f, f, "/"
-	cmd.Env = append(os.Environ(), "NODE_NAME=", "HOME=/")
-	if err := p.spaces.start(cmd, p.l.cg); err != nil {
+	cmd.Env = append(p.env, os.Environ()...)
+	home, leave := p.home, func() {}
+	if home == nil {
+		if home, leave, err = p.newHome(); err != nil {
+			return nil, fmt.Errorf("start %s: %w", p.name, err)
+		}
+	}
+	if err := (spaces{net: home}).start(cmd, p.l.cg); err != nil {
 		fmt.Fprintf(f, "lab: %v\n", err)
-		time.Sleep(500 * time.Millisecond)
+		leave()
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
-	proc := &process{cmd: cmd, done: make(chan struct{})}
+	proc := &process{cmd: cmd, home: home, done: make(chan struct{})}
 	go func() { // ends with the process
 		proc.err = cmd.Wait()
+		leave()
 		close(proc.done)
 	}()
 	p.mu.Lock()
@@ -147,14 +156,20 @@ func (p *program) signalChange() {
 	}
 }
 
-// awaitReady blocks until the program serves; the error tells the last reason.
+// awaitReady blocks until the program's current process serves; the error tells the last reason.
 func (p *program) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		pctx, pcancel := context.WithTimeout(ctx, 2*time.Second)
-		err := p.ready(pctx)
-		pcancel()
+		p.mu.Lock()
+		proc := p.current
+		p.mu.Unlock()
+		err := errors.New("it does not run")
+		if proc != nil {
+			pctx, pcancel := context.WithTimeout(ctx, 2*time.Second)
+			err = p.ready(pctx, proc.home)
+			pcancel()
+		}
 		if err == nil {
 			return nil
 		}
@@ -164,7 +179,17 @@ func (p *program) awaitReady(ctx context.Context) error {
 	}
 }
 
-// Kill ends the program as a crash would; it is started again.
+// homeNow is the namespace of the current process.
+func (p *program) homeNow() (*netNS, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == nil {
+		return nil, fmt.Errorf("%s does not run", p.name)
+	}
+	return p.current.home, nil
+}
+
+// kill ends the program as a crash would; it is started again.
 func (p *program) kill() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -211,7 +236,7 @@ func (p *program) resume(ctx context.Context) error {
 
 // restart is a planned one: new before old where the program can do that.
 func (p *program) restart(ctx context.Context) error {
-	if !p.overlap {
+	if p.newHome == nil {
 		if err := p.halt(ctx); err != nil {
 			return err
 		}
@@ -225,11 +250,8 @@ func (p *program) restart(ctx context.Context) error {
 	if old == nil {
 		return p.awaitReady(ctx)
 	}
-	if err := p.awaitTakeover(ctx); err != nil {
+	if err := p.awaitReady(ctx); err != nil {
 		return err
 	}
 	return old.end(ctx)
 }
-
-// awaitTakeover waits until the new process serves beside the old one.
-func (p *program) awaitTakeover(ctx context.Context) error { return p.awaitReady(ctx) }

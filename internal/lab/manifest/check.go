@@ -119,9 +119,6 @@ func goType[T any](c *checker, n *yaml.Node) {
 var jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 
 func (c *checker) value(path string, n *yaml.Node, t reflect.Type) {
-	for n.Kind == yaml.AliasNode {
-		n = n.Alias
-	}
 	if n.Tag == "!!null" {
 		return
 	}
@@ -348,7 +345,7 @@ func sortedKeys(m map[string]reflect.Type) []string {
 // acceptedFields lists the fields, those that look like the typed one first, and not more than a line holds.
 func acceptedFields(typed string, names []string) string {
 	lower := strings.ToLower(typed)
-	sort.SliceStable(names, func(i, j int) bool { return alike(lower, names[i]) && !alike(lower, names[j]) })
+	sort.SliceStable(names, func(i, j int) bool { return alike(lower, names[i]) > alike(lower, names[j]) })
 	const most = 12
 	if len(names) > most {
 		return strings.Join(names[:most], ", ") + ", ..."
@@ -356,10 +353,19 @@ func acceptedFields(typed string, names []string) string {
 	return strings.Join(names, ", ")
 }
 
-func alike(typed, name string) bool {
+// alike rates how much a name looks like what was typed.
+func alike(typed, name string) int {
 	name = strings.ToLower(name)
 	n := min(len(typed), len(name), 3)
-	return typed[:n] == name[:n] || strings.Contains(name, typed) || strings.Contains(typed, name)
+	switch {
+	case strings.HasPrefix(name, typed) || strings.HasPrefix(typed, name):
+		return 3
+	case strings.Contains(name, typed) || strings.Contains(typed, name):
+		return 2
+	case typed[:n] == name[:n]:
+		return 1
+	}
+	return 0
 }
 
 func kindWord(n *yaml.Node) string {

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -58,9 +57,9 @@ var kinds = []*Kind{
 	{Name: "Node", Plural: "nodes", Short: []string{"no"}, Groups: []string{""}, Cluster: true, check: refuseNode},
 	{Name: "ServiceAccount", Plural: "serviceaccounts", Short: []string{"sa"}, Groups: []string{""}, check: goType[corev1.ServiceAccount]},
 	{Name: "ConfigMap", Plural: "configmaps", Short: []string{"cm"}, Groups: []string{""}, check: goType[corev1.ConfigMap]},
-	{Name: "Service", Plural: "services", Short: []string{"svc"}, Groups: []string{""}, check: goType[corev1.Service]},
-	{Name: "Deployment", Plural: "deployments", Short: []string{"deploy"}, Groups: []string{"apps"}, check: goType[appsv1.Deployment]},
-	{Name: "Pod", Plural: "pods", Short: []string{"po"}, Groups: []string{""}, check: goType[corev1.Pod]},
+	{Name: "Service", Plural: "services", Short: []string{"svc"}, Groups: []string{""}, check: checkService},
+	{Name: "Deployment", Plural: "deployments", Short: []string{"deploy"}, Groups: []string{"apps"}, check: checkDeployment},
+	{Name: "Pod", Plural: "pods", Short: []string{"po"}, Groups: []string{""}, check: checkPod},
 	{Name: "ServiceEntry", Plural: "serviceentries", Short: []string{"se"}, Groups: istioNet, check: protoSpec(&networking.ServiceEntry{})},
 	{Name: "WorkloadEntry", Plural: "workloadentries", Short: []string{"we"}, Groups: istioNet, check: protoSpec(&networking.WorkloadEntry{})},
 	{Name: "PeerAuthentication", Plural: "peerauthentications", Short: []string{"pa"}, Groups: istioSec, check: protoSpec(&security.PeerAuthentication{})},

@@ -196,7 +196,11 @@ func Parse(file string, data []byte) ([]*Object, error) {
 		if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
 			continue
 		}
-		objs, err := parseDoc(file, doc.Content[0])
+		size := 0
+		objs, err := []*Object(nil), resolve(file, &doc, &size)
+		if err == nil {
+			objs, err = parseDoc(file, doc.Content[0])
+		}
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -215,7 +219,28 @@ func yamlCause(err error) (int, string) {
 	if n, _ := fmt.Sscanf(msg, "line %d:", &line); n == 1 {
 		_, msg, _ = strings.Cut(msg, ": ")
 	}
-	return line, "not YAML: " + msg
+	return max(line, 1), "not YAML: " + msg // the library leaves the line out for the first
+}
+
+// maxNodes bounds a document after its aliases were replaced.
+const maxNodes = 1 << 20
+
+// resolve replaces aliases by what they stand for, so that nothing else needs to know of them.
+func resolve(file string, n *yaml.Node, size *int) error {
+	if *size++; *size > maxNodes {
+		return &Error{File: file, Line: n.Line, Cause: "the document is too large or an alias contains itself",
+			Accepted: fmt.Sprintf("at most %d nodes", maxNodes)}
+	}
+	for i, c := range n.Content {
+		if c.Kind == yaml.AliasNode {
+			n.Content[i] = c.Alias
+			c = c.Alias
+		}
+		if err := resolve(file, c, size); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func parseDoc(file string, n *yaml.Node) ([]*Object, error) {
