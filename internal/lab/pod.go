@@ -37,6 +37,7 @@ type pod struct {
 	reason              string   // why it does not get on
 	captured            bool
 	captureSent         string // what capture was told last
+	doc                 []byte // rendered; nil when something changed
 
 	captureMu sync.Mutex // one request to capture at a time
 }
@@ -113,6 +114,7 @@ func (p *pod) retry(ctx context.Context, what string, f func() error) bool {
 func (p *pod) update(f func()) {
 	p.l.mu.Lock()
 	f()
+	p.doc = nil
 	p.l.mu.Unlock()
 	p.l.wake()
 }
