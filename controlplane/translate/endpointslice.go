@@ -28,7 +28,8 @@ func slicePods(s *discoveryv1.EndpointSlice) []kube.Name {
 
 // endpointSlice makes the workloads of endpoints that are no pods: addresses that somebody wrote by hand, or the API
 // server's. Pods are translated from their own objects.
-func (t *Translator) endpointSlice(k kube.Key, it *item) {
+func (t *Translator) endpointSlice(it *item) {
+	k := it.key
 	s := kube.Get[*discoveryv1.EndpointSlice](t.objects, k.Namespace, k.Name.Name)
 	if s == nil || s.AddressType == discoveryv1.AddressTypeFQDN {
 		return

@@ -86,12 +86,13 @@ func (t *Translator) namespaceStrict(namespace string) bool {
 
 // peerAuthentication makes the policy that a PeerAuthentication with port settings needs. It is sent whether or not a
 // workload lists it.
-func (t *Translator) peerAuthentication(k kube.Key, p *securityv1.PeerAuthentication, it *item) {
+func (t *Translator) peerAuthentication(p *securityv1.PeerAuthentication, it *item) {
+	k := it.key
 	if a := t.portPolicy(k, p); a != nil {
 		it.authorizations = append(it.authorizations, policyResource(a))
 	}
 	if k.Namespace == t.cfg.RootNamespace && len(p.Spec.GetSelector().GetMatchLabels()) > 0 {
-		it.problem(k, kube.Ignored, "spec.selector", "a selector in the root namespace selects nothing", "no selector, or another namespace")
+		it.problem(kube.Ignored, "spec.selector", "a selector in the root namespace selects nothing", "no selector, or another namespace")
 	}
 }
 

@@ -27,8 +27,8 @@ type policy struct {
 	condition *Condition
 }
 
-func (t *Translator) authorizationPolicy(k kube.Key, it *item) {
-	p := t.authz[k]
+func (t *Translator) authorizationPolicy(it *item) {
+	p := t.authz[it.key]
 	if p.sent != nil {
 		it.authorizations = append(it.authorizations, policyResource(p.sent))
 	}
@@ -38,7 +38,7 @@ func (t *Translator) authorizationPolicy(k kube.Key, it *item) {
 	if p.condition != nil {
 		it.status.Conditions = []Condition{*p.condition}
 		if p.condition.Status == conditionStatusFalse {
-			it.problem(k, kube.Warning, "spec", p.condition.Message, "")
+			it.problem(kube.Warning, "spec", p.condition.Message, "")
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (t *Translator) reindex(k kube.Key, old, now kube.Object) {
 		t.reindexGateway(k, as[*gatewayv1.Gateway](old), as[*gatewayv1.Gateway](now))
 	case kube.KindGatewayClass:
 		for g := range t.gateways[k.Name.Name] {
-			t.reindexGateway(g, nil, kube.Get[*gatewayv1.Gateway](t.objects, g.Namespace, g.Name.Name))
+			t.reviseWaypoint(g, kube.Get[*gatewayv1.Gateway](t.objects, g.Namespace, g.Name.Name))
 		}
 	case kube.KindPeerAuthentication:
 		t.reindexPeerAuthentication(k, as[*securityv1.PeerAuthentication](old), as[*securityv1.PeerAuthentication](now))
@@ -203,6 +203,15 @@ func (t *Translator) reindexGateway(k kube.Key, old, now *gatewayv1.Gateway) {
 	if now != nil {
 		t.gateways.add(string(now.Spec.GatewayClassName), k)
 	}
+	if (old == nil) != (now == nil) {
+		// Whether there is such a Gateway shows in the reason for not being bound.
+		t.markReaders(k)
+	}
+	t.reviseWaypoint(k, now)
+}
+
+// reviseWaypoint makes the waypoint of a Gateway anew and marks its users when it differs.
+func (t *Translator) reviseWaypoint(k kube.Key, now *gatewayv1.Gateway) {
 	before, after := t.waypoints[k.Name], t.makeWaypoint(now)
 	if before.equal(after) {
 		return
@@ -317,7 +326,7 @@ func (t *Translator) checkNetwork() {
 	t.network = network
 	for _, k := range t.objects.Keys() {
 		if k.Kind == kube.KindGateway {
-			t.reindexGateway(k, nil, kube.Get[*gatewayv1.Gateway](t.objects, k.Namespace, k.Name.Name))
+			t.reviseWaypoint(k, kube.Get[*gatewayv1.Gateway](t.objects, k.Namespace, k.Name.Name))
 		}
 		t.mark(k)
 	}

@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -92,7 +91,18 @@ func convertOperation(o *security.Operation, lost map[string]bool) (*securitypb.
 	lossy := note(lost, map[string][]string{
 		"hosts": o.Hosts, "notHosts": o.NotHosts, "methods": o.Methods, "notMethods": o.NotMethods, "paths": o.Paths, "notPaths": o.NotPaths,
 	})
-	return &securitypb.Match{DestinationPorts: ports(o.Ports), NotDestinationPorts: ports(o.NotPorts)}, lossy
+	m := &securitypb.Match{}
+	for _, l := range []struct {
+		name string
+		from []string
+		to   *[]uint32
+	}{{"ports", o.Ports, &m.DestinationPorts}, {"notPorts", o.NotPorts, &m.NotDestinationPorts}} {
+		var ok bool
+		if *l.to, ok = ports(l.from); !ok {
+			lost[l.name], lossy = true, true
+		}
+	}
+	return m, lossy
 }
 
 func convertSource(namespace string, s *security.Source, lost map[string]bool) (*securitypb.Match, bool) {
@@ -103,8 +113,17 @@ func convertSource(namespace string, s *security.Source, lost map[string]bool) (
 	m := &securitypb.Match{
 		Namespaces: stringMatches(s.Namespaces), NotNamespaces: stringMatches(s.NotNamespaces),
 		Principals: stringMatches(s.Principals), NotPrincipals: stringMatches(s.NotPrincipals),
-		SourceIps: cidrs(s.IpBlocks), NotSourceIps: cidrs(s.NotIpBlocks),
 		ServiceAccounts: accounts(namespace, s.ServiceAccounts), NotServiceAccounts: accounts(namespace, s.NotServiceAccounts),
+	}
+	for _, l := range []struct {
+		name string
+		from []string
+		to   *[]*securitypb.Address
+	}{{"ipBlocks", s.IpBlocks, &m.SourceIps}, {"notIpBlocks", s.NotIpBlocks, &m.NotSourceIps}} {
+		var ok bool
+		if *l.to, ok = cidrs(l.from); !ok {
+			lost[l.name], lossy = true, true
+		}
 	}
 	// A trust domain is the beginning of a principal. Both lists of one kind are ORed, so that trust domains and
 	// principals together cannot be said; exclusions can.
@@ -141,15 +160,21 @@ func domainMatches(domains []string) ([]*securitypb.StringMatch, bool) {
 	return out, true
 }
 
-// convertCondition fills in the match of a condition. It returns false for a key that cannot be seen.
+// convertCondition fills in the match of a condition. It returns false for a key or values that cannot be seen.
 func convertCondition(namespace, key string, values []string, not bool, m *securitypb.Match) bool {
 	switch key {
 	case "source.ip":
-		set(not, &m.SourceIps, &m.NotSourceIps, cidrs(values))
+		v, ok := cidrs(values)
+		set(not, &m.SourceIps, &m.NotSourceIps, v)
+		return ok
 	case "destination.ip":
-		set(not, &m.DestinationIps, &m.NotDestinationIps, cidrs(values))
+		v, ok := cidrs(values)
+		set(not, &m.DestinationIps, &m.NotDestinationIps, v)
+		return ok
 	case "destination.port":
-		set(not, &m.DestinationPorts, &m.NotDestinationPorts, ports(values))
+		v, ok := ports(values)
+		set(not, &m.DestinationPorts, &m.NotDestinationPorts, v)
+		return ok
 	case "source.namespace":
 		set(not, &m.Namespaces, &m.NotNamespaces, stringMatches(values))
 	case "source.principal":
@@ -207,26 +232,29 @@ func accounts(namespace string, values []string) []*securitypb.ServiceAccountMat
 	return out
 }
 
-// cidrs reads addresses and CIDRs. They were validated: one that cannot be read matches nothing it should not.
-func cidrs(values []string) []*securitypb.Address {
+// cidrs reads addresses and CIDRs. A list with one that cannot be read is treated as an attribute that cannot be seen:
+// without that one it would deny less, or allow more, than is written (I14).
+func cidrs(values []string) ([]*securitypb.Address, bool) {
 	var out []*securitypb.Address
 	for _, v := range values {
 		p, err := kube.ParseCIDR(v)
 		if err != nil {
-			p = netip.Prefix{}
-			continue
+			return nil, false
 		}
 		out = append(out, &securitypb.Address{Address: p.Addr().AsSlice(), Length: uint32(p.Bits())})
 	}
-	return out
+	return out, true
 }
 
-func ports(values []string) []uint32 {
+// ports reads port numbers, as cidrs reads CIDRs.
+func ports(values []string) ([]uint32, bool) {
 	var out []uint32
 	for _, v := range values {
-		if n, err := strconv.ParseUint(v, 10, 16); err == nil {
-			out = append(out, uint32(n))
+		n, err := strconv.ParseUint(v, 10, 16)
+		if err != nil {
+			return nil, false
 		}
+		out = append(out, uint32(n))
 	}
-	return out
+	return out, true
 }

@@ -58,7 +58,8 @@ func (t *Translator) canonical(k kube.Key, host string) bool {
 	return true
 }
 
-func (t *Translator) service(k kube.Key, s *corev1.Service, it *item) {
+func (t *Translator) service(s *corev1.Service, it *item) {
+	k := it.key
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		return
 	}
@@ -70,7 +71,7 @@ func (t *Translator) service(k kube.Key, s *corev1.Service, it *item) {
 		Waypoint:           b.address(),
 		WeightedWaypoints:  b.weighted,
 		IngressUseWaypoint: b.ingress,
-		LoadBalancing:      t.serviceBalancing(k, s, it),
+		LoadBalancing:      t.serviceBalancing(s, it),
 		IpFamilies:         families(s.Spec.IPFamilies),
 		Canonical:          t.canonical(k, host),
 	}
@@ -80,7 +81,7 @@ func (t *Translator) service(k kube.Key, s *corev1.Service, it *item) {
 		}
 	}
 	if len(s.Spec.ClusterIPs) == 0 {
-		it.problem(k, kube.Warning, "spec.clusterIP", "no cluster IP: the service is treated as headless; an API server would have allocated an address", "an address, or None")
+		it.problem(kube.Warning, "spec.clusterIP", "no cluster IP: the service is treated as headless; an API server would have allocated an address", "an address, or None")
 	}
 	it.status.Conditions = b.condition()
 	it.addresses = append(it.addresses, t.serviceResource(m))
@@ -165,7 +166,7 @@ func families(f []corev1.IPFamily) workloadpb.IPFamilies {
 }
 
 // serviceBalancing is nil for a service that any healthy endpoint may serve.
-func (t *Translator) serviceBalancing(k kube.Key, s *corev1.Service, it *item) *workloadpb.LoadBalancing {
+func (t *Translator) serviceBalancing(s *corev1.Service, it *item) *workloadpb.LoadBalancing {
 	var lb *workloadpb.LoadBalancing
 	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		lb = &workloadpb.LoadBalancing{
@@ -177,7 +178,7 @@ func (t *Translator) serviceBalancing(k kube.Key, s *corev1.Service, it *item) *
 		if s.Spec.TrafficDistribution != nil {
 			want = *s.Spec.TrafficDistribution
 		}
-		lb = t.distribution(k, s, want, it)
+		lb = t.distribution(s, want, it)
 	}
 	if s.Spec.PublishNotReadyAddresses {
 		if lb == nil {
@@ -190,7 +191,7 @@ func (t *Translator) serviceBalancing(k kube.Key, s *corev1.Service, it *item) *
 
 // distribution is the preference for near endpoints: the field, else the annotation of the object, else that of its
 // namespace.
-func (t *Translator) distribution(k kube.Key, o metav1.Object, want string, it *item) *workloadpb.LoadBalancing {
+func (t *Translator) distribution(o metav1.Object, want string, it *item) *workloadpb.LoadBalancing {
 	if want == "" {
 		want = o.GetAnnotations()[annotationDistribution]
 	}
@@ -207,21 +208,21 @@ func (t *Translator) distribution(k kube.Key, o metav1.Object, want string, it *
 	case corev1.ServiceTrafficDistributionPreferSameNode:
 		scopes = append(scopes, workloadpb.LoadBalancing_SUBZONE, workloadpb.LoadBalancing_NODE)
 	default:
-		it.problem(k, kube.Warning, "metadata.annotations["+annotationDistribution+"]", fmt.Sprintf("unknown value %q has no effect", want), "PreferClose, PreferSameZone, PreferSameNode")
+		it.problem(kube.Warning, "metadata.annotations["+annotationDistribution+"]", fmt.Sprintf("unknown value %q has no effect", want), "PreferClose, PreferSameZone, PreferSameNode")
 		return nil
 	}
 	return &workloadpb.LoadBalancing{RoutingPreference: scopes, Mode: workloadpb.LoadBalancing_FAILOVER}
 }
 
 // rival reports a ServiceEntry's host that another object of the namespace defines.
-func (t *Translator) rival(k kube.Key, host string, owner kube.Key, it *item) {
-	it.problem(k, kube.Ignored, "spec.hosts", fmt.Sprintf("host %q is defined by %s, which is used", host, owner), "")
+func rival(host string, owner kube.Key, it *item) {
+	it.problem(kube.Ignored, "spec.hosts", fmt.Sprintf("host %q is defined by %s, which is used", host, owner), "")
 }
 
 // entryBalancing is serviceBalancing for a ServiceEntry.
-func (t *Translator) entryBalancing(k kube.Key, e *networkingv1.ServiceEntry, it *item) *workloadpb.LoadBalancing {
+func (t *Translator) entryBalancing(e *networkingv1.ServiceEntry, it *item) *workloadpb.LoadBalancing {
 	if passthrough(e) {
 		return &workloadpb.LoadBalancing{Mode: workloadpb.LoadBalancing_PASSTHROUGH, HealthPolicy: workloadpb.LoadBalancing_ALLOW_ALL}
 	}
-	return t.distribution(k, e, "", it)
+	return t.distribution(e, "", it)
 }

@@ -29,20 +29,21 @@ func entryTarget(p *networking.ServicePort) uint32 {
 	return p.Number
 }
 
-func (t *Translator) serviceEntry(k kube.Key, e *networkingv1.ServiceEntry, it *item) {
+func (t *Translator) serviceEntry(e *networkingv1.ServiceEntry, it *item) {
+	k := it.key
 	b := t.bindService(e, it)
 	it.status.Conditions = b.condition()
-	lb := t.entryBalancing(k, e, it)
+	lb := t.entryBalancing(e, it)
 	var own []string
 	for _, h := range e.Spec.Hosts {
 		if owner := t.owner(k.Namespace, h); owner != k {
-			t.rival(k, h, owner, it)
+			rival(h, owner, it)
 			continue
 		}
 		own = append(own, h)
 		m := &workloadpb.Service{
 			Name: e.Name, Namespace: e.Namespace, Hostname: h,
-			Addresses:          t.entryAddresses(k, e, h, it),
+			Addresses:          t.entryAddresses(e, h, it),
 			SubjectAltNames:    e.Spec.SubjectAltNames,
 			Waypoint:           b.address(),
 			WeightedWaypoints:  b.weighted,
@@ -61,7 +62,7 @@ func (t *Translator) serviceEntry(k kube.Key, e *networkingv1.ServiceEntry, it *
 			})
 		}
 	}
-	t.entryEndpoints(k, e, own, it)
+	t.entryEndpoints(e, own, it)
 }
 
 func entryProtocol(s string) workloadpb.AppProtocol {
@@ -81,7 +82,7 @@ func entryProtocol(s string) workloadpb.AppProtocol {
 }
 
 // entryAddresses are the addresses of a host: those of the spec, else those of the status, else automatic ones.
-func (t *Translator) entryAddresses(k kube.Key, e *networkingv1.ServiceEntry, host string, it *item) []*workloadpb.NetworkAddress {
+func (t *Translator) entryAddresses(e *networkingv1.ServiceEntry, host string, it *item) []*workloadpb.NetworkAddress {
 	var out []*workloadpb.NetworkAddress
 	for _, s := range e.Spec.Addresses {
 		if p, err := kube.ParseCIDR(s); err == nil {
@@ -91,14 +92,14 @@ func (t *Translator) entryAddresses(k kube.Key, e *networkingv1.ServiceEntry, ho
 	if len(out) > 0 {
 		return out
 	}
-	for _, v := range t.vips[k][host] {
+	for _, v := range t.vips[it.key][host] {
 		out = append(out, t.networkAddress(v.prefix))
 		if v.allocated {
 			it.status.Addresses = append(it.status.Addresses, HostAddress{Host: host, Address: v.prefix.Addr().String()})
 		}
 	}
 	if len(out) == 0 && wantsVIP(e, host) {
-		it.problem(k, kube.Warning, "spec.hosts", fmt.Sprintf("no automatic address is left for host %q", host), "spec.addresses")
+		it.problem(kube.Warning, "spec.hosts", fmt.Sprintf("no automatic address is left for host %q", host), "spec.addresses")
 	}
 	return out
 }
@@ -114,7 +115,7 @@ func (t *Translator) networkAddress(p netip.Prefix) *workloadpb.NetworkAddress {
 
 // entryEndpoints makes the workloads of inline endpoints, or of the hosts themselves when they are to be resolved. Those
 // that a selector finds have objects of their own.
-func (t *Translator) entryEndpoints(k kube.Key, e *networkingv1.ServiceEntry, hosts []string, it *item) {
+func (t *Translator) entryEndpoints(e *networkingv1.ServiceEntry, hosts []string, it *item) {
 	switch {
 	case len(e.Spec.GetWorkloadSelector().GetLabels()) > 0 || len(hosts) == 0:
 	case len(e.Spec.Endpoints) > 0:
@@ -122,23 +123,26 @@ func (t *Translator) entryEndpoints(k kube.Key, e *networkingv1.ServiceEntry, ho
 		for i, w := range e.Spec.Endpoints {
 			at := fmt.Sprintf("spec.endpoints[%d].address", i)
 			if seen[w.Address] {
-				it.problem(k, kube.Ignored, at, fmt.Sprintf("address %q appears twice", w.Address), "each address once")
+				it.problem(kube.Ignored, at, fmt.Sprintf("address %q appears twice", w.Address), "each address once")
 				continue
 			}
 			seen[w.Address] = true
-			t.entryEndpoint(k, e, w, hosts, at, it)
+			if !t.entryEndpoint(e, w, hosts, it) {
+				it.problem(kube.Ignored, at, fmt.Sprintf("address %q cannot be reached through the mesh", w.Address), "an address or a host name")
+			}
 		}
 	case e.Spec.Resolution == networking.ServiceEntry_DNS, e.Spec.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN,
 		e.Spec.Resolution == networking.ServiceEntry_DYNAMIC_DNS:
 		for _, h := range hosts {
-			t.entryEndpoint(k, e, &networking.WorkloadEntry{Address: h}, []string{h}, "spec.hosts", it)
+			t.entryEndpoint(e, &networking.WorkloadEntry{Address: h}, []string{h}, it)
 		}
 	}
 }
 
 // entryEndpoint makes the workload of one endpoint. Policies and canonical name go by the labels of the entry, not by
-// those of the endpoint (controlplane.md 1.4).
-func (t *Translator) entryEndpoint(k kube.Key, e *networkingv1.ServiceEntry, end *networking.WorkloadEntry, hosts []string, field string, it *item) {
+// those of the endpoint (controlplane.md 1.4). It returns false for an address that is of no use.
+func (t *Translator) entryEndpoint(e *networkingv1.ServiceEntry, end *networking.WorkloadEntry, hosts []string, it *item) bool {
+	k := it.key
 	w := &workloadpb.Workload{
 		Uid:  t.cfg.ClusterID + "/networking.istio.io/ServiceEntry/" + k.Namespace + "/" + k.Name.Name + "/" + end.Address,
 		Name: k.Name.Name, Namespace: k.Namespace, Network: t.network, ClusterId: t.cfg.ClusterID, TrustDomain: t.trustDomain(),
@@ -152,8 +156,7 @@ func (t *Translator) entryEndpoint(k kube.Key, e *networkingv1.ServiceEntry, end
 		w.Capacity = wrapperspb.UInt32(end.Weight)
 	}
 	if !setAddress(w, end.Address) {
-		it.problem(k, kube.Ignored, field, fmt.Sprintf("address %q cannot be reached through the mesh", end.Address), "an address or a host name")
-		return
+		return false
 	}
 	setCanonical(w, e.Labels)
 	setTunnel(w, e)
@@ -163,4 +166,5 @@ func (t *Translator) entryEndpoint(k kube.Key, e *networkingv1.ServiceEntry, end
 	w.Services = membership(members, nil, func(name string) uint32 { return end.Ports[name] })
 	w.AuthorizationPolicies = t.workloadPolicies(k.Namespace, e.Labels, t.behindWaypoint(b, members, it))
 	it.addresses = append(it.addresses, t.workloadResource(w))
+	return true
 }

@@ -55,6 +55,7 @@ type Translator struct {
 
 // item is the translation of one source object.
 type item struct {
+	key                       kube.Key
 	addresses, authorizations []*Resource
 	problems                  []kube.Problem
 	status                    Status
@@ -70,8 +71,8 @@ func (i *item) empty() bool {
 func (i *item) read(k kube.Key) { i.reads[k] = struct{}{} }
 
 // problem notes a finding about the item's object.
-func (i *item) problem(about kube.Key, severity kube.Severity, field, cause, accepted string) {
-	i.problems = append(i.problems, kube.Problem{Severity: severity, Object: about, Field: field, Cause: cause, Accepted: accepted})
+func (i *item) problem(severity kube.Severity, field, cause, accepted string) {
+	i.problems = append(i.problems, kube.Problem{Severity: severity, Object: i.key, Field: field, Cause: cause, Accepted: accepted})
 }
 
 // NewTranslator makes a translator that has translated the empty set.
@@ -119,7 +120,7 @@ func (t *Translator) retranslate(k kube.Key) bool {
 	if old == nil {
 		old = &item{}
 	}
-	now := &item{reads: keySet{}}
+	now := &item{key: k, reads: keySet{}}
 	t.translate(k, now)
 	t.addresses.replace(old.addresses, now.addresses)
 	t.authorizations.replace(old.authorizations, now.authorizations)
@@ -150,22 +151,22 @@ func (t *Translator) translate(k kube.Key, it *item) {
 	}
 	switch o := t.objects.Lookup(k).(type) {
 	case *corev1.Pod:
-		t.pod(k, o, it)
+		t.pod(o, it)
 	case *corev1.Service:
-		t.service(k, o, it)
+		t.service(o, it)
 	case *networkingv1.WorkloadEntry:
-		t.workloadEntry(k, o, it)
+		t.workloadEntry(o, it)
 	case *networkingv1.ServiceEntry:
-		t.serviceEntry(k, o, it)
+		t.serviceEntry(o, it)
 	case *securityv1.PeerAuthentication:
-		t.peerAuthentication(k, o, it)
+		t.peerAuthentication(o, it)
 	case *securityv1.AuthorizationPolicy:
-		t.authorizationPolicy(k, it)
+		t.authorizationPolicy(it)
 	case *gatewayv1.Gateway:
-		t.gateway(k, o, it)
+		t.gateway(o, it)
 	default:
 		if k.Kind == kube.KindEndpointSlice {
-			t.endpointSlice(k, it)
+			t.endpointSlice(it)
 		}
 	}
 }

@@ -145,13 +145,13 @@ func parseInbound(s string) (*workloadpb.ApplicationTunnel, error) {
 }
 
 // gateway reports what is wrong with a Gateway that is to be a waypoint. Its resources are those of its pods and Service.
-func (t *Translator) gateway(k kube.Key, g *gatewayv1.Gateway, it *item) {
+func (t *Translator) gateway(g *gatewayv1.Gateway, it *item) {
 	if v, ok := g.Labels[labelWaypointFor]; ok && v != forService && v != forWorkload && v != forAll && v != forNone {
-		it.problem(k, kube.Warning, "metadata.labels["+labelWaypointFor+"]", fmt.Sprintf("unknown value %q: nothing will use this waypoint", v), "service, workload, all, none")
+		it.problem(kube.Warning, "metadata.labels["+labelWaypointFor+"]", fmt.Sprintf("unknown value %q: nothing will use this waypoint", v), "service, workload, all, none")
 	}
 	if v, ok := g.Annotations[annotationInbound]; ok {
 		if _, err := parseInbound(v); err != nil {
-			it.problem(k, kube.Warning, "metadata.annotations["+annotationInbound+"]", err.Error(), "NONE, PROXY, PROXY/<port>")
+			it.problem(kube.Warning, "metadata.annotations["+annotationInbound+"]", err.Error(), "NONE, PROXY, PROXY/<port>")
 		}
 	}
 }
@@ -161,6 +161,10 @@ type binding struct {
 	waypoint *waypoint
 	weighted []*workloadpb.WeightedWaypoint
 	ingress  bool
+	// inherited says that the namespace asked and not the object.
+	inherited bool
+	// instance says that the object is an instance of a waypoint itself.
+	instance bool
 	// refusal says why there is no waypoint, or no canary; nil when nothing is wrong.
 	refusal *Condition
 }
@@ -210,7 +214,7 @@ func (t *Translator) bindService(o metav1.Object, it *item) binding {
 	case "istio.io-mesh-controller", "istio.io-eastwest-controller":
 		return binding{}
 	}
-	b, inherited := t.bind(o, forService, it)
+	b := t.bind(o, forService, it)
 	if b.waypoint == nil {
 		return b
 	}
@@ -220,7 +224,7 @@ func (t *Translator) bindService(o metav1.Object, it *item) binding {
 	} else if ns != nil {
 		b.ingress = ns.Labels[labelIngress] == "true"
 	}
-	t.bindCanary(&b, o, ns, inherited, it)
+	t.bindCanary(&b, o, ns, it)
 	return b
 }
 
@@ -231,11 +235,11 @@ func (t *Translator) bindWorkload(o metav1.Object, it *item) (binding, *workload
 		gateway := kube.Name{Namespace: o.GetNamespace(), Name: name}
 		it.read(kube.Key{Kind: kube.KindGateway, Name: gateway})
 		if w := t.waypoints[gateway]; w != nil {
-			return binding{}, w.tunnel
+			return binding{instance: true}, w.tunnel
 		}
 	}
-	b, inherited := t.bind(o, forWorkload, it)
-	if b.refusal != nil && b.refusal.Reason == "UnsupportedTrafficType" && inherited {
+	b := t.bind(o, forWorkload, it)
+	if b.refusal != nil && b.refusal.Reason == "UnsupportedTrafficType" && b.inherited {
 		// The namespace's waypoint is for services: nothing is wrong.
 		b.refusal = nil
 	}
@@ -243,21 +247,19 @@ func (t *Translator) bindWorkload(o metav1.Object, it *item) (binding, *workload
 }
 
 // bind finds the waypoint that an object asks for, or its namespace when the object asks for none.
-func (t *Translator) bind(o metav1.Object, kind string, it *item) (b binding, inherited bool) {
+func (t *Translator) bind(o metav1.Object, kind string, it *item) binding {
+	var b binding
 	name, asked := reference(o.GetLabels(), labelUseWaypoint, labelUseWaypointNS, o.GetNamespace())
 	if !asked {
-		ns := t.namespace(o.GetNamespace(), it)
-		if ns == nil {
-			return binding{}, false
+		b.inherited = true
+		if ns := t.namespace(o.GetNamespace(), it); ns != nil {
+			name, asked = reference(ns.Labels, labelUseWaypoint, labelUseWaypointNS, o.GetNamespace())
 		}
-		name, asked = reference(ns.Labels, labelUseWaypoint, labelUseWaypointNS, o.GetNamespace())
-		inherited = true
 	}
-	if !asked || name.Name == "none" || name.Name == "" {
-		return binding{}, inherited
+	if asked && name.Name != "none" && name.Name != "" {
+		b.waypoint, b.refusal = t.admit(name, o.GetNamespace(), kind, it)
 	}
-	w, refusal := t.admit(name, o.GetNamespace(), kind, it)
-	return binding{waypoint: w, refusal: refusal}, inherited
+	return b
 }
 
 // admit looks a waypoint up and checks that it is there, lets objects of the namespace in and takes the kind of traffic.
@@ -294,10 +296,10 @@ func (t *Translator) lets(w *waypoint, namespace string, it *item) bool {
 
 // bindCanary adds the canary. It comes from the level that the waypoint itself came from, the object's or the
 // namespace's; what is wrong with it leaves the waypoint in force.
-func (t *Translator) bindCanary(b *binding, o metav1.Object, ns *corev1.Namespace, inherited bool, it *item) {
+func (t *Translator) bindCanary(b *binding, o metav1.Object, ns *corev1.Namespace, it *item) {
 	name, asked := reference(o.GetLabels(), labelCanary, labelCanaryNS, o.GetNamespace())
 	weight, weighted := o.GetAnnotations()[annotationCanaryWeight]
-	if inherited && ns != nil {
+	if b.inherited && ns != nil {
 		if !asked {
 			name, asked = reference(ns.Labels, labelCanary, labelCanaryNS, o.GetNamespace())
 		}

@@ -74,7 +74,8 @@ func (t *Translator) workloadResource(w *workloadpb.Workload) *Resource {
 	return newResource(w.Uid, &workloadpb.Address{Type: &workloadpb.Address_Workload{Workload: w}}, aliases...)
 }
 
-func (t *Translator) pod(k kube.Key, p *corev1.Pod, it *item) {
+func (t *Translator) pod(p *corev1.Pod, it *item) {
+	k := it.key
 	if p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded || len(p.Status.PodIPs) == 0 {
 		return
 	}
@@ -104,9 +105,9 @@ func (t *Translator) pod(k kube.Key, p *corev1.Pod, it *item) {
 	b, tunnel := t.bindWorkload(p, it)
 	w.Waypoint, w.ApplicationTunnel = b.address(), tunnel
 	if b.refusal != nil {
-		it.problem(k, kube.Warning, "metadata.labels["+labelUseWaypoint+"]", b.refusal.Reason+": "+b.refusal.Message, "")
+		it.problem(kube.Warning, "metadata.labels["+labelUseWaypoint+"]", b.refusal.Reason+": "+b.refusal.Message, "")
 	}
-	members := t.members(k, p.Labels, it)
+	members := t.members(k, p.Labels)
 	w.Services = podServices(p, members)
 	w.AuthorizationPolicies = t.workloadPolicies(k.Namespace, p.Labels, t.behindWaypoint(b, members, it))
 	it.addresses = append(it.addresses, t.workloadResource(w))
@@ -182,7 +183,7 @@ type member struct {
 }
 
 // members lists the services that a workload belongs to, each with the hosts that the object defines.
-func (t *Translator) members(k kube.Key, labels map[string]string, it *item) []member {
+func (t *Translator) members(k kube.Key, labels map[string]string) []member {
 	keys := t.services.matching(k.Namespace, labels)
 	if k.Kind == kube.KindPod {
 		keys = append(keys, t.sliceServices(k)...)
@@ -229,10 +230,10 @@ func (t *Translator) targets(s *discoveryv1.EndpointSlice, pod kube.Key) bool {
 	})
 }
 
-// behindWaypoint says whether a waypoint serves the workload: its own or that of a service it belongs to.
+// behindWaypoint says whether a waypoint serves the workload: its own, that of a service it belongs to, or itself.
 func (t *Translator) behindWaypoint(b binding, members []member, it *item) func() bool {
 	return func() bool {
-		return b.waypoint != nil || slices.ContainsFunc(members, func(m member) bool {
+		return b.waypoint != nil || b.instance || slices.ContainsFunc(members, func(m member) bool {
 			return t.bindService(m.object, it).waypoint != nil
 		})
 	}
@@ -310,7 +311,8 @@ func membership(members []member, target, override func(name string) uint32) map
 	return services
 }
 
-func (t *Translator) workloadEntry(k kube.Key, e *networkingv1.WorkloadEntry, it *item) {
+func (t *Translator) workloadEntry(e *networkingv1.WorkloadEntry, it *item) {
+	k := it.key
 	labels := workloadLabels(e)
 	w := &workloadpb.Workload{
 		Uid:  t.cfg.ClusterID + "/networking.istio.io/WorkloadEntry/" + k.Namespace + "/" + k.Name.Name,
@@ -325,7 +327,7 @@ func (t *Translator) workloadEntry(k kube.Key, e *networkingv1.WorkloadEntry, it
 		w.Capacity = wrapperspb.UInt32(e.Spec.Weight)
 	}
 	if !setAddress(w, e.Spec.Address) {
-		it.problem(k, kube.Ignored, "spec.address", fmt.Sprintf("address %q cannot be reached through the mesh", e.Spec.Address), "an address or a host name")
+		it.problem(kube.Ignored, "spec.address", fmt.Sprintf("address %q cannot be reached through the mesh", e.Spec.Address), "an address or a host name")
 		return
 	}
 	setCanonical(w, labels)
@@ -334,7 +336,7 @@ func (t *Translator) workloadEntry(k kube.Key, e *networkingv1.WorkloadEntry, it
 	b, tunnel := t.bindWorkload(&merged, it)
 	w.Waypoint, w.ApplicationTunnel = b.address(), tunnel
 	it.status.Conditions = b.condition()
-	members := t.members(k, labels, it)
+	members := t.members(k, labels)
 	port := func(name string) uint32 { return e.Spec.Ports[name] }
 	w.Services = membership(members, port, port)
 	w.AuthorizationPolicies = t.workloadPolicies(k.Namespace, labels, t.behindWaypoint(b, members, it))

@@ -27,7 +27,7 @@ type Kernel interface {
 	Detach(uid string) error
 	// Swept cleans up behind detached pods without connections left and reports whether nothing of uid remains.
 	Swept(ctx context.Context, uid string) (bool, error)
-	// Remove forgets a pod that is gone.
+	// Remove forgets a pod that is gone and ends its redirection.
 	Remove(uid string) error
 	// Verify returns what is wrong with a pod's redirection; Attach repairs it.
 	Verify(uid string) []string

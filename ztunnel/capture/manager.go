@@ -253,7 +253,7 @@ func (m *Manager) filesOf(p *pod) zds.Files {
 // note writes the outcome of an enrolment down. p.op is held.
 func (m *Manager) note(p *pod, err error) {
 	m.mu.Lock()
-	old, oldErr := p.state, p.err
+	old, oldErr, missing := p.state, p.err, p.missing
 	p.state, p.err = stateCaptured, err
 	if err != nil {
 		p.state = statePending
@@ -261,6 +261,8 @@ func (m *Manager) note(p *pod, err error) {
 	m.mu.Unlock()
 	log := m.log.With("pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID)
 	switch {
+	case missing && errors.Is(err, ErrInUse):
+		log.Info("pod waits for the proxy to return its listeners")
 	case err != nil && (oldErr == nil || oldErr.Error() != err.Error()):
 		log.Warn("pod not captured", "err", err)
 	case err == nil && old != stateCaptured:

@@ -107,6 +107,9 @@ func (m *Manager) verify(_ context.Context, p *pod) error {
 		m.note(p, err)
 		return err
 	}
+	if left := m.cfg.Kernel.Verify(p.spec.UID); len(left) > 0 {
+		return fmt.Errorf("repair redirection: still %q", left)
+	}
 	return nil
 }
 

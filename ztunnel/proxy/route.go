@@ -1,7 +1,3 @@
-// Package proxy moves the bytes of the pods on a node: it decides where a connection goes, and carries it there.
-//
-// The decisions are pure functions of a [workload.View]: [Route] for connections that a pod opens, [ResolveTarget] for
-// tunnels that arrive.
 package proxy
 
 import (
