@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/netns"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -168,8 +169,8 @@ func (p *pod) teardown(sb *sandbox) {
 	}
 	if !p.spec.HostNetwork {
 		// The link first: the namespace may live on for a while in the hands of capture.
-		errs = append(errs, p.node.ns.deleteLink(p.link))
-		errs = append(errs, deleteNS(p.nsName()))
+		errs = append(errs, p.node.ns.DeleteLink(p.link))
+		errs = append(errs, netns.Delete(p.nsName()))
 	}
 	if err := errors.Join(errs...); err != nil && p.l.ctxAlive() {
 		p.l.log.Warn("pod leaves something behind", "pod", p.key.String(), "err", err)
