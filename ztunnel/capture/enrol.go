@@ -139,8 +139,9 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 		}
 		return nil
 	}
-	if err := m.cfg.Kernel.Detach(p.spec.UID); err != nil {
-		return fmt.Errorf("end redirection of pod: %w", err)
+	// Written first: if the process ends here, the next one goes on.
+	if err := m.save(p, true); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	if p.state == stateCaptured {
@@ -148,8 +149,23 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	}
 	p.enrolled, p.missing, p.state, p.err = false, false, stateDraining, nil
 	m.mu.Unlock()
-	if err := m.save(p, true); err != nil {
-		return err
+	err := m.release(ctx, p)
+	m.mu.Lock()
+	p.err = err
+	m.mu.Unlock()
+	if err == nil {
+		m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.reason)
+	}
+	return err
+}
+
+// release ends redirection, then has the proxy give the listeners up, then closes ours. p.op is held. It may be repeated.
+func (m *Manager) release(ctx context.Context, p *pod) error {
+	if err := m.cfg.Kernel.Detach(p.spec.UID); err != nil {
+		return fmt.Errorf("end redirection of pod: %w", err)
+	}
+	if !m.filesOf(p).HasListeners() {
+		return nil
 	}
 	if err := m.zds.Del(ctx, p.spec.UID, true); err != nil {
 		m.log.Warn("proxy not told that a pod left", "uid", p.spec.UID, "err", err)
@@ -159,12 +175,14 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	p.files = zds.Files{NetNS: l.NetNS}
 	m.mu.Unlock()
 	l.NetNS = nil
-	m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.reason)
 	return l.Close()
 }
 
 // swept ends a drain whose connections are over. p.op is held.
 func (m *Manager) swept(ctx context.Context, p *pod) error {
+	if err := m.release(ctx, p); err != nil { // if it did not succeed before
+		return err
+	}
 	done, err := m.cfg.Kernel.Swept(ctx, p.spec.UID)
 	if err != nil || !done {
 		return err

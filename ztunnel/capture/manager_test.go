@@ -126,8 +126,10 @@ func (k *fakeKernel) Detach(uid string) error {
 	if err := k.call("detach", uid); err != nil {
 		return err
 	}
+	if k.attached[uid] {
+		k.draining[uid] = true
+	}
 	delete(k.attached, uid)
-	k.draining[uid] = true
 	return nil
 }
 
@@ -296,6 +298,27 @@ func TestAPodThatLeavesTheMeshDrains(t *testing.T) {
 	n.want("a", stateSkipped)
 	if r, err := n.store.load(); len(r) != 0 || err != nil {
 		t.Errorf("state remains: %v, %v", r, err)
+	}
+}
+
+func TestALeaveThatFailsGoesOnLater(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("a")
+	n.set(p)
+	p.Labels = nil
+	n.k.set("detach", errors.New("busy"))
+	if _, err := n.Set(t.Context(), p); err == nil {
+		t.Fatal("no error")
+	}
+	if s := n.want("a", stateDraining); s.Error == "" {
+		t.Error("the failure is not listed")
+	}
+	n.restart()
+	n.want("a", stateDraining)
+	n.k.set("detach", nil)
+	n.round(t.Context())
+	if got := n.k.Pinned(); len(got) != 0 {
+		t.Errorf("redirected: %q", got)
 	}
 }
 

@@ -129,7 +129,7 @@ func TestARestartGoesOnDraining(t *testing.T) {
 	n.set(p)
 	n.restart()
 	n.want("a", stateDraining)
-	n.wantCalls()
+	n.wantCalls("detach a")
 }
 
 func TestStateThatCannotBeReadHarmsNoOtherPod(t *testing.T) {
