@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,7 +42,7 @@ func (m *Manager) recoverPod(r *record) {
 	defer p.op.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p.spec, p.netns = r.Pod, r.netns()
+	p.spec, p.netns, p.dir = r.Pod, r.netns(), r.dir()
 	p.reason = m.cfg.Policy.Decide(&r.Pod).Reason
 	if r.Draining {
 		p.state = stateDraining
@@ -74,7 +76,7 @@ func (m *Manager) round(ctx context.Context) {
 	m.each(ctx, func(ctx context.Context, p *pod) error {
 		state := m.stateOf(p)
 		switch {
-		case state != stateSkipped && gone(p.spec.Netns, p.netns):
+		case state != stateSkipped && gone(p.spec.Netns, p.netns, p.dir):
 			if err := m.discard(ctx, p); err != nil {
 				return err
 			}
@@ -139,14 +141,38 @@ func (m *Manager) each(ctx context.Context, f func(ctx context.Context, p *pod) 
 	_ = g.Wait() // f's errors are logged
 }
 
+// Forget makes sure that no capture runs in runDir, until the function that it returns was called, which removes the state
+// there. That is for the end of a mesh: redirection must be removed in between.
+func Forget(runDir string) (func() error, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	path := filepath.Join(runDir, lockName)
+	if _, err := os.Stat(runDir); errors.Is(err, os.ErrNotExist) {
+		return func() error { return nil }, nil
+	}
+	unlock, err := lock(ctx, slog.New(slog.DiscardHandler), path)
+	if err != nil {
+		return nil, fmt.Errorf("lock %q: capture runs: %w", path, err)
+	}
+	return func() error {
+		defer unlock()
+		var errs []error
+		// Not the lock: a capture may be waiting for this very file.
+		for _, name := range []string{stateName, ZDSSocket, PodsSocket} {
+			errs = append(errs, os.RemoveAll(filepath.Join(runDir, name)))
+		}
+		return errors.Join(errs...)
+	}, nil
+}
+
 // lock makes sure that there is one capture on a node: it waits for another to end. The lock ends with the process.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+func lock(ctx context.Context, log *slog.Logger, path string) (unlock func(), err error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock %q: %w", path, err)
 	}
 	f := zds.NewFile(fd)
-	for {
+	for first := true; ; first = false {
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
@@ -154,6 +180,9 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
 			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+		}
+		if first && ctx.Err() == nil {
+			log.Info("wait for another capture to end", "lock", path)
 		}
 		if !sleep(ctx, 100*time.Millisecond) {
 			f.Close()
