@@ -321,8 +321,7 @@ func (d *demo) under(ctx context.Context, rate int, length time.Duration, f func
 		return "", 0, 0, err
 	}
 	b := d.loadBehind(ctx, web, "--fresh", "--parallel=64", fmt.Sprintf("--rate=%d", rate), "--duration="+length.String())
-	err = poll(ctx, time.Second/2, func() error { return errors.New("let the load begin") }) // half a second
-	err = f()
+	err = errors.Join(wait(ctx, time.Second/2), f()) // after the load began
 	sum, lerr := b.wait()
 	r := stop()
 	if err = errors.Join(err, lerr); err != nil {
