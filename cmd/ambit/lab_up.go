@@ -217,8 +217,11 @@ func startSupervisor(ctx context.Context, name string, args []string) error {
 	}
 	text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<20))
 	err = lab.Down(name, time.Minute)
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	cause := fmt.Errorf("lab %s did not start: %s", name, strings.TrimPrefix(lines[len(lines)-1], "ambit: "))
+	why := strings.TrimSpace(string(text))
+	if i := strings.LastIndex("\n"+why, "\nambit: "); i >= 0 {
+		why = why[i+len("ambit: "):]
+	}
+	cause := fmt.Errorf("lab %s did not start: %s", name, why)
 	return errors.Join(cause, err)
 }
 

@@ -70,7 +70,13 @@ func (l *Lab) startMesh(ctx, run context.Context) error {
 	return nil
 }
 
-func (l *Lab) controlAddress() string { return at(fabricV4, controlIndex).String() }
+// controlAddress is of a family that the ztunnels have.
+func (l *Lab) controlAddress() string {
+	if l.opts.Families == "ipv6" {
+		return at(fabricV6, controlIndex).String()
+	}
+	return at(fabricV4, controlIndex).String()
+}
 
 func (l *Lab) prepareControlplane() error {
 	ns, err := openNS(l.paths.controlNS())

@@ -274,13 +274,12 @@ func (d *demo) policyCuts(ctx context.Context) (string, error) {
 		_, _ = r.ReadString('\n') // nothing more comes: it returns when the connection is cut
 		cut <- time.Now()
 	})
+	begin := time.Now()
 	if err := d.apply(ctx, "deny.yaml"); err != nil {
 		return "", err
 	}
-	applied := time.Now()
-	end := <-cut
+	took := (<-cut).Sub(begin)
 	once.Wait()
-	took := max(0, end.Sub(applied))
 	sum, err := d.load(ctx, "shop", "client", "tcp://server.shop:9000", "--fresh", "--count=5", "--timeout=2s")
 	if err != nil {
 		return "", err
@@ -322,8 +321,7 @@ func (d *demo) under(ctx context.Context, rate int, length time.Duration, f func
 		return "", 0, 0, err
 	}
 	b := d.loadBehind(ctx, web, "--fresh", "--parallel=64", fmt.Sprintf("--rate=%d", rate), "--duration="+length.String())
-	err = poll(ctx, time.Second/2, func() error { return errors.New("let the load begin") }) // half a second
-	err = f()
+	err = errors.Join(wait(ctx, time.Second/2), f()) // after the load began
 	sum, lerr := b.wait()
 	r := stop()
 	if err = errors.Join(err, lerr); err != nil {

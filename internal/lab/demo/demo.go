@@ -80,11 +80,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		d.check(ctx, cl)
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	fmt.Fprintf(cfg.Out, "\n%d of %d claims hold, in %.0f s.\n", d.number-d.failed, d.number, time.Since(begin).Seconds())
 	if d.failed > 0 {
 		return ErrFailed
 	}
-	return ctx.Err()
+	return nil
 }
 
 func (d *demo) check(ctx context.Context, cl claim) {
@@ -93,6 +96,10 @@ func (d *demo) check(ctx context.Context, cl claim) {
 	cctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	seen, err := cl.show(cctx)
+	if ctx.Err() != nil {
+		fmt.Fprintf(d.cfg.Out, "   interrupted\n")
+		return
+	}
 	if seen != "" {
 		fmt.Fprintf(d.cfg.Out, "   seen:  %s\n", seen)
 	}
