@@ -12,13 +12,11 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/net/http2"
-
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/hbone/hbonetest"
 )
 
-// The other end is golang.org/x/net/http2, with its frames of 16 KiB and windows of 64 KiB and more.
+// The other end is net/http, with its frames of 16 KiB and windows of 64 KiB and more.
 
 func TestAnotherClientIsServed(t *testing.T) {
 	l := hbonetest.Loop(t)
@@ -28,7 +26,7 @@ func TestAnotherClientIsServed(t *testing.T) {
 	l.OnLoop(func() { srv = hbone.NewServer(l, hbone.ServerConfig{Handler: echoes(&wg)}) })
 	addr := hbonetest.Listen(t, l, srv, ca.Config("spiffe://cluster.local/ns/s/sa/server"))
 	cfg := ca.Config("spiffe://cluster.local/ns/c/sa/client")
-	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
+	tr := &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&tls.Dialer{Config: cfg}).DialContext(ctx, network, addr.String())
 	}}
 	defer tr.CloseIdleConnections()
@@ -62,27 +60,15 @@ func TestAnotherClientIsServed(t *testing.T) {
 func TestAnotherServerIsUsed(t *testing.T) {
 	l := hbonetest.Loop(t)
 	ca := hbonetest.NewCA(t)
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", ca.Config("spiffe://cluster.local/ns/s/sa/server"))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv := &http.Server{Handler: http.HandlerFunc(echoHTTP), TLSConfig: ca.Config("spiffe://cluster.local/ns/s/sa/server")}
 	var wg sync.WaitGroup
+	wg.Go(func() { srv.ServeTLS(ln, "", "") })
 	defer wg.Wait()
-	defer ln.Close()
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				if c.(*tls.Conn).Handshake() != nil {
-					return
-				}
-				(&http2.Server{}).ServeConn(c, &http2.ServeConnOpts{Handler: http.HandlerFunc(echoHTTP)})
-			})
-		}
-	})
+	defer srv.Close()
 	var pool *hbone.Pool
 	l.OnLoop(func() {
 		pool = hbone.NewPool(l, hbone.PoolConfig{Dial: hbonetest.Dialer(l, ca.Config("spiffe://cluster.local/ns/c/sa/client"))})
