@@ -130,6 +130,9 @@ func (s *Stream) Reject(status int) {
 // Reset ends the stream with RST_STREAM. Callbacks see ErrCanceled.
 func (s *Stream) Reset(code ErrCode) { s.cut(code, ErrCanceled) }
 
+// Cut ends the stream with RST_STREAM for a reason of the caller's: callbacks see a StreamError around it.
+func (s *Stream) Cut(code ErrCode, cause error) { s.cut(code, cause) }
+
 // cut resets the stream for a reason of ours.
 func (s *Stream) cut(code ErrCode, cause error) {
 	if s.err != nil {
