@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/looptls"
 )
 
 const (
@@ -70,6 +71,7 @@ type conn struct {
 	client bool
 	fd     *loop.FD
 	tr     transport
+	tc     *looptls.Conn      // tr, but for tests
 	feeder func([]byte) error // c.feed
 
 	// reading

@@ -157,6 +157,29 @@ func TestACanceledRequestResetsItsStream(t *testing.T) {
 
 var asked = make(chan *hbone.Stream, 1)
 
+func TestANetConnWhoseLoopHasEndedDoesNotDeadlock(t *testing.T) {
+	var wg sync.WaitGroup
+	var c *hbone.NetConn
+	t.Run("while it runs", func(t *testing.T) {
+		m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{Handler: echoes(&wg)})
+		var err error
+		if c, _, err = m.pool.OpenConn(t.Context(), m.key, nil, &hbone.Request{Authority: "x:1"}); err != nil {
+			t.Fatal(err)
+		}
+		m.cl.OnLoop(m.pool.Close)
+		m.sl.OnLoop(m.server.Close)
+	})
+	wg.Wait() // the server's side has heard of it
+	if _, err := c.Write([]byte("x")); !errors.Is(err, hbone.ErrDraining) {
+		t.Errorf("write: %v", err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, hbone.ErrDraining) {
+		t.Errorf("read: %v", err)
+	}
+	c.CloseWrite()
+	c.Close()
+}
+
 func TestRetiredConnectionsCarryTheirStreamsToTheEndAndNewOnesGoElsewhere(t *testing.T) {
 	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{})
 	a, b := m.connect()
