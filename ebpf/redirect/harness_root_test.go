@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -134,6 +135,7 @@ func startProxyWith(p *testPod, l Listeners, vips map[netip.Addr]netip.Addr) *te
 	fd, err := unix.FcntlInt(uintptr(p.w.node.ExemptFD()), unix.F_DUPFD_CLOEXEC, 3)
 	netnstest.Must(t, err)
 	x := &testProxy{pod: p, ls: l, vips: vips}
+	x.next.Store(rand.Uint32())
 	x.exempt, err = OpenExempt(fd)
 	netnstest.Must(t, err)
 	t.Cleanup(func() { x.exempt.Close() })
