@@ -346,6 +346,9 @@ func (c *conn) remove(s *Stream) {
 	}
 }
 
+// Abort implements loop.Aborter: a panic of ours costs this connection.
+func (c *conn) Abort(err error) { c.die(err) }
+
 // die ends the connection without a word.
 func (c *conn) die(err error) {
 	if c.dead {

@@ -230,6 +230,9 @@ func (o *outbound) openSameNode(pod *Pod) {
 	o.up.start(o.w, fd, o)
 }
 
+// Abort implements loop.Aborter.
+func (o *outbound) Abort(err error) { o.fail(err) }
+
 // cut implements cutter.
 func (o *outbound) cut(err error) { o.fail(err) }
 
