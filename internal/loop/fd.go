@@ -142,6 +142,38 @@ func (f *FD) Read(p []byte) (int, error) {
 	return 0, ErrAgain
 }
 
+// Readv is Read into several pieces, one after the other. It looks at the first 64 of them only. None may be empty.
+func (f *FD) Readv(bufs [][]byte) (int, error) {
+	if f.fd < 0 {
+		return 0, ErrClosed
+	}
+	k, want := min(len(bufs), maxIov), 0
+	for i, b := range bufs[:k] {
+		f.l.iov[i].Base = unsafe.SliceData(b)
+		f.l.iov[i].SetLen(len(b))
+		want += len(b)
+	}
+	for f.readable {
+		r, _, e := syscall.RawSyscall(unix.SYS_READV, uintptr(f.fd), uintptr(unsafe.Pointer(&f.l.iov[0])), uintptr(k))
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e == unix.EAGAIN:
+			f.readable = false
+			return 0, ErrAgain
+		case e != 0:
+			return 0, e
+		case r == 0:
+			return 0, io.EOF
+		}
+		if int(r) < want && !f.hup {
+			f.readable = false
+		}
+		return int(r), nil
+	}
+	return 0, ErrAgain
+}
+
 // Write writes as much of p as the socket takes now. A short count with a nil error means that the socket is full: the
 // handler is called when there is room again. Other errors are ErrClosed or the errno.
 func (f *FD) Write(p []byte) (int, error) { return f.send(p, unix.MSG_NOSIGNAL) }
