@@ -231,6 +231,16 @@ func (ns *NS) setUpNode() error {
 	if err := ns.sysctl(nodeSysctls); err != nil {
 		return err
 	}
+	return ns.setUp()
+}
+
+// setUp is what nodes and pods have in common. A namespace is born with the machine's congestion control. A bed has
+// reno, which without loss acts as Linux's default does and which every namespace may choose: one that paces its sending
+// by timers (bbr) would make the timers all that is measured on a link without delay.
+func (ns *NS) setUp() error {
+	if err := ns.sysctl(map[string]string{"net/ipv4/tcp_congestion_control": "reno"}); err != nil {
+		return err
+	}
 	return ns.linkUp("lo")
 }
 

@@ -38,7 +38,7 @@ func joinPod(n *Node, p *Pod, gw4, gw6 netip.Addr, dev string) error {
 	if err := p.NS.sysctl(map[string]string{"net/ipv6/conf/default/accept_dad": "0"}); err != nil {
 		return err
 	}
-	if err := p.NS.linkUp("lo"); err != nil {
+	if err := p.NS.setUp(); err != nil {
 		return err
 	}
 	if err := veth(n.NS, dev, p.NS, "eth0"); err != nil {

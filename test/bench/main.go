@@ -10,10 +10,11 @@
 //   - direct: the two applications and nothing between them;
 //   - splice: our own trivial relay, no TLS, one for each node: the floor for anything in user space;
 //   - rust: Istio's ztunnel, if ZTUNNEL_BIN names one;
+//   - bare: our tunnel alone, without anything that makes it a mesh;
 //   - ours: this repository's ztunnel and control plane.
 //
 // The layout of the program: main.go and plan.go say what is run, run.go runs rounds, load.go and server.go are the
-// applications (this program again, in the pods' namespaces), direct.go, rust.go and ours.go the systems, stats.go and
+// applications (this program again, in the pods' namespaces), direct.go, tunnel.go, rust.go and ours.go the systems, stats.go and
 // targets.go the arithmetic, report.go and svg.go the output.
 package main
 
@@ -48,6 +49,8 @@ func run(args []string, stdout io.Writer) error {
 			return serverMain(ctx, args[1:])
 		case "relay":
 			return relayMain(ctx, args[1:])
+		case "tunnel":
+			return tunnelMain(ctx, args[1:])
 		}
 	}
 	cfg, err := parseFlags(args)

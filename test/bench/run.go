@@ -89,9 +89,9 @@ func bench(ctx context.Context, cfg *config, stdout io.Writer) (err error) {
 
 // chooseSystems are those of the flag, or all that can run here.
 func chooseSystems(cfg *config) ([]system, error) {
-	all := []system{direct{}, splice{}}
+	all := []system{direct{}, splice{}, bare{}}
 	if cfg.rust != "" {
-		all = append(all, rust{cfg.rust})
+		all = append(all, rust{bin: cfg.rust}, rust{bin: cfg.rust, noVAES: true})
 	}
 	if len(cfg.systems) == 0 {
 		return all, nil

@@ -14,9 +14,22 @@ import (
 
 // rust is Istio's ztunnel on each node, in shared mode as in a cluster: Istio's redirection in the pods, a node agent for
 // each, a static configuration for xDS, and a small CA that both trust. Two workers, its default; no access log.
-type rust struct{ bin string }
+type rust struct {
+	bin string
+	// noVAES hides the vector AES instructions from its crypto library, which Go does not use either: what is left is the
+	// difference of everything else.
+	noVAES bool
+}
 
-func (rust) name() string { return "rust" }
+func (r rust) name() string {
+	if r.noVAES {
+		return "rust-novaes"
+	}
+	return rustName
+}
+
+// noVAES is read by aws-lc: clear VAES and VPCLMULQDQ in the second pair of CPUID words (leaf 7, ECX bits 9 and 10).
+const noVAES = "OPENSSL_ia32cap=:~0x60000000000"
 
 func (r rust) start(ctx context.Context, opts options) (*instance, error) {
 	in := &instance{procs: map[role][]int{}, about: map[string]string{}}
@@ -56,9 +69,11 @@ func (r rust) build(ctx context.Context, in *instance, opts options) error {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: on(n, pods), Dir: dir, Env: []string{
-			"LOCAL_XDS_PATH=" + config, "XDS_ADDRESS=", "CA_ADDRESS=https://" + addr, "CA_ROOT_CA=" + ca.RootPEM(),
-		}})
+		env := []string{"LOCAL_XDS_PATH=" + config, "XDS_ADDRESS=", "CA_ADDRESS=https://" + addr, "CA_ROOT_CA=" + ca.RootPEM()}
+		if r.noVAES {
+			env = append(env, noVAES)
+		}
+		z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: on(n, pods), Dir: dir, Env: env})
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"time"
 
 	"google.golang.org/grpc"
@@ -106,6 +107,30 @@ func (c *CA) CreateCertificate(_ context.Context, req *capb.IstioCertificateRequ
 		return nil, status.Errorf(codes.Internal, "sign: %v", err)
 	}
 	return &capb.IstioCertificateResponse{CertChain: []string{encode(der), c.pem}}, nil
+}
+
+// Issue makes a key and a certificate for a SPIFFE ID, as PEM.
+func (c *CA) Issue(id string) (cert, key string, err error) {
+	u, err := url.Parse(id)
+	if err != nil {
+		return "", "", err
+	}
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", err
+	}
+	t := template(pkix.Name{})
+	t.URIs = []*url.URL{u}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	der, err := x509.CreateCertificate(rand.Reader, t, c.root, k.Public(), c.key)
+	if err != nil {
+		return "", "", fmt.Errorf("sign %q: %w", id, err)
+	}
+	kder, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return "", "", err
+	}
+	return encode(der), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: kder})), nil
 }
 
 // template is a certificate valid for a day, with a random serial number.
