@@ -68,6 +68,7 @@ func (c *conn) dataPiece(piece []byte) error {
 		}
 		if p.cur != nil {
 			p.cur.taken += 1 + p.pad
+			p.cur.returnCredit()
 		}
 	}
 	s := p.cur
@@ -75,7 +76,12 @@ func (c *conn) dataPiece(piece []byte) error {
 		return nil
 	}
 	if data := min(len(piece), p.left+len(piece)-p.pad); data > 0 {
-		s.gather(piece[:data])
+		if s.refusal != 0 {
+			s.taken += data
+			s.returnCredit()
+		} else {
+			s.gather(piece[:data])
+		}
 	}
 	if p.left == 0 && p.flags&flagEndStream != 0 {
 		s.peerEnded()
@@ -90,8 +96,11 @@ func (c *conn) flushDirty() {
 		s.deliver()
 		if s.recvEnd && !s.endTold && s.err == nil {
 			s.endTold = true
-			if s.side != nil {
+			switch {
+			case s.side != nil:
 				s.side.peerEnded()
+			case s.refusal != 0:
+				s.Reject(s.refusal)
 			}
 		}
 	}

@@ -181,10 +181,7 @@ func (c *ServerConn) ended(err error) {
 // headers implements role: a request.
 func (c *ServerConn) headers(id uint32, endStream bool, l *fieldList) error {
 	if s := c.streams[id]; s != nil {
-		if s.recvEnd {
-			return s.fault(CodeStreamClosed)
-		}
-		return s.fault(CodeProtocol) // RFC 9113 section 8.5: no trailers on a tunnel
+		return s.trailers(endStream, l)
 	}
 	if id%2 == 0 {
 		return connError(CodeProtocol, "stream with an even number")
@@ -214,12 +211,26 @@ func (c *ServerConn) headers(id uint32, endStream bool, l *fieldList) error {
 		return c.streamFault(id, CodeProtocol)
 	}
 	s := newStream(&c.conn, id, req)
-	s.recvEnd = endStream
 	if status != 200 {
-		s.Reject(status)
-		return nil
+		s.refusal = status
+	} else {
+		c.post(s, evServe)
 	}
-	c.post(s, evServe)
+	if endStream {
+		s.peerEnded()
+	}
+	return nil
+}
+
+// trailers are for a request that is going to be refused only: a tunnel has none (RFC 9113 section 8.5).
+func (s *Stream) trailers(endStream bool, l *fieldList) error {
+	if s.recvEnd {
+		return s.fault(CodeStreamClosed)
+	}
+	if s.refusal == 0 || !endStream || len(l.fields) > 0 && strings.HasPrefix(l.fields[0].Name, ":") {
+		return s.fault(CodeProtocol)
+	}
+	s.peerEnded()
 	return nil
 }
 

@@ -59,6 +59,7 @@ type Stream struct {
 	g       *gather
 
 	sent, received int64
+	refusal        int // status to answer when the peer has ended; its data is dropped
 	err            error
 	events         event
 
@@ -124,6 +125,9 @@ func (s *Stream) Reject(status int) {
 
 // Reset ends the stream with RST_STREAM. Callbacks see ErrCanceled.
 func (s *Stream) Reset(code ErrCode) { s.cut(code, ErrCanceled) }
+
+// Cut ends the stream with RST_STREAM for a reason of the caller's: callbacks see a StreamError around it.
+func (s *Stream) Cut(code ErrCode, cause error) { s.cut(code, cause) }
 
 // cut resets the stream for a reason of ours.
 func (s *Stream) cut(code ErrCode, cause error) {
