@@ -3,6 +3,7 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/google/nftables"
@@ -181,7 +182,7 @@ func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
 // route sends marked packets to the loopback device.
 func (f family) route(ns *bed.NS) error {
-	h, err := netlink.NewHandleAt(ns.Handle())
+	h, err := ns.Netlink(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -200,7 +201,7 @@ func (f family) route(ns *bed.NS) error {
 }
 
 func (f family) unroute(ns *bed.NS) error {
-	h, err := netlink.NewHandleAt(ns.Handle())
+	h, err := ns.Netlink(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -222,6 +223,10 @@ func (f family) rule() *netlink.Rule {
 func (f family) local(lo netlink.Link) *netlink.Route {
 	return &netlink.Route{
 		LinkIndex: lo.Attrs().Index, Table: routeTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
-		Dst: bed.IPNet(f.all), Family: f.af,
+		Dst: ipNet(f.all), Family: f.af,
 	}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
