@@ -225,7 +225,8 @@ func (m *mesh) wantFetch(ns *netns.NS, to, want string) {
 type fakeProxy struct {
 	*zds.Tracker
 	t    *testing.T
-	gate chan struct{} // accept only after it is closed
+	gate chan struct{} // accept only after it is closed; nil for at once
+	hold chan struct{} // unless nil, every connection is announced on it and speaks when it is closed
 
 	mu   sync.Mutex
 	pods map[string][]net.Listener
@@ -233,9 +234,9 @@ type fakeProxy struct {
 }
 
 // proxy runs a fakeProxy until stop is called, at the latest when the test ends.
-func (m *mesh) proxy(gate chan struct{}) (p *fakeProxy, stop func()) {
+func (m *mesh) proxy(gate, hold chan struct{}) (p *fakeProxy, stop func()) {
 	m.t.Helper()
-	p = &fakeProxy{t: m.t, gate: gate, pods: map[string][]net.Listener{}}
+	p = &fakeProxy{t: m.t, gate: gate, hold: hold, pods: map[string][]net.Listener{}}
 	p.Tracker = zds.NewTracker(zds.TrackerConfig{Runner: p, Logger: testLog(m.t), Setup: func(s zds.Setup) error {
 		if s.AppPortMin == 0 || s.AppPortMax <= s.AppPortMin || s.Mark == 0 {
 			m.t.Errorf("setup %+v", s)
@@ -294,8 +295,14 @@ func (p *fakeProxy) accept(l net.Listener, name string) {
 		if err != nil {
 			return
 		}
-		fmt.Fprintf(c, "%s %s", name, unmapped(c.LocalAddr()))
-		c.Close()
+		p.wg.Go(func() {
+			if p.hold != nil {
+				p.hold <- struct{}{}
+				<-p.hold
+			}
+			fmt.Fprintf(c, "%s %s", name, unmapped(c.LocalAddr()))
+			c.Close()
+		})
 	}
 }
 
@@ -321,7 +328,7 @@ func TestAPodsConnectionsComeToTheProxyUntilItLeavesTheMesh(t *testing.T) {
 	m.wantFetch(m.peer, podIP+":8080", "app")
 	m.wantFetch(m.pod, peerIP+":80", "peer")
 	stop := m.capture()
-	m.proxy(nil)
+	m.proxy(nil, nil)
 	m.add()
 	m.wantFetch(m.pod, peerIP+":80", "out "+peerIP+":80")
 	m.wantFetch(m.pod, "192.0.2.1:443", "out 192.0.2.1:443")
@@ -341,6 +348,28 @@ func TestAPodsConnectionsComeToTheProxyUntilItLeavesTheMesh(t *testing.T) {
 	stop()
 }
 
+func TestAnOpenConnectionLivesOnWhenThePodLeavesTheMesh(t *testing.T) {
+	m := newMesh(t)
+	m.capture()
+	hold := make(chan struct{})
+	m.proxy(nil, hold)
+	m.add()
+	c, err := m.dial(m.pod, "192.0.2.1:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	<-hold
+	if _, err := m.pods.Update(t.Context(), m.spec(false)); err != nil {
+		t.Fatal(err)
+	}
+	m.state("draining")
+	close(hold)
+	if b, err := io.ReadAll(c); err != nil || string(b) != "out 192.0.2.1:443" {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
 func TestWithoutAProxyAPodIsCapturedAndItsConnectionsWait(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
@@ -351,7 +380,7 @@ func TestWithoutAProxyAPodIsCapturedAndItsConnectionsWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	m.proxy(nil)
+	m.proxy(nil, nil)
 	if b, err := io.ReadAll(c); err != nil || string(b) != "in "+podIP+":8080" {
 		t.Errorf("got %q, %v", b, err)
 	}
@@ -361,7 +390,7 @@ func TestARestartOfCaptureRefusesNoConnection(t *testing.T) {
 	m := newMesh(t)
 	stop := m.capture()
 	gate := make(chan struct{})
-	m.proxy(gate)
+	m.proxy(gate, nil)
 	m.add()
 	before, err := m.dial(m.pod, peerIP+":80")
 	if err != nil {
@@ -427,6 +456,30 @@ func TestAPodWhoseNamespaceEndsIsForgotten(t *testing.T) {
 	}
 }
 
+func TestUnloadLetsAllPodsOutAndLeavesNothing(t *testing.T) {
+	m := newMesh(t)
+	m.server(m.pod, podIP+":8080", "app")
+	stop := m.capture()
+	m.add()
+	cfg := testConfig(m.dir, nil)
+	if err := Unload(cfg); err == nil {
+		t.Fatal("unloaded under a capture that runs")
+	}
+	stop()
+	for range 2 {
+		if err := Unload(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.wantFetch(m.peer, podIP+":8080", "app")
+	if left, err := os.ReadDir(cfg.RunDir); err != nil || len(left) != 1 {
+		t.Errorf("left in the run directory: %v, %v", left, err)
+	}
+	if _, err := os.Stat(cfg.PinDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("pin directory: %v", err)
+	}
+}
+
 func TestWhileCaptureIsDeadTheProxyServes(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
@@ -438,7 +491,7 @@ func TestWhileCaptureIsDeadTheProxyServes(t *testing.T) {
 	}
 	defer child.Process.Kill()
 	m.await()
-	_, stopProxy := m.proxy(nil)
+	_, stopProxy := m.proxy(nil, nil)
 	m.add()
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -459,7 +512,7 @@ func TestWhileCaptureIsDeadTheProxyServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	m.proxy(nil)
+	m.proxy(nil, nil)
 	if b, err := io.ReadAll(c); err != nil || string(b) != "in "+podIP+":8080" {
 		t.Errorf("got %q, %v", b, err)
 	}

@@ -1,6 +1,7 @@
 package ztunnel
 
 import (
+	"io"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -146,8 +147,8 @@ type ProxyConfig struct {
 	LogJSON bool
 	// Version is the program's, for istio_build.
 	Version string
-	// Logger, nil for none.
-	Logger *slog.Logger
+	// LogOutput is where log lines go; nil means standard output.
+	LogOutput io.Writer
 }
 
 // KeepAlive is TCP keep-alive. Idle <= 0 turns it off.

@@ -67,6 +67,19 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	return g.Wait()
 }
 
+// Unload removes every trace of capture from the node: pods leave the mesh at once, and connections that the proxy carries
+// into applications are cut. No capture may run on the node; Unload refuses if one does.
+func Unload(cfg CaptureConfig) error {
+	forget, err := capture.Forget(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	if err := redirect.Unload(cfg.PinDir); err != nil {
+		return err
+	}
+	return forget()
+}
+
 // serveMetrics serves h at /metrics until ctx is done.
 func serveMetrics(ctx context.Context, address string, h http.Handler) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)

@@ -15,11 +15,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set by the linker (see the Makefile).
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	root := &cobra.Command{
 		Use: "ambit", Short: "A service mesh without sidecars",
-		SilenceUsage: true, SilenceErrors: true,
+		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(labCommand(), echoCommand())
@@ -36,7 +39,7 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// problem is a failure that the command already told about.
+// errProblem is a failure that the command already told about.
 var errProblem = errors.New("not all is well")
 
 func exitStatus(err error) int {

@@ -1,5 +1,5 @@
 // Command ztunnel is the node proxy: `ztunnel capture` owns the redirection of the node's pods, `ztunnel proxy` moves
-// their bytes. Flags come first, then the environment variables of Istio's chart, then the defaults.
+// their bytes, `ztunnel unload` removes the redirection for good. Flags come first, then the environment variables of Istio's chart, then the defaults.
 package main
 
 import (
@@ -20,10 +20,11 @@ import (
 // version is set by the linker; without that it is the module's.
 var version string
 
-const usage = `usage: ztunnel capture|proxy|version [flags]
+const usage = `usage: ztunnel capture|proxy|unload|version [flags]
 
   capture   own the redirection of this node's pods and their listeners
   proxy     carry the pods' traffic
+  unload    remove all that capture made on this node; pods leave the mesh
   version   print the version
 
 "ztunnel capture -h" and "ztunnel proxy -h" list flags.
@@ -47,6 +48,8 @@ func run(ctx context.Context, args []string, env env, stdout, stderr io.Writer) 
 		err = capture(ctx, args, env, stderr)
 	case "proxy":
 		err = proxy(ctx, args, env, stderr)
+	case "unload":
+		err = unload(args, env, stderr)
 	case "version":
 		fmt.Fprintln(stdout, programVersion())
 	case "help", "-h", "--help":
@@ -82,13 +85,20 @@ func capture(ctx context.Context, args []string, env env, stderr io.Writer) erro
 	return ztunnel.RunCapture(ctx, cfg)
 }
 
+func unload(args []string, env env, stderr io.Writer) error {
+	cfg, _, err := captureConfig(args, env, stderr)
+	if err != nil {
+		return err
+	}
+	return ztunnel.Unload(cfg)
+}
+
 func proxy(ctx context.Context, args []string, env env, stderr io.Writer) error {
 	cfg, err := proxyConfig(args, env, stderr)
 	if err != nil {
 		return err
 	}
 	cfg.Version = programVersion()
-	cfg.Logger = logFlags{level: cfg.LogLevel, json: cfg.LogJSON}.logger(stderr)
 	return ztunnel.RunProxy(ctx, cfg)
 }
 

@@ -124,6 +124,7 @@ func (c *container) once(ctx context.Context, sb *sandbox) error {
 		c.ready = !c.init && c.spec.ReadinessProbe == nil
 		c.reason = ""
 	}
+	c.pod.doc = nil
 	c.pod.l.mu.Unlock()
 	c.pod.l.wake()
 	if err != nil {

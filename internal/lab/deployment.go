@@ -64,7 +64,7 @@ func (l *Lab) deploymentStatus(o *object) rollout {
 		r.want = int(*d.Spec.Replicas)
 	}
 	r.surge, r.unavail = limits(d, r.want)
-	hash := templateHash(d)
+	hash := o.hash
 	for _, p := range l.pods {
 		if p.owner != d.Name || p.key.Namespace != o.m.Namespace || p.stopping {
 			continue
@@ -130,7 +130,7 @@ func (l *Lab) scaleDeployments(ctx context.Context) {
 		}
 		r := l.deploymentStatus(o)
 		for i := 0; i < len(r.fresh)-r.want; i++ {
-			r.fresh[i].stopping = true
+			r.fresh[i].stopLocked()
 		}
 		l.retireOld(o, r)
 		r = l.deploymentStatus(o)
@@ -146,7 +146,7 @@ func (l *Lab) scaleDeployments(ctx context.Context) {
 
 // anyOld tells whether pods of an old template are still there, even if they are about to end.
 func (l *Lab) anyOld(o *object) bool {
-	hash := templateHash(o.deploy)
+	hash := o.hash
 	for _, p := range l.pods {
 		if p.owner == o.deploy.Name && p.key.Namespace == o.m.Namespace && p.hash != hash {
 			return true
@@ -161,16 +161,16 @@ func (l *Lab) retireOld(o *object, r rollout) {
 	for _, p := range r.old {
 		switch {
 		case !p.readyLocked():
-			p.stopping = true
+			p.stopLocked()
 		case r.available > floor:
-			p.stopping = true
+			p.stopLocked()
 			r.available--
 		}
 	}
 }
 
 func (l *Lab) addReplica(ctx context.Context, o *object) {
-	d, hash := o.deploy, templateHash(o.deploy)
+	d, hash := o.deploy, o.hash
 	labels := maps.Clone(d.Spec.Template.Labels)
 	if labels == nil {
 		labels = map[string]string{}

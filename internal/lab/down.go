@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // Down removes every trace of the lab of that name, whether it runs, crashed or was never completely built; also one
@@ -32,7 +34,7 @@ func Down(name string, timeout time.Duration) error {
 	names, err := p.namespaces()
 	errs = append(errs, err)
 	for _, n := range names {
-		errs = append(errs, deleteNS(n))
+		errs = append(errs, netns.Delete(n))
 	}
 	if root, err := cgroupRoot(); err == nil {
 		errs = append(errs, removeCgroup(filepath.Join(root, p.cgroup())))

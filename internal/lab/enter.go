@@ -51,14 +51,26 @@ func (s spaces) start(cmd *exec.Cmd, cg *cgroup) error {
 	}
 	cmd.SysProcAttr.UseCgroupFD = true
 	cmd.SysProcAttr.CgroupFD = int(cg.fd.Fd())
+	return onThread(func() error {
+		if err := s.enter(); err != nil {
+			return err
+		}
+		return cmd.Start()
+	})
+}
+
+// onThread runs f on a thread of its own, which ends with it and so may be left in any namespace. The process's first
+// thread never ends: if it is the one, it is held while another one does the work.
+func onThread(f func() error) error {
 	errc := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := s.enter(); err != nil {
-			errc <- err
+		if unix.Gettid() == os.Getpid() {
+			errc <- onThread(f)
+			runtime.UnlockOSThread()
 			return
 		}
-		errc <- cmd.Start()
+		errc <- f()
 	}()
 	return <-errc
 }
@@ -76,12 +88,7 @@ type bindFile struct{ from, to string }
 // cgroups and BPF pins), /run/netns is out of sight, and files are bound over the machine's.
 func newSpaces(netns *netNS, hostname string, files []bindFile) (*spaces, error) {
 	s := &spaces{net: netns}
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		errc <- s.build(hostname, files)
-	}()
-	if err := <-errc; err != nil {
+	if err := onThread(func() error { return s.build(hostname, files) }); err != nil {
 		return nil, fmt.Errorf("build namespaces of %s: %w", hostname, err)
 	}
 	return s, nil

@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // A ztunnel's proxy answers here, inside of its namespace.
@@ -150,7 +152,7 @@ func (l *Lab) proxyHome(n *node) (*netNS, func(), error) {
 	}
 	name := l.paths.prefix() + "ztunnel-" + n.name + "." + itoa(n.links)
 	leave := func() {
-		if err := errors.Join(n.ns.deleteLink(link), deleteNS(name)); err != nil && l.ctxAlive() {
+		if err := errors.Join(n.ns.DeleteLink(link), netns.Delete(name)); err != nil && l.ctxAlive() {
 			l.log.Warn("ztunnel leaves something behind", "node", n.name, "err", err)
 		}
 		l.mu.Lock()

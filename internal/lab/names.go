@@ -16,7 +16,6 @@ const DefaultName = "lab"
 
 const (
 	stateRoot = "/run/ambit-lab"
-	netnsDir  = "/run/netns"
 	systemNS  = "istio-system"
 )
 

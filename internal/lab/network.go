@@ -3,6 +3,8 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // The plan of addresses. N is the number of a node.
@@ -117,10 +119,10 @@ func (l *Lab) buildFabric() error {
 		return err
 	}
 	defer ns.Close()
-	if err := ns.sysctl(map[string]string{"ipv6/conf/all/disable_ipv6": "1"}); err != nil {
+	if err := ns.SetSysctls(map[string]string{"net/ipv6/conf/all/disable_ipv6": "1"}); err != nil {
 		return err
 	}
-	if err := ns.makeBridge("br0"); err != nil {
+	if err := ns.Bridge("br0"); err != nil {
 		return err
 	}
 	ctl, err := createNS(l.paths.controlNS())
@@ -133,7 +135,7 @@ func (l *Lab) buildFabric() error {
 
 // plug connects a namespace to the fabric with the n-th addresses.
 func (l *Lab) plug(ns *netNS, name string, n int) error {
-	if err := ns.sysctl(baseSysctls); err != nil {
+	if err := ns.SetSysctls(baseSysctls); err != nil {
 		return err
 	}
 	fabric, err := openNS(l.paths.fabricNS())
@@ -141,17 +143,17 @@ func (l *Lab) plug(ns *netNS, name string, n int) error {
 		return err
 	}
 	defer fabric.Close()
-	if err := fabric.makeVeth(name, ns, "eth0"); err != nil {
+	if err := fabric.Veth(name, ns.NS, "eth0"); err != nil {
 		return err
 	}
-	if err := fabric.enslave(name, "br0"); err != nil {
+	if err := fabric.Enslave(name, "br0"); err != nil {
 		return err
 	}
-	if err := ns.up("lo"); err != nil {
+	if err := ns.Up("lo"); err != nil {
 		return err
 	}
 	for _, p := range []netip.Prefix{fabricV4, fabricV6} {
-		if err := ns.addAddr("eth0", netip.PrefixFrom(at(p, n), p.Bits())); err != nil {
+		if err := ns.AddAddr("eth0", netip.PrefixFrom(at(p, n), p.Bits())); err != nil {
 			return err
 		}
 	}
@@ -160,9 +162,9 @@ func (l *Lab) plug(ns *netNS, name string, n int) error {
 
 // baseSysctls hold in every namespace: no waiting for duplicate addresses, no router advertisements.
 var baseSysctls = map[string]string{
-	"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0",
-	"ipv6/conf/all/accept_ra": "0", "ipv6/conf/default/accept_ra": "0",
-	"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
+	"net/ipv6/conf/all/accept_dad": "0", "net/ipv6/conf/default/accept_dad": "0",
+	"net/ipv6/conf/all/accept_ra": "0", "net/ipv6/conf/default/accept_ra": "0",
+	"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
 }
 
 func (l *Lab) buildNode(i int) (*node, error) {
@@ -182,13 +184,13 @@ func (l *Lab) buildNode(i int) (*node, error) {
 	if err := l.plug(ns, n.name, 10+i); err != nil {
 		return nil, err
 	}
-	err = ns.sysctl(map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
+	err = ns.SetSysctls(map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"})
 	if err != nil {
 		return nil, err
 	}
 	// A route for VIPs lets the node's own sockets reach the output hook, where they are translated.
 	for _, p := range []netip.Prefix{serviceV4, serviceV6} {
-		if err := ns.addRoute("eth0", p, netip.Addr{}); err != nil {
+		if err := ns.AddRoute(netns.Route{Dst: p, Dev: "eth0"}); err != nil {
 			return nil, err
 		}
 	}
@@ -205,14 +207,14 @@ func (l *Lab) connectNodes() error {
 	defer ctl.Close()
 	for _, n := range l.nodes {
 		for i, p := range n.podNet {
-			if err := ctl.addRoute("eth0", p, n.addrs[i]); err != nil {
+			if err := ctl.AddRoute(netns.Route{Dst: p, Dev: "eth0", Via: n.addrs[i]}); err != nil {
 				return err
 			}
 			for _, other := range l.nodes {
 				if other == n {
 					continue
 				}
-				if err := other.ns.addRoute("eth0", p, n.addrs[i]); err != nil {
+				if err := other.ns.AddRoute(netns.Route{Dst: p, Dev: "eth0", Via: n.addrs[i]}); err != nil {
 					return err
 				}
 			}
@@ -223,13 +225,13 @@ func (l *Lab) connectNodes() error {
 
 // plugPod gives a pod's namespace its interface and routes on the node; link is the name of the node's end.
 func (n *node) plugPod(ns *netNS, link string, addrs []netip.Addr) error {
-	if err := ns.sysctl(baseSysctls); err != nil {
+	if err := ns.SetSysctls(baseSysctls); err != nil {
 		return err
 	}
-	if err := n.ns.makeVeth(link, ns, "eth0"); err != nil {
+	if err := n.ns.Veth(link, ns.NS, "eth0"); err != nil {
 		return err
 	}
-	if err := ns.up("lo"); err != nil {
+	if err := ns.Up("lo"); err != nil {
 		return err
 	}
 	for _, a := range addrs {
@@ -241,16 +243,16 @@ func (n *node) plugPod(ns *netNS, link string, addrs []netip.Addr) error {
 		if a.Is6() {
 			bits = 64
 		}
-		if err := n.ns.addAddr(link, netip.PrefixFrom(gw, bits)); err != nil {
+		if err := n.ns.AddAddr(link, netip.PrefixFrom(gw, bits)); err != nil {
 			return err
 		}
-		if err := ns.addAddr("eth0", netip.PrefixFrom(a, a.BitLen())); err != nil {
+		if err := ns.AddAddr("eth0", netip.PrefixFrom(a, a.BitLen())); err != nil {
 			return err
 		}
-		if err := ns.addRoute("eth0", all, gw); err != nil {
+		if err := ns.AddRoute(netns.Route{Dst: all, Dev: "eth0", Via: gw}); err != nil {
 			return err
 		}
-		if err := n.ns.addRoute(link, netip.PrefixFrom(a, a.BitLen()), netip.Addr{}); err != nil {
+		if err := n.ns.AddRoute(netns.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Dev: link}); err != nil {
 			return err
 		}
 	}

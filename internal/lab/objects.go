@@ -24,11 +24,12 @@ type object struct {
 	m       *manifest.Object
 	uid     string
 	created time.Time
-	data    []byte // as published, for kinds that the lab does not render anew
+	data    []byte // as published, for kinds that have no status
 
 	// One of these for the kinds that the lab acts on.
 	pod    *corev1.Pod
 	deploy *appsv1.Deployment
+	hash   string // of the Deployment's template
 	svc    *corev1.Service
 	vips   []netip.Addr
 }
@@ -113,12 +114,15 @@ func (l *Lab) admit(m *manifest.Object, namespaces map[string]bool) (*object, er
 	case "Deployment":
 		o.deploy = &appsv1.Deployment{}
 		if err = m.Decode(o.deploy); err == nil {
+			o.hash = templateHash(o.deploy)
 			err = l.placeable(&o.deploy.Spec.Template.Spec, refuse, "spec.template.spec")
 		}
 	case "Service":
 		o.svc = &corev1.Service{}
 		if err = m.Decode(o.svc); err == nil {
-			err = l.allocateVIPs(o, old, refuse)
+			if err = l.allocateVIPs(o, old, refuse); err == nil {
+				o.data = encode(renderService(o))
+			}
 		}
 	default:
 		o.data, err = publishable(o)
@@ -257,7 +261,7 @@ func (l *Lab) Delete(keys []manifest.Key) ([]Result, error) {
 	var errs []error
 	for _, k := range keys {
 		if l.objects[k] == nil && k.Kind == "Pod" && l.pods[k] != nil && !l.pods[k].stopping {
-			l.stopPodLocked(l.pods[k]) // of a Deployment, which will replace it
+			l.pods[k].stopLocked() // of a Deployment, which will replace it
 			out = append(out, Result{Object: k.String(), Action: "deleted"})
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/netns"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -37,6 +38,7 @@ type pod struct {
 	reason              string   // why it does not get on
 	captured            bool
 	captureSent         string // what capture was told last
+	doc                 []byte // rendered; nil when something changed
 
 	captureMu sync.Mutex // one request to capture at a time
 }
@@ -113,6 +115,7 @@ func (p *pod) retry(ctx context.Context, what string, f func() error) bool {
 func (p *pod) update(f func()) {
 	p.l.mu.Lock()
 	f()
+	p.doc = nil
 	p.l.mu.Unlock()
 	p.l.wake()
 }
@@ -166,8 +169,8 @@ func (p *pod) teardown(sb *sandbox) {
 	}
 	if !p.spec.HostNetwork {
 		// The link first: the namespace may live on for a while in the hands of capture.
-		errs = append(errs, p.node.ns.deleteLink(p.link))
-		errs = append(errs, deleteNS(p.nsName()))
+		errs = append(errs, p.node.ns.DeleteLink(p.link))
+		errs = append(errs, netns.Delete(p.nsName()))
 	}
 	if err := errors.Join(errs...); err != nil && p.l.ctxAlive() {
 		p.l.log.Warn("pod leaves something behind", "pod", p.key.String(), "err", err)

@@ -93,8 +93,6 @@ func (l *Lab) render() map[key][]byte {
 	docs := make(map[key][]byte, len(l.objects)+len(l.pods))
 	for k, o := range l.objects {
 		switch {
-		case o.svc != nil:
-			docs[k] = encode(renderService(o))
 		case o.deploy != nil:
 			docs[k] = encode(l.renderDeployment(o))
 		case o.pod != nil: // rendered from the running pod, if there is one
@@ -106,7 +104,10 @@ func (l *Lab) render() map[key][]byte {
 		}
 	}
 	for k, p := range l.pods {
-		docs[k] = encode(p.render())
+		if p.doc == nil {
+			p.doc = encode(p.render())
+		}
+		docs[k] = p.doc
 	}
 	for _, n := range l.nodes {
 		docs[key{Kind: "Node", Name: n.name}] = encode(n.render())

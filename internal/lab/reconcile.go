@@ -67,17 +67,19 @@ func (l *Lab) followPods(ctx context.Context) {
 		case p == nil:
 			l.startPodLocked(ctx, k, o.uid, &o.pod.Spec, o.pod.Labels, o.pod.Annotations, "", "")
 		case p.uid != o.uid:
-			p.stopping = true
+			p.stopLocked()
 		case !p.stopping:
-			p.labels, p.annotations = o.pod.Labels, o.pod.Annotations
+			if !maps.Equal(p.labels, o.pod.Labels) || !maps.Equal(p.annotations, o.pod.Annotations) {
+				p.labels, p.annotations, p.doc = o.pod.Labels, o.pod.Annotations, nil
+			}
 		}
 	}
 	for k, p := range l.pods {
 		if p.owner == "" && l.objects[k] == nil {
-			p.stopping = true
+			p.stopLocked()
 		}
 		if p.owner != "" && l.objects[key{Kind: "Deployment", Namespace: k.Namespace, Name: p.owner}] == nil {
-			p.stopping = true
+			p.stopLocked()
 		}
 	}
 }
@@ -92,7 +94,12 @@ func (l *Lab) endingPods() []*pod {
 	return out
 }
 
-func (l *Lab) stopPodLocked(p *pod) { p.stopping = true }
+// stopLocked takes the pod out of service; its processes end after the VIPs followed.
+func (p *pod) stopLocked() {
+	if !p.stopping {
+		p.stopping, p.doc = true, nil
+	}
+}
 
 // startPodLocked places a pod and starts its goroutine. Without a free address it stays away until something changes.
 func (l *Lab) startPodLocked(ctx context.Context, k key, uid string, spec *corev1.PodSpec, labels, annotations map[string]string, owner, hash string) {

@@ -43,6 +43,9 @@ const (
 	ZDSSocket  = "zds.sock"
 	PodsSocket = "pods.sock"
 
+	stateName = "pods"
+	lockName  = "capture.lock"
+
 	defaultRetry  = 5 * time.Second
 	defaultVerify = 30 * time.Second
 	parallel      = 8 // pods that are worked on at a time
@@ -114,7 +117,7 @@ func New(cfg Config) (*Manager, error) {
 		m.log = slog.New(slog.DiscardHandler)
 	}
 	var err error
-	if m.store, err = openStore(filepath.Join(cfg.RunDir, "pods")); err != nil {
+	if m.store, err = openStore(filepath.Join(cfg.RunDir, stateName)); err != nil {
 		return nil, err
 	}
 	m.zds = zds.NewServer(zds.ServerConfig{
@@ -127,7 +130,7 @@ func New(cfg Config) (*Manager, error) {
 // Run waits for a predecessor to end, takes over what it left, opens the sockets and works until ctx is done; then it
 // returns nil. Pods stay captured.
 func (m *Manager) Run(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(m.cfg.RunDir, "capture.lock"))
+	unlock, err := lock(ctx, filepath.Join(m.cfg.RunDir, lockName))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -137,6 +138,30 @@ func (m *Manager) each(ctx context.Context, f func(ctx context.Context, p *pod) 
 		})
 	}
 	_ = g.Wait() // f's errors are logged
+}
+
+// Forget makes sure that no capture runs in runDir, until the function that it returns was called, which removes the state
+// there. That is for the end of a mesh: redirection must be removed in between.
+func Forget(runDir string) (func() error, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	path := filepath.Join(runDir, lockName)
+	if _, err := os.Stat(runDir); errors.Is(err, os.ErrNotExist) {
+		return func() error { return nil }, nil
+	}
+	unlock, err := lock(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("lock %q: capture runs: %w", path, err)
+	}
+	return func() error {
+		defer unlock()
+		var errs []error
+		// Not the lock: a capture may be waiting for this very file.
+		for _, name := range []string{stateName, ZDSSocket, PodsSocket} {
+			errs = append(errs, os.RemoveAll(filepath.Join(runDir, name)))
+		}
+		return errors.Join(errs...)
+	}, nil
 }
 
 // lock makes sure that there is one capture on a node: it waits for another to end. The lock ends with the process.

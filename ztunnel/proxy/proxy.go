@@ -157,8 +157,9 @@ func New(cfg Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Run drives the workers until ctx is done; what is still open then is cut. It returns after everything that the proxy
-// started has ended.
+// Run drives the workers until ctx is done. Then it drains: it stops accepting (what waits is left to the proxy's
+// successor), tells peers to go away, lets open connections go on for the drain time and cuts the rest. It returns after
+// everything that the proxy started has ended.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.cancel()
 	loops, stop := context.WithCancel(context.Background())
@@ -169,6 +170,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		wg.Go(func() { errs[i] = w.loop.Run(loops) })
 	}
 	<-ctx.Done()
+	p.drain()
 	p.cancel()
 	p.helpers.Wait()
 	for _, w := range p.workers {
@@ -180,22 +182,21 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Drain stops accepting: the listeners' queues are left to the proxy's successor. Peers' tunnels are told to go away,
-// open connections go on until they end or the drain time is over; the rest is cut. It blocks until then.
-func (p *Proxy) Drain(ctx context.Context) {
-	if p.draining.Swap(true) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.DrainTimeout)
-	defer cancel()
+// drain blocks until all connections have ended or the drain time is over.
+func (p *Proxy) drain() {
+	p.podsMu.Lock()
+	p.draining.Store(true) // pods that are still handed over are not served any more
+	p.podsMu.Unlock()
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.drain)
 	}
-	tick := time.NewTicker(50 * time.Millisecond)
+	over := time.NewTimer(p.cfg.DrainTimeout)
+	defer over.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for p.Open() > 0 {
 		select {
-		case <-ctx.Done():
+		case <-over.C:
 			p.log.Info("drain time is over, connections are cut", "open", p.Open())
 			return
 		case <-tick.C:
