@@ -50,6 +50,7 @@ type Ztunnel struct {
 	Process *bed.Process
 	agent   *agent
 	log     *os.File
+	logPath string
 	undo    []func() error
 }
 
@@ -75,7 +76,8 @@ func (z *Ztunnel) start(ctx context.Context, cfg Config) error {
 		return err
 	}
 	z.agent = a
-	if z.log, err = os.Create(filepath.Join(cfg.Dir, "ztunnel.log")); err != nil {
+	z.logPath = filepath.Join(cfg.Dir, "ztunnel.log")
+	if z.log, err = os.Create(z.logPath); err != nil {
 		return err
 	}
 	cmd := exec.Command(cfg.Bin, "proxy", "ztunnel")
@@ -152,13 +154,10 @@ func probe(ctx context.Context, ns *bed.NS) error {
 	return nil
 }
 
-// LogTail is the end of the ztunnel's log, for error texts.
+// LogTail is the end of the ztunnel's log, for error texts. It is whole after Stop.
 func (z *Ztunnel) LogTail() string {
-	const tail = 2000
-	if z.log == nil {
-		return ""
-	}
-	b, err := os.ReadFile(z.log.Name())
+	const tail = 4000
+	b, err := os.ReadFile(z.logPath)
 	if err != nil {
 		return err.Error()
 	}
