@@ -20,9 +20,11 @@ const (
 	smallFrame = 8 << 10
 	// maxBatch is the size at which a batch is written before the turn's end.
 	maxBatch = 64 << 10
-	// lingerTime is how long a connection is read, and the bytes dropped, after an error's GOAWAY: a close with unread
-	// input would have the kernel send a RST that can overtake it.
-	lingerTime = time.Second
+	// A connection that we end is read on for a while, and the bytes dropped: a close with unread input, or input that comes
+	// after it, would have the kernel send a RST and forget what it has not delivered yet. lingerBad is for peers that broke a
+	// rule, lingerGood for those whose last stream's data may still be on its way.
+	lingerBad  = time.Second
+	lingerGood = 15 * time.Second
 )
 
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, maxBatch+smallFrame+frameHeaderLen); return &b }}
@@ -376,6 +378,11 @@ func (c *conn) sendAway(e *ConnError) {
 	if c.dead {
 		return
 	}
+	c.linger(e, lingerBad)
+}
+
+// linger ends the connection with close_notify and FIN, and reads it until the peer closes too or the time is over.
+func (c *conn) linger(err error, d time.Duration) {
 	c.tr.CloseNotify()
 	c.dead = true
 	if c.tr.Queued() > 0 || c.fd.CloseWrite() != nil {
@@ -383,10 +390,10 @@ func (c *conn) sendAway(e *ConnError) {
 		c.fd.Close()
 	} else {
 		c.lingering = true
-		c.l.Start(&c.tick, lingerTime, c)
+		c.l.Start(&c.tick, d, c)
 		c.fd.Wake()
 	}
-	c.endStreams(e)
+	c.endStreams(err)
 }
 
 // discard drops what still arrives.
@@ -406,9 +413,7 @@ func (c *conn) discard() {
 // bye ends the connection in good order, when nothing is queued.
 func (c *conn) bye() {
 	c.flush()
-	if c.dead {
-		return
+	if !c.dead {
+		c.linger(errConnClosed, lingerGood)
 	}
-	c.tr.CloseNotify()
-	c.die(errConnClosed)
 }
