@@ -43,9 +43,9 @@ func (u *upFlags) register(c *cobra.Command) {
 // args are the flags again, for the supervisor.
 func (u *upFlags) args() []string {
 	out := []string{fmt.Sprintf("--nodes=%d", u.nodes), fmt.Sprintf("--no-mesh=%t", u.noMesh), "--ip-families=" + u.families,
-		"--ztunnel=" + u.ztunnel, "--controlplane=" + u.controlplane}
+		"--ztunnel=" + absolute(u.ztunnel), "--controlplane=" + absolute(u.controlplane)}
 	for n, p := range u.ztunnelOf {
-		out = append(out, "--ztunnel-of="+n+"="+p)
+		out = append(out, "--ztunnel-of="+n+"="+absolute(p))
 	}
 	for flag, values := range map[string][]string{"capture-arg": u.capture, "proxy-arg": u.proxy, "controlplane-arg": u.controlArg} {
 		for _, v := range values {
@@ -53,6 +53,14 @@ func (u *upFlags) args() []string {
 		}
 	}
 	return out
+}
+
+// absolute makes a path good for the supervisor, which is elsewhere; empty stays empty.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); path != "" && err == nil {
+		return abs
+	}
+	return path
 }
 
 func (u *upFlags) options(name string, log *slog.Logger) (lab.Options, error) {
@@ -64,11 +72,7 @@ func (u *upFlags) options(name string, log *slog.Logger) (lab.Options, error) {
 		if path == "" {
 			path = filepath.Join(filepath.Dir(self), program)
 		}
-		abs, err := filepath.Abs(path)
-		if err != nil {
-			return path
-		}
-		return abs
+		return absolute(path)
 	}
 	return lab.Options{
 		Name: name, Nodes: u.nodes, NoMesh: u.noMesh, Families: u.families, Log: log,
@@ -195,11 +199,12 @@ func startSupervisor(ctx context.Context, name string, args []string) error {
 	defer r.Close()
 	cmd := exec.Command(self, append([]string{"lab", "supervise", "--name=" + name}, args...)...)
 	cmd.Stdout, cmd.Dir = w, "/"
-	logPath, err := lab.StartSupervisor(name, cmd)
+	log, err := lab.StartSupervisor(name, cmd)
 	w.Close()
 	if err != nil {
 		return err
 	}
+	defer log.Close()
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	answer, err := io.ReadAll(io.LimitReader(r, 3)) // ends early when the supervisor does
@@ -210,7 +215,7 @@ func startSupervisor(ctx context.Context, name string, args []string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	text, _ := os.ReadFile(logPath)
+	text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<20))
 	err = lab.Down(name, time.Minute)
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	cause := fmt.Errorf("lab %s did not start: %s", name, strings.TrimPrefix(lines[len(lines)-1], "ambit: "))

@@ -105,6 +105,18 @@ func TestBadFileKeepsItsLastGoodStateAndOthersGoOn(t *testing.T) {
 	expect(t, "problems", f.problems(), "")
 }
 
+func TestTruncatedFileKeepsItsLastContentUntilItIsGone(t *testing.T) {
+	f := newFolder(t)
+	f.write("a.yaml", podManifest("a", "10.0.0.1"))
+	f.scan()
+	f.write("a.yaml", "\n")
+	expect(t, "objects", f.scan(), "a")
+	expect(t, "problems", f.problems(), "a.yaml:1: file became empty; its last content stays in force (accepted: objects, a comment, or no file at all)")
+	f.write("a.yaml", "# nothing\n")
+	expect(t, "objects", f.scan(), "")
+	expect(t, "problems", f.problems(), "")
+}
+
 func TestUnchangedObjectsKeepTheirIdentity(t *testing.T) {
 	f := newFolder(t)
 	f.write("a.yaml", podManifest("a", "10.0.0.1")+"---\n"+podManifest("b", "10.0.0.2")+"---\n"+podManifest("c", "10.0.0.3"))

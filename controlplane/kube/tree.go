@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -170,6 +171,11 @@ func (f *file) read(path string) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		f.problems = []Problem{{File: path, Cause: err.Error()}}
+		return
+	}
+	if len(bytes.TrimSpace(data)) == 0 && len(f.entries) > 0 {
+		// Somebody writes in place and has only truncated yet. To take away policies for that moment would open doors.
+		f.problems = []Problem{{File: path, Line: 1, Cause: "file became empty; its last content stays in force", Accepted: "objects, a comment, or no file at all"}}
 		return
 	}
 	documents := map[uint64]*parsed{}

@@ -121,17 +121,19 @@ type testProxy struct {
 	vips   map[netip.Addr]netip.Addr // set before use
 
 	mu   sync.Mutex
-	all  []seen     // guarded by mu
+	all  []seen // guarded by mu
 	lns  []net.Listener
 	errs []error // guarded by mu: dials that failed
 }
 
-func startProxy(p *testPod, l Listeners) *testProxy {
+func startProxy(p *testPod, l Listeners) *testProxy { return startProxyWith(p, l, nil) }
+
+func startProxyWith(p *testPod, l Listeners, vips map[netip.Addr]netip.Addr) *testProxy {
 	t := p.w.t
 	t.Helper()
 	fd, err := unix.FcntlInt(uintptr(p.w.node.ExemptFD()), unix.F_DUPFD_CLOEXEC, 3)
 	netnstest.Must(t, err)
-	x := &testProxy{pod: p, ls: l}
+	x := &testProxy{pod: p, ls: l, vips: vips}
 	x.exempt, err = OpenExempt(fd)
 	netnstest.Must(t, err)
 	t.Cleanup(func() { x.exempt.Close() })

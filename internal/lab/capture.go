@@ -63,6 +63,7 @@ func (p *pod) captureUpdate() {
 		if strings.HasPrefix(p.reason, "capture:") {
 			p.reason = ""
 		}
+		p.capturing--
 	})
 }
 
@@ -110,10 +111,16 @@ func (l *Lab) captureUpdates() []*pod {
 		}
 		if sig := p.captureRequestLocked().signature(); sig != p.captureSent {
 			p.captureSent = sig
+			p.capturing++
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// captureStale tells whether capture does not know yet what holds; with Lab.mu held.
+func (p *pod) captureStale() bool {
+	return p.capturing > 0 || p.captureSent != "" && !p.spec.HostNetwork && p.captureRequestLocked().signature() != p.captureSent
 }
 
 // recapture has all pods of the node told to capture again: it started anew.

@@ -153,32 +153,36 @@ func (c *cgroup) leave() error {
 }
 
 // StartSupervisor starts cmd as the supervisor of the named lab: in the lab's cgroup, so that Down finds it, and with a
-// log of its own, the path of which is returned.
-func StartSupervisor(name string, cmd *exec.Cmd) (logPath string, err error) {
+// log of its own, which is returned open; the caller closes it.
+func StartSupervisor(name string, cmd *exec.Cmd) (log *os.File, err error) {
 	if err := ValidName(name); err != nil {
-		return "", err
+		return nil, err
 	}
 	p := paths{name}
 	if exists(p.dir()) {
-		return "", p.errExists()
+		return nil, p.errExists()
 	}
 	if err := os.MkdirAll(stateRoot, 0o755); err != nil {
-		return "", fmt.Errorf("create state: %w", err)
+		return nil, fmt.Errorf("create state: %w", err)
 	}
 	f, err := os.Create(p.supervisorLog())
 	if err != nil {
-		return "", fmt.Errorf("create log: %w", err)
+		return nil, fmt.Errorf("create log: %w", err)
 	}
-	defer f.Close()
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
 	cg, err := createCgroup(p.cgroup())
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer cg.fd.Close()
 	cmd.Stderr = f
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cg.fd.Fd())}
 	if err := cmd.Start(); err != nil {
-		return "", fmt.Errorf("start supervisor: %w", err)
+		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
-	return f.Name(), nil
+	return f, nil
 }

@@ -38,6 +38,7 @@ type pod struct {
 	reason              string   // why it does not get on
 	captured            bool
 	captureSent         string // what capture was told last
+	capturing           int    // requests under way about a running pod
 	doc                 []byte // rendered; nil when something changed
 
 	captureMu sync.Mutex // one request to capture at a time

@@ -209,6 +209,10 @@ func (l *Lab) pending() []string {
 		}
 	}
 	for _, p := range l.pods {
+		if !p.stopping && p.captureStale() {
+			out = append(out, "pod/"+p.key.Namespace+"/"+p.key.Name+": capture is being told"+p.why())
+			continue
+		}
 		if p.stopping || p.readyLocked() || p.phaseLocked() == corev1.PodSucceeded {
 			continue
 		}

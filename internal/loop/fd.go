@@ -21,9 +21,9 @@ const maxIov = 64
 
 const readEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 
-// FD is a non-blocking descriptor registered with a loop. Loop only.
+// FD is a non-blocking descriptor registered with a loop. The zero FD is closed. Loop only.
 type FD struct {
-	l  *Loop
+	l  *Loop // nil before Register
 	h  Handler
 	fd int32 // -1 once closed or detached
 
@@ -75,16 +75,21 @@ func (f *FD) note(events uint32) {
 }
 
 // Fd is the descriptor number, or -1 once closed or detached.
-func (f *FD) Fd() int { return int(f.fd) }
+func (f *FD) Fd() int {
+	if f.Closed() {
+		return -1
+	}
+	return int(f.fd)
+}
 
 // Loop is the loop that f belongs to.
 func (f *FD) Loop() *Loop { return f.l }
 
 // Readable says that a Read may return something other than ErrAgain.
-func (f *FD) Readable() bool { return f.readable && f.fd >= 0 }
+func (f *FD) Readable() bool { return f.readable && !f.Closed() }
 
 // Writable says that the last Write was not cut short, or that the kernel has announced room since.
-func (f *FD) Writable() bool { return f.writable && f.fd >= 0 }
+func (f *FD) Writable() bool { return f.writable && !f.Closed() }
 
 // HungUp says that the peer's FIN, or an error, was announced.
 func (f *FD) HungUp() bool { return f.hup }
@@ -92,7 +97,7 @@ func (f *FD) HungUp() bool { return f.hup }
 // Failed is the error that the kernel announced for the socket (a reset by the peer, for example) and that no call has
 // returned yet, or nil. It tells of a dead peer where nothing is read any more.
 func (f *FD) Failed() error {
-	if !f.failed || f.fd < 0 {
+	if !f.failed || f.Closed() {
 		return nil
 	}
 	f.failed = false
@@ -103,14 +108,14 @@ func (f *FD) Failed() error {
 }
 
 // Closed says that f was closed or detached.
-func (f *FD) Closed() bool { return f.fd < 0 }
+func (f *FD) Closed() bool { return f.l == nil || f.fd < 0 }
 
 // SetHandler replaces the handler.
 func (f *FD) SetHandler(h Handler) { f.h = h }
 
 // Wake has the handler visited in the next turn, or in this one if its visits have not begun.
 func (f *FD) Wake() {
-	if !f.queued && f.fd >= 0 {
+	if !f.queued && !f.Closed() {
 		f.queued = true
 		f.l.due = append(f.l.due, f)
 	}
@@ -118,7 +123,7 @@ func (f *FD) Wake() {
 
 // Read reads once. It returns at least one byte, or ErrAgain, io.EOF, ErrClosed or the errno.
 func (f *FD) Read(p []byte) (int, error) {
-	if f.fd < 0 {
+	if f.Closed() {
 		return 0, ErrClosed
 	}
 	for f.readable {
@@ -144,7 +149,7 @@ func (f *FD) Read(p []byte) (int, error) {
 
 // Readv is Read into several pieces, one after the other. It looks at the first 64 of them only. None may be empty.
 func (f *FD) Readv(bufs [][]byte) (int, error) {
-	if f.fd < 0 {
+	if f.Closed() {
 		return 0, ErrClosed
 	}
 	k, want := min(len(bufs), maxIov), 0
@@ -182,7 +187,7 @@ func (f *FD) Write(p []byte) (int, error) { return f.send(p, unix.MSG_NOSIGNAL) 
 func (f *FD) WriteMore(p []byte) (int, error) { return f.send(p, unix.MSG_NOSIGNAL|unix.MSG_MORE) }
 
 func (f *FD) send(p []byte, flags uintptr) (int, error) {
-	if f.fd < 0 {
+	if f.Closed() {
 		return 0, ErrClosed
 	}
 	done := 0
@@ -204,7 +209,7 @@ func (f *FD) send(p []byte, flags uintptr) (int, error) {
 
 // Writev is Write of several pieces. It looks at the first 64 of them only; the count tells what was taken.
 func (f *FD) Writev(bufs [][]byte) (int, error) {
-	if f.fd < 0 {
+	if f.Closed() {
 		return 0, ErrClosed
 	}
 	k, want := 0, 0
@@ -245,7 +250,7 @@ func (f *FD) Writev(bufs [][]byte) (int, error) {
 
 // CloseWrite sends a FIN; reading goes on.
 func (f *FD) CloseWrite() error {
-	if f.fd < 0 {
+	if f.Closed() {
 		return ErrClosed
 	}
 	return unix.Shutdown(int(f.fd), unix.SHUT_WR)
@@ -253,7 +258,7 @@ func (f *FD) CloseWrite() error {
 
 // ConnectError is the outcome of a non-blocking connect: nil once the socket is connected, ErrAgain while it is not.
 func (f *FD) ConnectError() error {
-	if f.fd < 0 {
+	if f.Closed() {
 		return ErrClosed
 	}
 	if !f.writable {
@@ -275,10 +280,10 @@ func (f *FD) ConnectError() error {
 
 // Detach takes f out of the loop without closing it and returns the descriptor, which is now the caller's, or -1.
 func (f *FD) Detach() int {
-	fd := int(f.fd)
-	if fd < 0 {
+	if f.Closed() {
 		return -1
 	}
+	fd := int(f.fd)
 	unix.EpollCtl(f.l.ep, unix.EPOLL_CTL_DEL, fd, nil)
 	f.forget()
 	return fd
@@ -292,7 +297,7 @@ func (f *FD) forget() {
 
 // Close closes the descriptor. Closing twice is allowed. The handler is not called any more.
 func (f *FD) Close() error {
-	if f.fd < 0 {
+	if f.Closed() {
 		return nil
 	}
 	fd := int(f.fd)
@@ -304,7 +309,7 @@ func (f *FD) Close() error {
 
 // Reset closes a TCP socket with a RST instead of a FIN.
 func (f *FD) Reset() error {
-	if f.fd < 0 {
+	if f.Closed() {
 		return nil
 	}
 	unix.SetsockoptLinger(int(f.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})

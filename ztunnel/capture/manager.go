@@ -39,8 +39,9 @@ const (
 )
 
 const (
-	// ZDSSocket and PodsSocket are the names of the sockets in the run directory.
-	ZDSSocket  = "zds.sock"
+	// ZDSSocket is the name of the socket in the run directory by which the proxy is told of pods.
+	ZDSSocket = "zds.sock"
+	// PodsSocket is the name of the socket in the run directory by which capture is told of pods.
 	PodsSocket = "pods.sock"
 
 	stateName = "pods"
@@ -93,6 +94,7 @@ type pod struct {
 	// written with op and Manager.mu held, so either is enough to read
 	spec     podsock.Pod
 	netns    zds.FileID // of the namespace that something was done to
+	dir      zds.FileID // of the directory of spec.Netns then
 	enrolled bool       // it is to be captured
 	reason   string
 	removed  bool // no longer in Manager.pods
@@ -130,7 +132,7 @@ func New(cfg Config) (*Manager, error) {
 // Run waits for a predecessor to end, takes over what it left, opens the sockets and works until ctx is done; then it
 // returns nil. Pods stay captured.
 func (m *Manager) Run(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(m.cfg.RunDir, lockName))
+	unlock, err := lock(ctx, m.log, filepath.Join(m.cfg.RunDir, lockName))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil

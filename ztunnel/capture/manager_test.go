@@ -126,8 +126,10 @@ func (k *fakeKernel) Detach(uid string) error {
 	if err := k.call("detach", uid); err != nil {
 		return err
 	}
+	if k.attached[uid] {
+		k.draining[uid] = true
+	}
 	delete(k.attached, uid)
-	k.draining[uid] = true
 	return nil
 }
 
@@ -299,6 +301,27 @@ func TestAPodThatLeavesTheMeshDrains(t *testing.T) {
 	}
 }
 
+func TestALeaveThatFailsGoesOnLater(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("a")
+	n.set(p)
+	p.Labels = nil
+	n.k.set("detach", errors.New("busy"))
+	if _, err := n.Set(t.Context(), p); err == nil {
+		t.Fatal("no error")
+	}
+	if s := n.want("a", stateDraining); s.Error == "" {
+		t.Error("the failure is not listed")
+	}
+	n.restart()
+	n.want("a", stateDraining)
+	n.k.set("detach", nil)
+	n.round(t.Context())
+	if got := n.k.Pinned(); len(got) != 0 {
+		t.Errorf("redirected: %q", got)
+	}
+}
+
 func TestAPodComesBackWhileItDrains(t *testing.T) {
 	n := newNode(t)
 	p := n.pod("a")
@@ -382,8 +405,35 @@ func TestAPodWhoseNamespaceIsGoneIsForgotten(t *testing.T) {
 }
 
 func TestAPathInProcThatIsGoneSaysNothing(t *testing.T) {
-	if gone("/host/proc/999999999/ns/net", zds.FileID{}) {
+	if gone("/host/proc/999999999/ns/net", zds.FileID{}, zds.FileID{}) {
 		t.Error("the pod would be let out of the mesh")
+	}
+}
+
+func TestAPathThatThisContainerDoesNotSeeSaysNothing(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("a")
+	id, err := statID(p.Netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := dirID(p.Netns)
+	for _, c := range []struct {
+		name    string
+		path    string
+		id, dir zds.FileID
+		want    bool
+	}{
+		{"it is there", p.Netns, id, dir, false},
+		{"it is another", p.Netns, zds.FileID{Dev: id.Dev, Ino: id.Ino + 1}, dir, true},
+		{"it is a file where a namespace was mounted", p.Netns, zds.FileID{Dev: id.Dev + 1, Ino: 1}, dir, false},
+		{"it is not there", p.Netns + "x", id, dir, true},
+		{"it is not there, in another directory", p.Netns + "x", id, zds.FileID{Dev: dir.Dev, Ino: dir.Ino + 1}, false},
+		{"the directory is not there", p.Netns + "x/y", id, dir, false},
+	} {
+		if got := gone(c.path, c.id, c.dir); got != c.want {
+			t.Errorf("%s: got %v", c.name, got)
+		}
 	}
 }
 

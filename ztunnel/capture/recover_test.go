@@ -78,6 +78,32 @@ func TestARestartTakesListenersBackFromTheProxy(t *testing.T) {
 	}
 }
 
+func TestARestartThatCannotSeeTheNamespaceUsesTheProxys(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("a")
+	n.set(p)
+	id := n.netnsID(p)
+	f := listeners(t)
+	f.NetNS, _ = n.k.Open(p.Netns)
+	moved := filepath.Join(n.dir, "moved")
+	if err := os.Rename(p.Netns, moved); err != nil {
+		t.Fatal(err)
+	}
+	r := &record{Pod: *p, NetnsDev: id.Dev, NetnsIno: id.Ino, DirDev: 1, DirIno: 1}
+	if err := n.store.save(r); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	n.want("a", statePending)
+	if err := n.Returned("a", f); err != nil {
+		t.Fatal(err)
+	}
+	n.round(t.Context())
+	n.round(t.Context())
+	n.want("a", stateCaptured)
+	n.wantCalls("attach a")
+}
+
 func TestARestartForgetsPodsThatWentMeanwhile(t *testing.T) {
 	n := newNode(t)
 	p, q := n.pod("a"), n.pod("b")
@@ -103,7 +129,7 @@ func TestARestartGoesOnDraining(t *testing.T) {
 	n.set(p)
 	n.restart()
 	n.want("a", stateDraining)
-	n.wantCalls()
+	n.wantCalls("detach a")
 }
 
 func TestStateThatCannotBeReadHarmsNoOtherPod(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,7 +42,7 @@ func (m *Manager) recoverPod(r *record) {
 	defer p.op.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p.spec, p.netns = r.Pod, r.netns()
+	p.spec, p.netns, p.dir = r.Pod, r.netns(), r.dir()
 	p.reason = m.cfg.Policy.Decide(&r.Pod).Reason
 	if r.Draining {
 		p.state = stateDraining
@@ -75,7 +76,7 @@ func (m *Manager) round(ctx context.Context) {
 	m.each(ctx, func(ctx context.Context, p *pod) error {
 		state := m.stateOf(p)
 		switch {
-		case state != stateSkipped && gone(p.spec.Netns, p.netns):
+		case state != stateSkipped && gone(p.spec.Netns, p.netns, p.dir):
 			if err := m.discard(ctx, p); err != nil {
 				return err
 			}
@@ -149,7 +150,7 @@ func Forget(runDir string) (func() error, error) {
 	if _, err := os.Stat(runDir); errors.Is(err, os.ErrNotExist) {
 		return func() error { return nil }, nil
 	}
-	unlock, err := lock(ctx, path)
+	unlock, err := lock(ctx, slog.New(slog.DiscardHandler), path)
 	if err != nil {
 		return nil, fmt.Errorf("lock %q: capture runs: %w", path, err)
 	}
@@ -165,13 +166,13 @@ func Forget(runDir string) (func() error, error) {
 }
 
 // lock makes sure that there is one capture on a node: it waits for another to end. The lock ends with the process.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+func lock(ctx context.Context, log *slog.Logger, path string) (unlock func(), err error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock %q: %w", path, err)
 	}
 	f := zds.NewFile(fd)
-	for {
+	for first := true; ; first = false {
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
@@ -179,6 +180,9 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
 			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+		}
+		if first && ctx.Err() == nil {
+			log.Info("wait for another capture to end", "lock", path)
 		}
 		if !sleep(ctx, 100*time.Millisecond) {
 			f.Close()

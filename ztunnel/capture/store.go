@@ -18,11 +18,15 @@ type record struct {
 	Pod      podsock.Pod `json:"pod"`
 	NetnsDev uint64      `json:"netnsDev"`
 	NetnsIno uint64      `json:"netnsIno"`
+	// DirDev and DirIno identify the directory of Pod.Netns: only there its absence means something.
+	DirDev uint64 `json:"dirDev"`
+	DirIno uint64 `json:"dirIno"`
 	// Draining pods have left the mesh and may have connections.
 	Draining bool `json:"draining,omitempty"`
 }
 
 func (r *record) netns() zds.FileID { return zds.FileID{Dev: r.NetnsDev, Ino: r.NetnsIno} }
+func (r *record) dir() zds.FileID   { return zds.FileID{Dev: r.DirDev, Ino: r.DirIno} }
 
 // store keeps a file for each pod in a directory that lives as long as the pins do: until the node restarts.
 type store struct{ dir string }

@@ -14,13 +14,12 @@ import (
 // then opened as a tunnel stream, a plain connection or a connection into a pod of this node, then joined, then over.
 type outbound struct {
 	flow
-	app   loop.FD
-	wait  loop.Timer // for the pod's record
-	up    dial       // plain and same-node
-	inner guarded    // same-node: the destination pod's watch
-	dest  *inPod     // same-node: what the destination reports
-	join  *loop.Join
-	st    *hbone.Stream
+	app  loop.FD
+	wait loop.Timer // for the pod's record
+	up   dial       // plain and same-node
+	dest *inPod     // same-node: what the destination reports
+	join *loop.Join
+	st   *hbone.Stream
 
 	decision Decision
 }

@@ -241,15 +241,6 @@ func (p *Proxy) assign() *worker {
 	return p.workers[int(p.next.Add(1))%len(p.workers)]
 }
 
-// onWorker runs f on w's loop: now if that is cur, else injected.
-func onWorker(cur, w *worker, f func(*worker)) {
-	if cur == w {
-		f(w)
-		return
-	}
-	w.loop.Inject(func() { f(w) })
-}
-
 var _ loop.Handler = (*acceptor)(nil)
 
 // sock is how connections are begun. A pod is only there after the node was set up.

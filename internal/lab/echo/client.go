@@ -149,6 +149,10 @@ func (c *client) count(body string, err error, took time.Duration) {
 	defer c.mu.Unlock()
 	if err != nil {
 		c.sum.Failed++
+		var request *url.Error
+		if errors.As(err, &request) {
+			err = request.Err
+		}
 		var op *net.OpError
 		if errors.As(err, &op) {
 			err = fmt.Errorf("%s: %w", op.Op, op.Err)

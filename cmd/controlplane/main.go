@@ -1,0 +1,137 @@
+// Command controlplane is the mesh's control plane: delta ADS and certificates for node proxies on one TLS port.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/controlplane"
+	"github.com/ambit-mesh/ambit/controlplane/ca"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stderr))
+}
+
+// run is main with its surroundings passed in; it returns the exit code: 0, 1 for a failure, 2 for wrong flags.
+func run(ctx context.Context, args []string, stderr io.Writer) int {
+	cfg, err := parse(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "controlplane:", err)
+		return 2
+	}
+	if err := controlplane.Run(ctx, cfg); err != nil {
+		cfg.Logger.Error("control plane ended", "err", err)
+		return 1
+	}
+	return 0
+}
+
+// flags are the values that need a look before they are a Config.
+type flags struct {
+	manifests, listen, admin, tokenKey, accounts, aliases, level string
+}
+
+func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
+	var cfg controlplane.Config
+	var f flags
+	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&f.manifests, "manifests", "", "directory of Kubernetes manifests, watched for changes (required)")
+	fs.StringVar(&f.listen, "listen", "0.0.0.0:15012", "IP address and port for xDS and certificates, TLS only")
+	fs.StringVar(&f.admin, "admin-address", "127.0.0.1:15014", "IP address and port for /ready, /debug and /metrics; empty = none")
+	fs.StringVar(&cfg.RootCAOut, "root-ca-out", "", "file that gets the root certificates, PEM")
+	fs.StringVar(&cfg.CADir, "ca-dir", "", "directory of the certificate authority (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); empty = a new root in memory")
+	fs.StringVar(&f.tokenKey, "lab-token-key", "", "file with the key that lab tokens are signed with (required)")
+	fs.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust domain of the mesh")
+	fs.StringVar(&f.aliases, "trust-domain-aliases", "", "further trust domains that certificates may be asked for, comma-separated")
+	fs.StringVar(&cfg.ClusterID, "cluster-id", "Kubernetes", "name of the cluster")
+	fs.StringVar(&cfg.RootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide policies")
+	fs.StringVar(&f.accounts, "trusted-node-accounts", "", "service accounts (namespace/name, comma-separated) of node proxies; empty = ztunnel of the root namespace")
+	fs.DurationVar(&cfg.MaxCertTTL, "max-cert-ttl", 0, "longest lifetime of certificates; 0 = 90 days")
+	fs.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
+	if err := fs.Parse(args); err != nil {
+		return cfg, err
+	}
+	if fs.NArg() > 0 {
+		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	return cfg, f.apply(&cfg, stderr)
+}
+
+// apply checks the flags; each error names the flag, its value and the cause.
+func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.level)); err != nil {
+		return fmt.Errorf("--log-level=%s: want debug, info, warn or error", f.level)
+	}
+	cfg.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	var err error
+	if cfg.Listen, err = netip.ParseAddrPort(f.listen); err != nil {
+		return fmt.Errorf("--listen=%s: want an IP address and port: %w", f.listen, err)
+	}
+	if f.admin != "" {
+		if cfg.AdminListen, err = parseAdmin(f.admin); err != nil {
+			return fmt.Errorf("--admin-address=%s: want an IP address and port: %w", f.admin, err)
+		}
+	}
+	if cfg.MaxCertTTL < 0 {
+		return fmt.Errorf("--max-cert-ttl=%s: want no negative duration", cfg.MaxCertTTL)
+	}
+	if f.accounts != "" {
+		if cfg.TrustedNodeAccounts, err = controlplane.ParseAccounts(f.accounts); err != nil {
+			return fmt.Errorf("--trusted-node-accounts=%s: %w", f.accounts, err)
+		}
+	}
+	for td := range strings.SplitSeq(f.aliases, ",") {
+		if td = strings.TrimSpace(td); td != "" {
+			cfg.TrustDomainAliases = append(cfg.TrustDomainAliases, td)
+		}
+	}
+	if f.manifests == "" {
+		return errors.New("--manifests is required: a directory of Kubernetes manifests")
+	}
+	if info, err := os.Stat(f.manifests); err != nil {
+		return fmt.Errorf("--manifests=%s: %w", f.manifests, err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("--manifests=%s: not a directory", f.manifests)
+	}
+	cfg.Source = kube.NewDirectory(kube.DirectoryConfig{Path: f.manifests, Quiet: 15 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Logger: cfg.Logger})
+	if f.tokenKey == "" {
+		return errors.New("--lab-token-key is required: the file with the key of the lab's tokens")
+	}
+	key, err := os.ReadFile(f.tokenKey)
+	if err != nil {
+		return fmt.Errorf("--lab-token-key=%s: %w", f.tokenKey, err)
+	}
+	if key = bytes.TrimSpace(key); len(key) < 16 {
+		return fmt.Errorf("--lab-token-key=%s: want at least 16 bytes, got %d", f.tokenKey, len(key))
+	}
+	cfg.Authenticator, cfg.TrustNodeClaim = ca.LabTokens{Key: key}, true
+	return nil
+}
+
+// parseAdmin also takes ":port", all addresses.
+func parseAdmin(address string) (netip.AddrPort, error) {
+	if strings.HasPrefix(address, ":") {
+		address = "0.0.0.0" + address
+	}
+	return netip.ParseAddrPort(address)
+}

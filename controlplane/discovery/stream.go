@@ -1,0 +1,233 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	discoverypb "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// rpc is the server's end of a stream.
+type rpc interface {
+	Context() context.Context
+	Send(*discoverypb.DeltaDiscoveryResponse) error
+	Recv() (*discoverypb.DeltaDiscoveryRequest, error)
+}
+
+// stream is one client's stream. run's goroutine is the only one that sends.
+type stream struct {
+	srv    *Server
+	rpc    rpc
+	id     uint64
+	caller Caller
+	peer   string
+	since  time.Time
+	woken  chan struct{} // cap 1
+
+	mu     sync.Mutex
+	client *Client                  // after the first request; guarded by mu
+	order  []string                 // type URLs in order of first request; guarded by mu
+	subs   map[string]*subscription // by type URL; guarded by mu
+	nonce  uint64                   // guarded by mu
+}
+
+func newStream(s *Server, r rpc, caller Caller) *stream {
+	return &stream{
+		srv: s, rpc: r, id: s.lastStream.Add(1), caller: caller, peer: peerOf(r.Context()), since: time.Now(),
+		woken: make(chan struct{}, 1), subs: map[string]*subscription{},
+	}
+}
+
+func peerOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return ""
+}
+
+func (st *stream) poke() {
+	select {
+	case st.woken <- struct{}{}:
+	default:
+	}
+}
+
+// run serves the stream. The reader's goroutine ends with the RPC's context, which gRPC cancels when run returns.
+func (st *stream) run() error {
+	requests := make(chan *discoverypb.DeltaDiscoveryRequest)
+	ended := make(chan error, 1)
+	go st.read(requests, ended)
+	for {
+		select {
+		case req := <-requests:
+			if err := st.request(req); err != nil {
+				return err
+			}
+		case <-st.woken:
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		case <-st.rpc.Context().Done():
+			return status.FromContextError(st.rpc.Context().Err()).Err()
+		}
+		if err := st.push(); err != nil {
+			return err
+		}
+	}
+}
+
+func (st *stream) read(requests chan<- *discoverypb.DeltaDiscoveryRequest, ended chan<- error) {
+	for {
+		req, err := st.rpc.Recv()
+		if err != nil {
+			ended <- err
+			return
+		}
+		select {
+		case requests <- req:
+		case <-st.rpc.Context().Done():
+			ended <- st.rpc.Context().Err()
+			return
+		}
+	}
+}
+
+// request takes in one message: a subscription, an ACK, a NACK, or a subscription along with one of these.
+func (st *stream) request(req *discoverypb.DeltaDiscoveryRequest) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.client == nil {
+		st.greet(req)
+	}
+	url := req.GetTypeUrl()
+	if url == "" {
+		return status.Error(codes.InvalidArgument, "a request has no type URL")
+	}
+	sub, known := st.subs[url]
+	if !known {
+		set, err := st.srv.cfg.Authorize(*st.client, url)
+		if err != nil {
+			st.srv.log.Warn("xds request refused", slog.String("peer", st.peer), slog.String("client", st.client.NodeID), slog.String("type", url), slog.Any("err", err))
+			return status.Error(codes.PermissionDenied, err.Error())
+		}
+		sub = &subscription{set: set, node: st.client.Metadata["NODE_NAME"], keys: map[string]bool{}, sent: map[string]bool{}}
+		st.subs[url] = sub
+		st.order = append(st.order, url)
+	}
+	sub.ask(req, !known)
+	if n := len(sub.keys) + len(sub.pending); n > 2*st.srv.cfg.maxNames() {
+		return status.Errorf(codes.ResourceExhausted, "more than %d names", st.srv.cfg.maxNames())
+	}
+	if nonce := req.GetResponseNonce(); nonce != "" && nonce == sub.outstanding {
+		st.answered(sub, req)
+	}
+	return nil
+}
+
+// greet notes who the client is. Needs mu.
+func (st *stream) greet(req *discoverypb.DeltaDiscoveryRequest) {
+	st.client = &Client{Caller: st.caller, NodeID: req.GetNode().GetId(), Metadata: map[string]string{}}
+	for k, v := range req.GetNode().GetMetadata().GetFields() {
+		if text := v.GetStringValue(); text != "" {
+			st.client.Metadata[k] = text
+		}
+	}
+	st.srv.log.Info("xds client connected", slog.String("peer", st.peer), slog.String("client", st.client.NodeID), slog.String("caller", callerKey(st.caller)))
+}
+
+// answered notes an ACK or a NACK (X5). Needs mu.
+func (st *stream) answered(sub *subscription, req *discoverypb.DeltaDiscoveryRequest) {
+	sub.outstanding = ""
+	if req.GetErrorDetail() == nil {
+		sub.acked, sub.nack = req.GetResponseNonce(), ""
+		return
+	}
+	sub.nack = req.GetErrorDetail().GetMessage()
+	st.srv.nacks.Add(1)
+	st.srv.log.Warn("xds client rejected resources", slog.String("client", st.client.NodeID),
+		slog.String("type", sub.set.TypeURL), slog.String("nonce", req.GetResponseNonce()), slog.String("err", sub.nack))
+}
+
+// push sends what is due: at most one response per type, in the order in which the types were first asked for.
+func (st *stream) push() error {
+	st.mu.Lock()
+	order := st.order
+	st.mu.Unlock()
+	for _, url := range order {
+		resp, err := st.response(url)
+		if err != nil {
+			return err
+		}
+		if resp == nil {
+			continue
+		}
+		if err := st.rpc.Send(resp); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// response is the next response of a type, nil when there is none to send now.
+func (st *stream) response(url string) (*discoverypb.DeltaDiscoveryResponse, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	sub := st.subs[url]
+	if sub.outstanding != "" {
+		return nil, nil
+	}
+	st.srv.mu.RLock()
+	set := st.srv.sets[sub.set]
+	if set == nil || !set.published {
+		st.srv.mu.RUnlock()
+		return nil, nil
+	}
+	if !sub.first && len(sub.pending) == 0 && sub.pos == set.end() {
+		st.srv.mu.RUnlock()
+		return nil, nil
+	}
+	d, ok := sub.next(set)
+	revision := st.srv.revision
+	st.srv.mu.RUnlock()
+	if !ok {
+		return nil, status.Error(codes.Unavailable, "the stream is too far behind, start over")
+	}
+	if len(d.up) == 0 && len(d.removed) == 0 && !d.always {
+		return nil, nil
+	}
+	st.nonce++
+	sub.outstanding = strconv.FormatUint(st.id, 36) + "-" + strconv.FormatUint(st.nonce, 10)
+	sub.sentAt = time.Now()
+	sub.resources += uint64(len(d.up) + len(d.removed))
+	st.srv.responses.Add(1)
+	st.srv.sent.Add(uint64(len(d.up) + len(d.removed)))
+	st.srv.log.Debug("xds response", slog.String("client", st.client.NodeID), slog.String("type", url),
+		slog.String("nonce", sub.outstanding), slog.Int("resources", len(d.up)), slog.Int("removed", len(d.removed)))
+	return &discoverypb.DeltaDiscoveryResponse{
+		SystemVersionInfo: fmt.Sprint(revision),
+		TypeUrl:           url,
+		Resources:         d.up,
+		RemovedResources:  d.removed,
+		Nonce:             sub.outstanding,
+	}, nil
+}
+
+func (st *stream) clientName() string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.client == nil {
+		return ""
+	}
+	return st.client.NodeID
+}

@@ -1,0 +1,153 @@
+package controlplane
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api/workloadpb"
+	"github.com/ambit-mesh/ambit/controlplane/discovery"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/internal/xds"
+)
+
+// feed carries objects from the source to the proxies.
+type feed struct {
+	s       *server
+	latest  atomic.Pointer[kube.Snapshot]
+	arrived chan struct{} // cap 1: latest was set
+	synced  atomic.Bool   // the first set was published
+
+	// For run's goroutine only.
+	translator *translate.Translator
+	objects    *kube.Objects
+	texts      []string        // problems of the translation
+	reported   map[string]bool // problems of the translation that were logged
+}
+
+func newFeed(s *server, cfg translate.Config) *feed {
+	return &feed{s: s, arrived: make(chan struct{}, 1), translator: translate.NewTranslator(cfg)}
+}
+
+// deliver is for kube.Source.Run.
+func (f *feed) deliver(snap kube.Snapshot) {
+	f.latest.Store(&snap)
+	select {
+	case f.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// run publishes each set that arrives, once the objects are quiet.
+func (f *feed) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.arrived:
+		}
+		if !f.settle(ctx) {
+			return nil
+		}
+		f.publish(*f.latest.Load())
+	}
+}
+
+// settle waits until nothing arrived for Quiet, MaxWait at most; false when ctx ended.
+func (f *feed) settle(ctx context.Context) bool {
+	quiet := time.NewTimer(f.s.cfg.Quiet)
+	defer quiet.Stop()
+	atMost := time.NewTimer(f.s.cfg.MaxWait)
+	defer atMost.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-f.arrived:
+			quiet.Reset(f.s.cfg.Quiet)
+		case <-quiet.C:
+			return true
+		case <-atMost.C:
+			return true
+		}
+	}
+}
+
+// publish translates a set of objects and hands what changed to the proxies. Services and workloads go before the
+// policies that name them (1.11).
+func (f *feed) publish(snap kube.Snapshot) {
+	start := time.Now()
+	f.s.pods.update(snap.Objects, f.objects)
+	f.objects = snap.Objects
+	change := f.translator.Update(snap.Objects)
+	addresses, policies := discovery.Set{TypeURL: xds.AddressType}, discovery.Set{TypeURL: xds.AuthorizationType}
+	first := !f.synced.Load()
+	if first {
+		result := f.translator.Result()
+		f.s.discovery.Publish(addresses, all(result.Addresses))
+		f.s.discovery.Publish(policies, all(result.Authorizations))
+		f.synced.Store(true)
+		f.s.log.Info("first configuration published", slog.Int("addresses", len(result.Addresses)),
+			slog.Int("authorizations", len(result.Authorizations)), slog.Duration("dur", time.Since(start)))
+	} else {
+		f.s.discovery.Update(addresses, converted(change.Addresses.Updated), change.Addresses.Removed)
+		f.s.discovery.Update(policies, converted(change.Authorizations.Updated), change.Authorizations.Removed)
+		f.s.log.Debug("configuration published", slog.Int("addresses", len(change.Addresses.Updated)+len(change.Addresses.Removed)),
+			slog.Int("authorizations", len(change.Authorizations.Updated)+len(change.Authorizations.Removed)), slog.Duration("dur", time.Since(start)))
+	}
+	f.report(snap, first || change.Reported)
+}
+
+// report notes the problems that stand, and logs those of the translation that are new; the source logs its own.
+// reported says whether the translation's may have changed: listing them costs as much as there are objects.
+func (f *feed) report(snap kube.Snapshot, reported bool) {
+	if reported {
+		now := map[string]bool{}
+		f.texts = nil
+		for _, p := range f.translator.Result().Problems {
+			text := p.Error()
+			f.texts = append(f.texts, text)
+			if now[text] = true; !f.reported[text] {
+				f.s.log.Warn("problem in the configuration", slog.String("problem", text))
+			}
+		}
+		f.reported = now
+	}
+	texts := []string{}
+	for _, p := range snap.Problems {
+		texts = append(texts, p.Error())
+	}
+	texts = append(texts, f.texts...)
+	f.s.problems.Store(&texts)
+}
+
+func all(m map[string]*translate.Resource) []discovery.Resource {
+	out := make([]discovery.Resource, 0, len(m))
+	for _, r := range m {
+		out = append(out, convert(r))
+	}
+	return out
+}
+
+func converted(list []*translate.Resource) []discovery.Resource {
+	out := make([]discovery.Resource, 0, len(list))
+	for _, r := range list {
+		out = append(out, convert(r))
+	}
+	return out
+}
+
+func convert(r *translate.Resource) discovery.Resource {
+	out := discovery.Resource{Name: r.Name, Version: r.Version, Aliases: r.Aliases, Body: r.Body}
+	if a, ok := r.Message.(*workloadpb.Address); ok {
+		if w := a.GetWorkload(); w != nil {
+			out.Traits.Node = w.GetNode()
+			for service := range w.GetServices() {
+				out.Traits.Groups = append(out.Traits.Groups, service)
+			}
+		}
+	}
+	return out
+}
