@@ -74,6 +74,7 @@ type config struct {
 	workloads string   // patterns, comma separated; empty: all, and memory
 	rust      string   // the Rust ztunnel's program, or empty
 	bin       string   // directory with our programs
+	workers   int      // event loops of our proxies
 	keepGoing bool     // report invalid cases at the end instead of stopping
 }
 
@@ -87,6 +88,7 @@ func parseFlags(args []string) (*config, error) {
 	rounds := fs.Int("rounds", 0, "rounds (default: as the profile says)")
 	fs.StringVar(&cfg.rust, "ztunnel", os.Getenv("ZTUNNEL_BIN"), "a Rust ztunnel to compare with (default: $ZTUNNEL_BIN)")
 	fs.StringVar(&cfg.bin, "bin", "bin", "directory with our programs")
+	fs.IntVar(&cfg.workers, "workers", 2, "event loops of each of our proxies (the peer has two workers)")
 	fs.BoolVar(&cfg.keepGoing, "keep-going", true, "go on when a case fails, and name it in the report")
 	if err := fs.Parse(args); err != nil {
 		return nil, err

@@ -91,8 +91,9 @@ func bench(ctx context.Context, cfg *config, stdout io.Writer) (err error) {
 func chooseSystems(cfg *config) ([]system, error) {
 	all := []system{direct{}, splice{}, bare{}}
 	if cfg.rust != "" {
-		all = append(all, rust{bin: cfg.rust}, rust{bin: cfg.rust, noVAES: true})
+		all = append(all, rust{bin: cfg.rust, ours: cfg.bin}, rust{bin: cfg.rust, ours: cfg.bin, noVAES: true})
 	}
+	all = append(all, ours{bin: cfg.bin, workers: cfg.workers})
 	if len(cfg.systems) == 0 {
 		return all, nil
 	}

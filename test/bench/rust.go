@@ -13,9 +13,10 @@ import (
 )
 
 // rust is Istio's ztunnel on each node, in shared mode as in a cluster: Istio's redirection in the pods, a node agent for
-// each, a static configuration for xDS, and a small CA that both trust. Two workers, its default; no access log.
+// each, under our control plane. Two workers, its default; no access log.
 type rust struct {
-	bin string
+	bin  string
+	ours string // directory of our programs
 	// noVAES hides the vector AES instructions from its crypto library, which Go does not use either: what is left is the
 	// difference of everything else.
 	noVAES bool
@@ -40,40 +41,23 @@ func (r rust) start(ctx context.Context, opts options) (*instance, error) {
 }
 
 func (r rust) build(ctx context.Context, in *instance, opts options) error {
-	b, err := in.newBed(ctx, r.name())
+	plane, err := in.newPlane(ctx, r.name(), r.ours, opts)
 	if err != nil {
 		return err
 	}
-	pods := []peer.PodInfo{info(b.Pod(clientPod)), info(b.Pod(nearPod)), info(b.Pod(farPod))}
-	workloads := peer.Filler(opts.tables)
-	for _, p := range pods {
-		workloads = append(workloads, peer.NewWorkload(p))
-	}
-	config := filepath.Join(opts.dir, "config.yaml")
-	if err := peer.WriteConfig(config, workloads); err != nil {
-		return err
-	}
-	ca, err := peer.NewCA(b.Nodes[0].Addr, b.Nodes[1].Addr)
-	if err != nil {
-		return err
-	}
-	in.atStop(func() error { ca.Stop(); return nil })
-	for i, n := range b.Nodes {
-		addr := n.Addr.String() + ":15012"
-		l, err := n.NS.Listen(ctx, "tcp", addr)
+	for i, n := range in.bed.Nodes {
+		env, err := plane.PeerEnv(n)
 		if err != nil {
 			return err
 		}
-		go func() { _ = ca.Serve(l) }() // ends with Stop; a ztunnel without CA does not get ready
+		if r.noVAES {
+			env = append(env, noVAES)
+		}
 		dir := filepath.Join(opts.dir, n.Name)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		env := []string{"LOCAL_XDS_PATH=" + config, "XDS_ADDRESS=", "CA_ADDRESS=https://" + addr, "CA_ROOT_CA=" + ca.RootPEM()}
-		if r.noVAES {
-			env = append(env, noVAES)
-		}
-		z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: on(n, pods), Dir: dir, Env: env})
+		z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: r.pods(in.bed, n), Dir: dir, Env: env})
 		if err != nil {
 			return err
 		}
@@ -89,17 +73,12 @@ func (r rust) build(ctx context.Context, in *instance, opts options) error {
 	return nil
 }
 
-// info gives a pod of the bed a name in the mesh: each its own service account.
-func info(p *bed.Pod) peer.PodInfo {
-	return peer.PodInfo{Pod: p, UID: "uid-" + p.Name, Name: p.Name, Namespace: "bench", ServiceAccount: p.Name}
-}
-
-// on are the pods of a node.
-func on(n *bed.Node, pods []peer.PodInfo) []peer.PodInfo {
+// pods are those of the mesh on a node.
+func (rust) pods(b *bed.Bed, n *bed.Node) []peer.PodInfo {
 	var here []peer.PodInfo
-	for _, p := range pods {
-		if p.Pod.Node == n {
-			here = append(here, p)
+	for _, p := range meshPods(b) {
+		if p.Node == n && p.Captured {
+			here = append(here, peer.PodInfo{Pod: p.Pod, UID: p.UID(), Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount})
 		}
 	}
 	return here

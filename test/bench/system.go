@@ -37,6 +37,7 @@ const (
 
 // An instance is a started system. Its stop ends everything that start began.
 type instance struct {
+	bed     *bed.Bed
 	client  *bed.NS           // where clients run
 	targets map[path]target   // what clients dial; a path that is missing does not exist
 	procs   map[role][]int    // process ids
@@ -61,7 +62,7 @@ type target struct {
 	offset int
 }
 
-// defer_ has f run by stop, before what was given earlier.
+// atStop has f run by stop, before what was given earlier.
 func (in *instance) atStop(f func() error) { in.undo = append(in.undo, f) }
 
 // stop ends the system. It may be called twice.
@@ -83,6 +84,7 @@ func (in *instance) newBed(ctx context.Context, name string) (*bed.Bed, error) {
 		return nil, err
 	}
 	in.atStop(b.Close)
+	in.bed = b
 	in.client = b.Pod(clientPod).NS
 	in.targets = map[path]target{
 		crossNode:   {addr: b.Pod(farPod).Addr},
