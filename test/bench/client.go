@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -55,7 +54,6 @@ type client struct {
 	ops, bytes atomic.Uint64
 	errs       atomic.Uint64
 	firstErr   atomic.Pointer[string]
-	wg         sync.WaitGroup
 	latency    []histogram // one for each connection or worker
 }
 

@@ -36,18 +36,6 @@ type workload struct {
 	Rate  int    `json:"rate,omitempty"` // messages a second over all connections; zero: as fast as it goes
 }
 
-// port is where the server does what the workload needs.
-func (w workload) port() int {
-	switch w.Kind {
-	case bulkUp:
-		return sinkPort
-	case bulkDown:
-		return sourcePort
-	default:
-		return echoPort
-	}
-}
-
 // bytes says that the unit of work is the gigabyte and not the round trip.
 func (w workload) bytes() bool { return w.Kind == bulkUp || w.Kind == bulkDown }
 
