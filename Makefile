@@ -37,14 +37,14 @@ test-unit: ## unit tests with the race detector, no privileges needed
 
 test-root: build ## tests in real namespaces with real BPF; needs root
 	@if [ "$$(id -u)" != 0 ]; then echo 'not root: the tests that need namespaces and BPF were not run (sudo make test-root)'; else \
-	$(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
+	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
 
 test-interop: build ## run a Rust ztunnel named by ZTUNNEL_BIN as a node of the lab
 	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
 soak: build ## the long forms of the tests (churn, certificates, policy), about 40 minutes; needs root
-	AMBIT_SOAK=1 $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root' ./...
+	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
 
 fuzz: ## every fuzz target for FUZZTIME (10m)
 	@$(GO) list ./... | while read -r p; do \
