@@ -171,6 +171,28 @@ func startProxy(t testing.TB, c *controlPlane, node string) (p *program, admin s
 	return p, admin
 }
 
+// rustProxy starts the Rust ztunnel that ZTUNNEL_BIN names; nil when it names none.
+func rustProxy(t testing.TB, c *controlPlane, node string) *program {
+	t.Helper()
+	bin := ""
+	for _, e := range os.Environ() {
+		if v, ok := cutEnv(e, "ZTUNNEL_BIN"); ok {
+			bin = v
+		}
+	}
+	if bin == "" {
+		return nil
+	}
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte(c.token(node)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return startProgram(t, filepath.Join(dir, "log"), "env", "-i", "XDS_ADDRESS=https://"+c.listen, "CA_ADDRESS=https://"+c.listen,
+		"XDS_ROOT_CA="+c.rootCA(), "CA_ROOT_CA="+c.rootCA(), "AUTH_TOKEN="+token, "NODE_NAME="+node, "POD_NAME=ztunnel-"+node,
+		"POD_NAMESPACE=istio-system", "CLUSTER_ID=Kubernetes", "INPOD_UDS="+filepath.Join(dir, "none.sock"), bin, "proxy", "ztunnel")
+}
+
 func httpGet(url string) []byte {
 	client := http.Client{Timeout: 10 * time.Second}
 	resp, err := client.Get(url)
