@@ -107,33 +107,52 @@ func (t *tree) scan() error {
 		return err
 	}
 	dirty := false
-	for path, f := range t.files {
+	for path := range t.files {
 		if _, ok := found[path]; !ok {
-			t.redefine(path, f.entries, nil)
-			delete(t.files, path)
-			dirty = true
+			dirty = t.drop(path) || dirty
 		}
 	}
 	for path, s := range found {
-		f := t.files[path]
-		if f != nil && f.stamp == s {
-			continue
-		}
-		if f == nil {
-			f = &file{}
-			t.files[path] = f
-		}
-		f.stamp = s
-		old := f.entries
-		f.read(path)
-		t.redefine(path, old, f.entries)
-		dirty = true
+		dirty = t.load(path, s) || dirty
 	}
+	t.finish(dirty)
+	return nil
+}
+
+// drop takes a file away and says whether there was one.
+func (t *tree) drop(path string) bool {
+	f := t.files[path]
+	if f == nil {
+		return false
+	}
+	t.redefine(path, f.entries, nil)
+	delete(t.files, path)
+	return true
+}
+
+// load reads a file if its stamp is another one, and says whether it did.
+func (t *tree) load(path string, s stamp) bool {
+	f := t.files[path]
+	if f != nil && f.stamp == s {
+		return false
+	}
+	if f == nil {
+		f = &file{}
+		t.files[path] = f
+	}
+	f.stamp = s
+	old := f.entries
+	f.read(path)
+	t.redefine(path, old, f.entries)
+	return true
+}
+
+// finish ends a scan or update.
+func (t *tree) finish(dirty bool) {
 	t.changed = false
 	if dirty || t.objects.Len() == 0 || len(t.problems) > 0 {
 		t.rebuild()
 	}
-	return nil
 }
 
 // trouble reports that the directory cannot be read; the objects stay.
