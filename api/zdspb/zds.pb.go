@@ -262,8 +262,11 @@ func (x *AddWorkload) GetWorkloadInfo() *WorkloadInfo {
 }
 
 type DelWorkload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uid   string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The pod lives on outside of the mesh: take what waits in its listeners, close them, and let connections end by
+	// themselves. Without it the pod is gone and everything of it is cut. Ours.
+	Drain         bool `protobuf:"varint,100,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +306,13 @@ func (x *DelWorkload) GetUid() string {
 		return x.Uid
 	}
 	return ""
+}
+
+func (x *DelWorkload) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
 }
 
 // KeepWorkload names a pod whose namespace the sender does not have at hand: what the proxy has stays.
@@ -387,6 +397,53 @@ func (*SnapshotSent) Descriptor() ([]byte, []int) {
 	return file_zds_proto_rawDescGZIP(), []int{5}
 }
 
+// ReturnWorkload is ours: it asks for what an AddWorkload handed over, because the sender was restarted and the proxy's
+// descriptors are the only ones left. The answer carries the same 4 descriptors, duplicated (the proxy goes on accepting),
+// or an error if the proxy does not have the pod. It comes before the list of pods of a connection.
+type ReturnWorkload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnWorkload) Reset() {
+	*x = ReturnWorkload{}
+	mi := &file_zds_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnWorkload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnWorkload) ProtoMessage() {}
+
+func (x *ReturnWorkload) ProtoReflect() protoreflect.Message {
+	mi := &file_zds_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnWorkload.ProtoReflect.Descriptor instead.
+func (*ReturnWorkload) Descriptor() ([]byte, []int) {
+	return file_zds_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReturnWorkload) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 // NodeSetup is ours: with SCM_RIGHTS, the BPF map that exempts the proxy's own sockets from capture. It is the first
 // request after a hello that said listeners.
 type NodeSetup struct {
@@ -403,7 +460,7 @@ type NodeSetup struct {
 
 func (x *NodeSetup) Reset() {
 	*x = NodeSetup{}
-	mi := &file_zds_proto_msgTypes[6]
+	mi := &file_zds_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +472,7 @@ func (x *NodeSetup) String() string {
 func (*NodeSetup) ProtoMessage() {}
 
 func (x *NodeSetup) ProtoReflect() protoreflect.Message {
-	mi := &file_zds_proto_msgTypes[6]
+	mi := &file_zds_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +485,7 @@ func (x *NodeSetup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSetup.ProtoReflect.Descriptor instead.
 func (*NodeSetup) Descriptor() ([]byte, []int) {
-	return file_zds_proto_rawDescGZIP(), []int{6}
+	return file_zds_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeSetup) GetMark() uint32 {
@@ -468,6 +525,7 @@ type WorkloadRequest struct {
 	//	*WorkloadRequest_SnapshotSent
 	//	*WorkloadRequest_Keep
 	//	*WorkloadRequest_NodeSetup
+	//	*WorkloadRequest_ReturnWorkload
 	Payload       isWorkloadRequest_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -475,7 +533,7 @@ type WorkloadRequest struct {
 
 func (x *WorkloadRequest) Reset() {
 	*x = WorkloadRequest{}
-	mi := &file_zds_proto_msgTypes[7]
+	mi := &file_zds_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +545,7 @@ func (x *WorkloadRequest) String() string {
 func (*WorkloadRequest) ProtoMessage() {}
 
 func (x *WorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zds_proto_msgTypes[7]
+	mi := &file_zds_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +558,7 @@ func (x *WorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadRequest.ProtoReflect.Descriptor instead.
 func (*WorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_zds_proto_rawDescGZIP(), []int{7}
+	return file_zds_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WorkloadRequest) GetPayload() isWorkloadRequest_Payload {
@@ -555,6 +613,15 @@ func (x *WorkloadRequest) GetNodeSetup() *NodeSetup {
 	return nil
 }
 
+func (x *WorkloadRequest) GetReturnWorkload() *ReturnWorkload {
+	if x != nil {
+		if x, ok := x.Payload.(*WorkloadRequest_ReturnWorkload); ok {
+			return x.ReturnWorkload
+		}
+	}
+	return nil
+}
+
 type isWorkloadRequest_Payload interface {
 	isWorkloadRequest_Payload()
 }
@@ -579,6 +646,10 @@ type WorkloadRequest_NodeSetup struct {
 	NodeSetup *NodeSetup `protobuf:"bytes,100,opt,name=node_setup,json=nodeSetup,proto3,oneof"`
 }
 
+type WorkloadRequest_ReturnWorkload struct {
+	ReturnWorkload *ReturnWorkload `protobuf:"bytes,101,opt,name=return_workload,json=returnWorkload,proto3,oneof"`
+}
+
 func (*WorkloadRequest_Add) isWorkloadRequest_Payload() {}
 
 func (*WorkloadRequest_Del) isWorkloadRequest_Payload() {}
@@ -588,6 +659,8 @@ func (*WorkloadRequest_SnapshotSent) isWorkloadRequest_Payload() {}
 func (*WorkloadRequest_Keep) isWorkloadRequest_Payload() {}
 
 func (*WorkloadRequest_NodeSetup) isWorkloadRequest_Payload() {}
+
+func (*WorkloadRequest_ReturnWorkload) isWorkloadRequest_Payload() {}
 
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -599,7 +672,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_zds_proto_msgTypes[8]
+	mi := &file_zds_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +684,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_zds_proto_msgTypes[8]
+	mi := &file_zds_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +697,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_zds_proto_rawDescGZIP(), []int{8}
+	return file_zds_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ack) GetError() string {
@@ -646,7 +719,7 @@ type WorkloadResponse struct {
 
 func (x *WorkloadResponse) Reset() {
 	*x = WorkloadResponse{}
-	mi := &file_zds_proto_msgTypes[9]
+	mi := &file_zds_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +731,7 @@ func (x *WorkloadResponse) String() string {
 func (*WorkloadResponse) ProtoMessage() {}
 
 func (x *WorkloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zds_proto_msgTypes[9]
+	mi := &file_zds_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +744,7 @@ func (x *WorkloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadResponse.ProtoReflect.Descriptor instead.
 func (*WorkloadResponse) Descriptor() ([]byte, []int) {
-	return file_zds_proto_rawDescGZIP(), []int{9}
+	return file_zds_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WorkloadResponse) GetPayload() isWorkloadResponse_Payload {
@@ -716,26 +789,30 @@ const file_zds_proto_rawDesc = "" +
 	"\taddresses\x18d \x03(\tR\taddressesJ\x04\b\x04\x10\x05\"f\n" +
 	"\vAddWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12E\n" +
-	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\"\x1f\n" +
+	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\"5\n" +
 	"\vDelWorkload\x12\x10\n" +
-	"\x03uid\x18\x02 \x01(\tR\x03uid\" \n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05drain\x18d \x01(\bR\x05drain\" \n" +
 	"\fKeepWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"\x0e\n" +
-	"\fSnapshotSent\"w\n" +
+	"\fSnapshotSent\"\"\n" +
+	"\x0eReturnWorkload\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\"w\n" +
 	"\tNodeSetup\x12\x12\n" +
 	"\x04mark\x18\x01 \x01(\rR\x04mark\x12\x12\n" +
 	"\x04mask\x18\x02 \x01(\rR\x04mask\x12 \n" +
 	"\fapp_port_min\x18\x03 \x01(\rR\n" +
 	"appPortMin\x12 \n" +
 	"\fapp_port_max\x18\x04 \x01(\rR\n" +
-	"appPortMax\"\xc7\x02\n" +
+	"appPortMax\"\x96\x03\n" +
 	"\x0fWorkloadRequest\x123\n" +
 	"\x03add\x18\x01 \x01(\v2\x1f.istio.workload.zds.AddWorkloadH\x00R\x03add\x123\n" +
 	"\x03del\x18\x02 \x01(\v2\x1f.istio.workload.zds.DelWorkloadH\x00R\x03del\x12G\n" +
 	"\rsnapshot_sent\x18\x03 \x01(\v2 .istio.workload.zds.SnapshotSentH\x00R\fsnapshotSent\x126\n" +
 	"\x04keep\x18\x05 \x01(\v2 .istio.workload.zds.KeepWorkloadH\x00R\x04keep\x12>\n" +
 	"\n" +
-	"node_setup\x18d \x01(\v2\x1d.istio.workload.zds.NodeSetupH\x00R\tnodeSetupB\t\n" +
+	"node_setup\x18d \x01(\v2\x1d.istio.workload.zds.NodeSetupH\x00R\tnodeSetup\x12M\n" +
+	"\x0freturn_workload\x18e \x01(\v2\".istio.workload.zds.ReturnWorkloadH\x00R\x0ereturnWorkloadB\t\n" +
 	"\apayload\"\x1b\n" +
 	"\x03Ack\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\"J\n" +
@@ -759,7 +836,7 @@ func file_zds_proto_rawDescGZIP() []byte {
 }
 
 var file_zds_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_zds_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_zds_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_zds_proto_goTypes = []any{
 	(Version)(0),             // 0: istio.workload.zds.Version
 	(*ZdsHello)(nil),         // 1: istio.workload.zds.ZdsHello
@@ -768,25 +845,27 @@ var file_zds_proto_goTypes = []any{
 	(*DelWorkload)(nil),      // 4: istio.workload.zds.DelWorkload
 	(*KeepWorkload)(nil),     // 5: istio.workload.zds.KeepWorkload
 	(*SnapshotSent)(nil),     // 6: istio.workload.zds.SnapshotSent
-	(*NodeSetup)(nil),        // 7: istio.workload.zds.NodeSetup
-	(*WorkloadRequest)(nil),  // 8: istio.workload.zds.WorkloadRequest
-	(*Ack)(nil),              // 9: istio.workload.zds.Ack
-	(*WorkloadResponse)(nil), // 10: istio.workload.zds.WorkloadResponse
+	(*ReturnWorkload)(nil),   // 7: istio.workload.zds.ReturnWorkload
+	(*NodeSetup)(nil),        // 8: istio.workload.zds.NodeSetup
+	(*WorkloadRequest)(nil),  // 9: istio.workload.zds.WorkloadRequest
+	(*Ack)(nil),              // 10: istio.workload.zds.Ack
+	(*WorkloadResponse)(nil), // 11: istio.workload.zds.WorkloadResponse
 }
 var file_zds_proto_depIdxs = []int32{
-	0, // 0: istio.workload.zds.ZdsHello.version:type_name -> istio.workload.zds.Version
-	2, // 1: istio.workload.zds.AddWorkload.workload_info:type_name -> istio.workload.zds.WorkloadInfo
-	3, // 2: istio.workload.zds.WorkloadRequest.add:type_name -> istio.workload.zds.AddWorkload
-	4, // 3: istio.workload.zds.WorkloadRequest.del:type_name -> istio.workload.zds.DelWorkload
-	6, // 4: istio.workload.zds.WorkloadRequest.snapshot_sent:type_name -> istio.workload.zds.SnapshotSent
-	5, // 5: istio.workload.zds.WorkloadRequest.keep:type_name -> istio.workload.zds.KeepWorkload
-	7, // 6: istio.workload.zds.WorkloadRequest.node_setup:type_name -> istio.workload.zds.NodeSetup
-	9, // 7: istio.workload.zds.WorkloadResponse.ack:type_name -> istio.workload.zds.Ack
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0,  // 0: istio.workload.zds.ZdsHello.version:type_name -> istio.workload.zds.Version
+	2,  // 1: istio.workload.zds.AddWorkload.workload_info:type_name -> istio.workload.zds.WorkloadInfo
+	3,  // 2: istio.workload.zds.WorkloadRequest.add:type_name -> istio.workload.zds.AddWorkload
+	4,  // 3: istio.workload.zds.WorkloadRequest.del:type_name -> istio.workload.zds.DelWorkload
+	6,  // 4: istio.workload.zds.WorkloadRequest.snapshot_sent:type_name -> istio.workload.zds.SnapshotSent
+	5,  // 5: istio.workload.zds.WorkloadRequest.keep:type_name -> istio.workload.zds.KeepWorkload
+	8,  // 6: istio.workload.zds.WorkloadRequest.node_setup:type_name -> istio.workload.zds.NodeSetup
+	7,  // 7: istio.workload.zds.WorkloadRequest.return_workload:type_name -> istio.workload.zds.ReturnWorkload
+	10, // 8: istio.workload.zds.WorkloadResponse.ack:type_name -> istio.workload.zds.Ack
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_zds_proto_init() }
@@ -794,14 +873,15 @@ func file_zds_proto_init() {
 	if File_zds_proto != nil {
 		return
 	}
-	file_zds_proto_msgTypes[7].OneofWrappers = []any{
+	file_zds_proto_msgTypes[8].OneofWrappers = []any{
 		(*WorkloadRequest_Add)(nil),
 		(*WorkloadRequest_Del)(nil),
 		(*WorkloadRequest_SnapshotSent)(nil),
 		(*WorkloadRequest_Keep)(nil),
 		(*WorkloadRequest_NodeSetup)(nil),
+		(*WorkloadRequest_ReturnWorkload)(nil),
 	}
-	file_zds_proto_msgTypes[9].OneofWrappers = []any{
+	file_zds_proto_msgTypes[10].OneofWrappers = []any{
 		(*WorkloadResponse_Ack)(nil),
 	}
 	type x struct{}
@@ -810,7 +890,7 @@ func file_zds_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zds_proto_rawDesc), len(file_zds_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -136,3 +136,6 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	}
 	return certs, nil
 }
+
+// RootCerts are the certificates of Roots, parsed. The slice must not be modified.
+func (s *SVID) RootCerts() []*x509.Certificate { return s.roots }

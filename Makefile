@@ -1,0 +1,63 @@
+# `make help` lists the targets.
+export GOTOOLCHAIN := go1.26.11
+GO ?= go
+BIN := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 10m
+UNIT_FLAGS ?= -race -timeout 10m
+
+.DEFAULT_GOAL := help
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build every program into bin/
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+generate: ## regenerate protobuf and BPF code (needs protoc, clang, libbpf-dev)
+	$(GO) generate ./...
+
+check-generate: generate ## fail if generated code is not what the sources say
+	@git diff --exit-code -- '*.pb.go' '*_bpfel.go' '*_bpfeb.go' || { echo 'generated code is stale: run make generate and commit' >&2; exit 1; }
+
+lint: ## formatting, vet, staticcheck, and the rules of internal/archtest
+	@out=$$(gofmt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); [ -z "$$out" ] || { echo "gofmt would change:" $$out >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 ./internal/archtest
+
+test: test-unit test-scale test-root ## all tests; without root only those that need no privileges
+
+test-unit: ## unit tests with the race detector, no privileges needed
+	AMBIT_ROOT_TESTS=off $(GO) test $(UNIT_FLAGS) $$($(GO) list ./... | grep -v /test/scale)
+
+test-scale: build ## the control plane with 10,000 workloads, short forms, real programs on loopback
+	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m ./test/scale
+
+test-root: build ## tests in real namespaces with real BPF; needs root
+	@if [ "$$(id -u)" != 0 ]; then echo 'not root: the tests that need namespaces and BPF were not run (sudo make test-root)'; else \
+	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
+
+test-interop: build ## our tunnels against a Rust ztunnel named by ZTUNNEL_BIN, both ways; needs root
+	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
+	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
+
+soak: build ## the long forms of the tests (churn, certificates, policy), about 40 minutes; needs root
+	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
+
+fuzz: ## every fuzz target for FUZZTIME (10m)
+	@$(GO) list ./... | while read -r p; do \
+	$(GO) test -list '^Fuzz' "$$p" | grep '^Fuzz' | while read -r f; do \
+	echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$p" || exit 1; done || exit 1; done
+
+bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZTUNNEL_BIN; needs root
+	$(GO) run ./test/bench -out out/bench
+
+demo: build ## a mesh on this machine, claim by claim; needs root
+	$(BIN)/ambit lab demo
+
+clean: ## remove what the build made
+	rm -rf $(BIN) out

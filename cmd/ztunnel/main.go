@@ -1,0 +1,128 @@
+// Command ztunnel is the node proxy: `ztunnel capture` owns the redirection of the node's pods, `ztunnel proxy` moves
+// their bytes, `ztunnel unload` removes the redirection for good. Flags come first, then the environment variables of Istio's chart, then the defaults.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/ambit-mesh/ambit/ztunnel"
+)
+
+// version is set by the linker; without that it is the module's.
+var version string
+
+const usage = `usage: ztunnel capture|proxy|unload|version [flags]
+
+  capture   own the redirection of this node's pods and their listeners
+  proxy     carry the pods' traffic
+  unload    remove all that capture made on this node; pods leave the mesh
+  version   print the version
+
+"ztunnel capture -h" and "ztunnel proxy -h" list flags.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once (S1)
+	os.Exit(run(ctx, os.Args[1:], environment(os.Environ()), os.Stdout, os.Stderr))
+}
+
+// run is main without the process around it; it returns the exit status.
+func run(ctx context.Context, args []string, env env, stdout, stderr io.Writer) int {
+	verb := "proxy"
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	var err error
+	switch verb {
+	case "capture":
+		err = capture(ctx, args, env, stderr)
+	case "proxy":
+		err = proxy(ctx, args, env, stderr)
+	case "unload":
+		err = unload(args, env, stderr)
+	case "version":
+		fmt.Fprintln(stdout, programVersion())
+	case "help", "-h", "--help":
+		fmt.Fprint(stdout, usage)
+	default:
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintln(stderr, "ztunnel:", err)
+		return 2
+	case err != nil:
+		fmt.Fprintln(stderr, "ztunnel:", err)
+		return 1
+	}
+	return 0
+}
+
+// usageError is a flag or variable that makes no sense.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func capture(ctx context.Context, args []string, env env, stderr io.Writer) error {
+	cfg, log, err := captureConfig(args, env, stderr)
+	if err != nil {
+		return err
+	}
+	cfg.Logger = log.logger(stderr)
+	return ztunnel.RunCapture(ctx, cfg)
+}
+
+func unload(args []string, env env, stderr io.Writer) error {
+	cfg, _, err := captureConfig(args, env, stderr)
+	if err != nil {
+		return err
+	}
+	return ztunnel.Unload(cfg)
+}
+
+func proxy(ctx context.Context, args []string, env env, stderr io.Writer) error {
+	cfg, err := proxyConfig(args, env, stderr)
+	if err != nil {
+		return err
+	}
+	cfg.Version = programVersion()
+	return ztunnel.RunProxy(ctx, cfg)
+}
+
+// logFlags say how to log.
+type logFlags struct {
+	level string
+	json  bool
+}
+
+// logger writes to w at the first level that level names: what is meant for a scope alone is the telemetry's to apply.
+func (f logFlags) logger(w io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{Level: parseLevel(f.level)}
+	if f.json {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+func programVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}

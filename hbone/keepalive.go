@@ -1,0 +1,81 @@
+package hbone
+
+import (
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/loop"
+)
+
+// defaultTick is how often a connection without pings looks at itself.
+const defaultTick = 10 * time.Second
+
+func (c *conn) startTick() {
+	d := c.sh.keepAlive.Interval
+	if d < 0 {
+		d = defaultTick
+	}
+	c.l.Start(&c.tick, d, c)
+}
+
+// Expired implements loop.TimerHandler.
+func (c *conn) Expired(*loop.Timer) {
+	switch {
+	case c.lingering:
+		c.fd.Close()
+	case !c.dead:
+		c.lookAround(c.l.Now())
+		if !c.dead {
+			c.startTick()
+		}
+	}
+}
+
+// lookAround does all that depends on time. It is called every KeepAlive.Interval.
+func (c *conn) lookAround(now time.Duration) {
+	slow := c.sh.limits.SlowHeader
+	switch {
+	case !c.settled && now-c.born >= slow:
+		c.sendAway(connError(CodeSettingsTimeout, "no preface"))
+		return
+	case c.block.open && now-c.blockSince >= slow:
+		c.sendAway(connError(CodeEnhanceYourCalm, "slow header block"))
+		return
+	}
+	if !c.probe(now) {
+		return
+	}
+	if c.draining && !c.client && now > c.drainAt {
+		c.lastGoAway() // whether or not the PING has come back
+	}
+	if r := c.sh.retireBytes; r > 0 && c.tr.BytesSealed() >= r {
+		c.drain()
+	}
+	if idle := c.sh.idleTimeout; idle > 0 && len(c.streams) == 0 && now-c.idleSince >= idle {
+		c.drain()
+	}
+}
+
+// probe sends a PING if the peer has been silent, and gives it up if it stays so. Whatever arrives counts as life. It
+// reports whether the connection lives.
+func (c *conn) probe(now time.Duration) bool {
+	k := c.sh.keepAlive
+	if k.Interval < 0 {
+		return true
+	}
+	if c.pingAt != 0 && c.lastRead > c.pingAt {
+		c.pingAt = 0
+	}
+	switch {
+	case c.pingAt != 0 && now-c.pingAt >= k.Timeout:
+		if !c.client {
+			c.writeGoAway(c.lastPeer, CodeNo, "ping timeout")
+			c.flush()
+		}
+		c.die(ErrPingTimeout)
+		return false
+	case c.pingAt == 0 && now-c.lastRead >= k.Interval:
+		c.pingAt = now
+		c.writePing(pingProbe)
+	}
+	return true
+}

@@ -1,0 +1,118 @@
+package echo
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve starts a server on two loopback ports: one for everything, one that greets.
+func serve(t *testing.T) (all, greet string) {
+	t.Helper()
+	addrs := make([]string, 2)
+	for i := range addrs {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[i] = ln.Addr().String()
+		ln.Close()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { // ends with cancel
+		done <- Serve(ctx, ServerConfig{Addresses: addrs[:1], Greet: addrs[1:], Pod: "p", Namespace: "n"})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	for {
+		conn, err := net.Dial("tcp", addrs[0])
+		if err == nil {
+			conn.Close()
+			return addrs[0], addrs[1]
+		}
+		select {
+		case err := <-done:
+			t.Fatal(err)
+		default:
+		}
+	}
+}
+
+func TestOnePortSpeaksEverything(t *testing.T) {
+	addr, _ := serve(t)
+	for name, c := range map[string]struct {
+		cfg  ClientConfig
+		want []string
+	}{
+		"HTTP/1.1": {ClientConfig{URL: "http://" + addr + "/a?b=c", Header: http.Header{"X-Y": {"z"}}, Body: "hi", Method: "POST"},
+			[]string{"pod=p\n", "namespace=n\n", "method=POST\n", "path=/a?b=c\n", "proto=HTTP/1.1\n", "peer=127.0.0.1:", "local=" + addr, "header.X-Y=z\n", "body=2\nhi"}},
+		"HTTP/2": {ClientConfig{URL: "http://" + addr + "/", HTTP2: true}, []string{"proto=HTTP/2.0\n"}},
+		"gRPC":   {ClientConfig{URL: "grpc://" + addr, Body: "hello"}, []string{"method=POST\n", "path=/ambit.echo.v1.Echo/Echo\n", "hello"}},
+		"TCP":    {ClientConfig{URL: "tcp://" + addr}, []string{"pod=p namespace=n peer=127.0.0.1:"}},
+		"line":   {ClientConfig{URL: "tcp://" + addr, Body: "GETTING on"}, []string{"GETTING on\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.cfg.Count = 2
+			sum, err := Run(t.Context(), c.cfg)
+			if err != nil || sum.OK != 2 || sum.Failed != 0 {
+				t.Fatalf("got %+v, %v", sum, err)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(sum.First, w) {
+					t.Errorf("got %q, want %q in it", sum.First, w)
+				}
+			}
+		})
+	}
+}
+
+func TestTheGreetingComesFirst(t *testing.T) {
+	_, addr := serve(t)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	if line, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(line, "pod=p namespace=n peer="+conn.LocalAddr().String()) {
+		t.Errorf("got %q, %v", line, err)
+	}
+	if _, err := conn.Write([]byte("x\n")); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := r.ReadString('\n'); err != nil || line != "x\n" {
+		t.Errorf("got %q, %v, want the echo", line, err)
+	}
+}
+
+func TestFailuresAreCountedByCause(t *testing.T) {
+	addr, _ := serve(t)
+	sum, err := Run(t.Context(), ClientConfig{URL: "http://" + addr + "/status/503", Count: 3})
+	if err != nil || sum.OK != 0 || sum.Errors["status 503"] != 3 {
+		t.Errorf("got %+v, %v", sum, err)
+	}
+	sum, err = Run(t.Context(), ClientConfig{URL: "http://127.0.0.1:1/", Count: 2, Fresh: true})
+	if err != nil || sum.Errors["dial: connect: connection refused"] != 2 {
+		t.Errorf("got %+v, %v", sum, err)
+	}
+	if _, err := Run(t.Context(), ClientConfig{URL: "ftp://x"}); err == nil || !strings.Contains(err.Error(), "accepted: http, grpc, tcp") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDurationEndsARun(t *testing.T) {
+	addr, _ := serve(t)
+	sum, err := Run(t.Context(), ClientConfig{URL: "http://" + addr, Duration: 100 * time.Millisecond, Rate: 200, Parallel: 4})
+	if err != nil || sum.OK == 0 || sum.Failed > 0 {
+		t.Errorf("got %+v, %v", sum, err)
+	}
+}

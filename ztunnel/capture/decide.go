@@ -1,0 +1,86 @@
+package capture
+
+import (
+	"strings"
+
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
+)
+
+// Labels and annotations of Istio's ambient mode.
+const (
+	labelMode          = "istio.io/dataplane-mode"
+	modeAmbient        = "ambient"
+	modeNone           = "none"
+	annotationSidecar  = "sidecar.istio.io/status"
+	annotationBypass   = "ambient.istio.io/bypass-inbound-capture"
+	annotationReroute  = "istio.io/reroute-virtual-interfaces"
+	defaultExcluded    = "kube-system"
+	defaultSystem      = "istio-system"
+	labelApp           = "app"
+	ztunnelApp         = "ztunnel"
+	annotationTrueText = "true"
+)
+
+// Policy says which pods are never captured, whatever their labels.
+type Policy struct {
+	// ExcludeNamespaces are never captured. nil means kube-system.
+	ExcludeNamespaces []string
+	// SystemNamespace is where pods with the label app=ztunnel are proxies of the mesh themselves. "" means istio-system.
+	SystemNamespace string
+}
+
+// Decision is whether a pod is in the mesh, and why not, or what of its wishes is not met.
+type Decision struct {
+	Enrol  bool
+	Reason string
+}
+
+// Decide applies Istio's rules: host network and sidecars never, then excluded namespaces and our own pods, then the
+// labels of the pod and of its namespace.
+func (p Policy) Decide(pod *podsock.Pod) Decision {
+	if _, ok := pod.Annotations[annotationSidecar]; ok {
+		return Decision{Reason: "pod has a sidecar"}
+	}
+	if pod.HostNetwork {
+		return Decision{Reason: "pod uses the host's network"}
+	}
+	excluded := p.ExcludeNamespaces
+	if excluded == nil {
+		excluded = []string{defaultExcluded}
+	}
+	for _, ns := range excluded {
+		if ns == pod.Namespace {
+			return Decision{Reason: "namespace " + ns + " is excluded"}
+		}
+	}
+	system := p.SystemNamespace
+	if system == "" {
+		system = defaultSystem
+	}
+	if pod.Namespace == system && pod.Labels[labelApp] == ztunnelApp {
+		return Decision{Reason: "pod is a ztunnel"}
+	}
+	mode := pod.Labels[labelMode]
+	switch {
+	case mode == modeAmbient:
+	case mode == modeNone:
+		return Decision{Reason: "label " + labelMode + "=" + modeNone}
+	case pod.NamespaceLabels[labelMode] == modeAmbient:
+	default:
+		return Decision{Reason: "no label " + labelMode + "=" + modeAmbient}
+	}
+	return Decision{Enrol: true, Reason: unsupported(pod)}
+}
+
+// unsupported names the annotations that ask for less capture than there is. Such a pod is captured whole: its traffic
+// is under the mesh's policy at least as much as it wanted, never less.
+func unsupported(pod *podsock.Pod) string {
+	var s []string
+	if pod.Annotations[annotationBypass] == annotationTrueText {
+		s = append(s, annotationBypass+" is not supported: inbound traffic is captured too")
+	}
+	if pod.Annotations[annotationReroute] != "" {
+		s = append(s, annotationReroute+" is not supported: traffic that enters by other interfaces of the pod is not captured as outbound")
+	}
+	return strings.Join(s, "; ")
+}

@@ -1,0 +1,298 @@
+// Package capture decides which pods of a node are in the mesh, redirects their traffic, and owns what that takes: BPF
+// links and pins, the pods' listening sockets and their namespaces. It moves no bytes: that is the proxy's work, which
+// learns of the pods and gets their listeners over ZDS.
+//
+// What survives what:
+//
+//   - The proxy dies: connections wait in the backlog of the listeners, which capture holds too.
+//   - Capture dies: pins keep the redirection up, the proxy holds the listeners too and goes on accepting.
+//   - Capture starts again: it reads which pods there were from its run directory, finds their pins, and asks the proxy
+//     for the listeners. Whether a proxy has them it learns by trying to listen: the mesh's ports are not shared
+//     (no SO_REUSEPORT), so the kernel answers "in use" exactly as long as somebody holds them.
+//   - Both are gone: the BPF program finds no listener and refuses, so nothing is plaintext by accident.
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
+	"github.com/ambit-mesh/ambit/ztunnel/zds"
+)
+
+// States of a pod.
+const (
+	stateSkipped  = "skipped"
+	stateCaptured = "captured"
+	statePending  = "pending"
+	stateDraining = "draining"
+)
+
+const (
+	// ZDSSocket is the name of the socket in the run directory by which the proxy is told of pods.
+	ZDSSocket = "zds.sock"
+	// PodsSocket is the name of the socket in the run directory by which capture is told of pods.
+	PodsSocket = "pods.sock"
+
+	stateName = "pods"
+	lockName  = "capture.lock"
+
+	defaultRetry  = 5 * time.Second
+	defaultVerify = 30 * time.Second
+	parallel      = 8 // pods that are worked on at a time
+)
+
+// Config configures a Manager.
+type Config struct {
+	// RunDir is where the sockets and the state are. It must live as long as the pins. Mandatory.
+	RunDir string
+	// Kernel does the work on the node. Mandatory.
+	Kernel Kernel
+	// Setup is what proxies are told of the node. Its descriptor stays the caller's.
+	Setup zds.Setup
+	// Policy says which pods are never captured.
+	Policy Policy
+	// Retry is the pause between attempts to capture a pending pod, to notice that a namespace is gone and to clean up
+	// behind pods that left the mesh. 0 means 5 s.
+	Retry time.Duration
+	// Verify is the pause between checks of every pod's redirection. 0 means 30 s.
+	Verify time.Duration
+	// ProxyUID is the user that proxies run as. The zero value is root.
+	ProxyUID uint32
+	// Logger, nil for none.
+	Logger *slog.Logger
+}
+
+// Manager captures the pods of a node. It is safe for concurrent use.
+type Manager struct {
+	cfg   Config
+	log   *slog.Logger
+	zds   *zds.Server
+	store *store
+	kick  chan struct{} // asks for a round of retries now
+
+	started, stopped, repaired atomic.Uint64
+
+	mu   sync.Mutex
+	pods map[string]*pod // guarded by mu
+}
+
+// pod is a pod that a source told of.
+type pod struct {
+	op sync.Mutex // held over whole operations, one at a time; taken before Manager.mu
+
+	// written with op and Manager.mu held, so either is enough to read
+	spec     podsock.Pod
+	netns    zds.FileID // of the namespace that something was done to
+	dir      zds.FileID // of the directory of spec.Netns then
+	enrolled bool       // it is to be captured
+	reason   string
+	removed  bool // no longer in Manager.pods
+
+	// guarded by Manager.mu
+	files   zds.Files // open while captured; without listeners while they are missing or given up
+	missing bool      // the listeners are with a proxy, which is to return them
+	state   string
+	err     error
+}
+
+// New returns a Manager without pods; Run starts it.
+func New(cfg Config) (*Manager, error) {
+	if cfg.Retry == 0 {
+		cfg.Retry = defaultRetry
+	}
+	if cfg.Verify == 0 {
+		cfg.Verify = defaultVerify
+	}
+	m := &Manager{cfg: cfg, log: cfg.Logger, pods: map[string]*pod{}, kick: make(chan struct{}, 1)}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if m.store, err = openStore(filepath.Join(cfg.RunDir, stateName)); err != nil {
+		return nil, err
+	}
+	m.zds = zds.NewServer(zds.ServerConfig{
+		Path: filepath.Join(cfg.RunDir, ZDSSocket), Source: m, Setup: cfg.Setup, UID: cfg.ProxyUID,
+		Logger: m.log,
+	})
+	return m, nil
+}
+
+// Run waits for a predecessor to end, takes over what it left, opens the sockets and works until ctx is done; then it
+// returns nil. Pods stay captured.
+func (m *Manager) Run(ctx context.Context) error {
+	unlock, err := lock(ctx, m.log, filepath.Join(m.cfg.RunDir, lockName))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer unlock()
+	m.recover(ctx)
+	defer m.closeFiles()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.zds.Run(ctx) })
+	g.Go(func() error { return m.serveSocket(ctx, filepath.Join(m.cfg.RunDir, PodsSocket)) })
+	g.Go(func() error { m.rounds(ctx); return nil })
+	return g.Wait()
+}
+
+// Proxies returns how many proxies are connected.
+func (m *Manager) Proxies() int { return m.zds.Proxies() }
+
+// Set is told of a pod, new or changed, and captures it, leaves it alone, or lets it out of the mesh. It blocks until
+// that is done: a captured pod has its redirection in place and the newest proxy, if one is connected, serves it. On
+// error the pod is pending and tried again; it is never left open where it was captured before. A namespace or addresses
+// that are not given are the known ones.
+func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, error) {
+	if !validUID(spec.UID) {
+		return podsock.Result{}, refuse("pod uid %q is not 1 to %d printable characters", spec.UID, maxUID)
+	}
+	p := m.take(spec.UID)
+	defer p.op.Unlock()
+	d := m.cfg.Policy.Decide(spec)
+	m.mu.Lock()
+	old := p.spec
+	p.spec, p.reason = *spec, d.Reason
+	if p.spec.Netns == "" {
+		p.spec.Netns = old.Netns
+	}
+	if len(p.spec.Addresses) == 0 {
+		p.spec.Addresses = old.Addresses
+	}
+	m.mu.Unlock()
+	if d.Enrol {
+		err := m.enrol(ctx, p, inUseWait)
+		m.note(p, err)
+		return podsock.Result{Result: podsock.Captured, Reason: d.Reason}, err
+	}
+	return podsock.Result{Result: podsock.Skipped, Reason: d.Reason}, m.leave(ctx, p)
+}
+
+// Remove is told that a pod is gone. It blocks until nothing of it remains here and the proxies know. Unknown pods are no
+// error.
+func (m *Manager) Remove(ctx context.Context, uid string) error {
+	m.mu.Lock()
+	p := m.pods[uid]
+	m.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	if p.removed {
+		return nil
+	}
+	if err := m.discard(ctx, p); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.removed = true
+	delete(m.pods, uid)
+	return nil
+}
+
+// List returns all pods in the order of their UIDs.
+func (m *Manager) List() []podsock.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]podsock.State, 0, len(m.pods))
+	for uid, p := range m.pods {
+		s := podsock.State{
+			UID: uid, Namespace: p.spec.Namespace, Name: p.spec.Name, Netns: p.spec.Netns, Addresses: p.spec.Addresses,
+			State: p.state, Reason: p.reason,
+		}
+		if p.err != nil {
+			s.Error = p.err.Error()
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b podsock.State) int { return strings.Compare(a.UID, b.UID) })
+	return out
+}
+
+// take returns the pod with op held, new if it was not known.
+func (m *Manager) take(uid string) *pod {
+	for {
+		m.mu.Lock()
+		p := m.pods[uid]
+		if p == nil {
+			p = &pod{state: stateSkipped, spec: podsock.Pod{UID: uid}}
+			m.pods[uid] = p
+		}
+		m.mu.Unlock()
+		p.op.Lock()
+		if !p.removed {
+			return p
+		}
+		p.op.Unlock()
+	}
+}
+
+func (m *Manager) stateOf(p *pod) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return p.state
+}
+
+// filesOf returns the descriptors, which stay the pod's: they are only closed with p.op held, as it must be here.
+func (m *Manager) filesOf(p *pod) zds.Files {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return p.files
+}
+
+// note writes the outcome of an enrolment down. p.op is held.
+func (m *Manager) note(p *pod, err error) {
+	m.mu.Lock()
+	old, oldErr, missing := p.state, p.err, p.missing
+	p.state, p.err = stateCaptured, err
+	if err != nil {
+		p.state = statePending
+	}
+	m.mu.Unlock()
+	log := m.log.With("pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID)
+	switch {
+	case missing && errors.Is(err, ErrInUse):
+		log.Info("pod waits for the proxy to return its listeners")
+	case err != nil && (oldErr == nil || oldErr.Error() != err.Error()):
+		log.Warn("pod not captured", "err", err)
+	case err == nil && old != stateCaptured:
+		m.started.Add(1)
+		log.Info("pod captured", "note", p.reason)
+	}
+}
+
+// closeFiles closes all descriptors at the end. Pins stay.
+func (m *Manager) closeFiles() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.pods {
+		p.files.Close()
+	}
+}
+
+// refusal is an error that the same request will meet again.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+func refuse(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+
+func isRefusal(err error) bool {
+	var r refusal
+	return errors.As(err, &r)
+}

@@ -1,0 +1,52 @@
+package capture
+
+import (
+	"fmt"
+	"net/http"
+)
+
+// Stats counts a Manager's pods.
+type Stats struct {
+	// Active pods are captured, Pending ones should be and cannot, Draining ones left the mesh with connections open.
+	Active, Pending, Draining int
+	// Started and Stopped count captures and their ends, Repaired damaged redirections, since the start.
+	Started, Stopped, Repaired uint64
+}
+
+// Stats returns the counts.
+func (m *Manager) Stats() Stats {
+	s := Stats{Started: m.started.Load(), Stopped: m.stopped.Load(), Repaired: m.repaired.Load()}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.pods {
+		switch p.state {
+		case stateCaptured:
+			s.Active++
+		case statePending:
+			s.Pending++
+		case stateDraining:
+			s.Draining++
+		}
+	}
+	return s
+}
+
+// ServeMetrics answers with the counts in Prometheus' text format, under ztunnel's names.
+func (m *Manager) ServeMetrics(w http.ResponseWriter, _ *http.Request) {
+	s := m.Stats()
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	for _, x := range []struct {
+		name, kind, help string
+		value            uint64
+	}{
+		{"workload_manager_active_proxy_count", "gauge", "Pods that are captured.", uint64(s.Active)},
+		{"workload_manager_pending_proxy_count", "gauge", "Pods that should be captured and cannot be.", uint64(s.Pending)},
+		{"workload_manager_draining_proxy_count", "gauge", "Pods that left the mesh and have connections.", uint64(s.Draining)},
+		{"workload_manager_proxies_started_total", "counter", "Pods captured.", s.Started},
+		{"workload_manager_proxies_stopped_total", "counter", "Captures ended.", s.Stopped},
+		{"workload_manager_repairs_total", "counter", "Damaged redirections repaired.", s.Repaired},
+		{"workload_manager_connected_proxies", "gauge", "Proxies connected.", uint64(m.Proxies())},
+	} {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", x.name, x.help, x.name, x.kind, x.name, x.value)
+	}
+}

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/loop"
+)
+
+// acceptBudget is the number of connections taken from one listener before others have their turn.
+const acceptBudget = 64
+
+// shedPause is how long a listener rests after the process ran out of descriptors.
+const shedPause = 50 * time.Millisecond
+
+// acceptor takes the connections of one listener of one pod.
+type acceptor struct {
+	w     *worker
+	pod   *Pod
+	fd    loop.FD
+	pause loop.Timer
+	take  func(w *worker, pod *Pod, fd int, peer, local netip.AddrPort)
+}
+
+// startAccepting registers the pod's listeners. The loop works on duplicates, so that they stay the pod's.
+func (w *worker) startAccepting(pod *Pod) error {
+	for _, l := range []struct {
+		fd   int
+		take func(*worker, *Pod, int, netip.AddrPort, netip.AddrPort)
+	}{
+		{pod.outbound, (*worker).takeOutbound},
+		{pod.plaintext, (*worker).takePlaintext},
+		{pod.hbone, (*worker).takeTunnel},
+	} {
+		a := &acceptor{w: w, pod: pod, take: l.take}
+		fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err == nil {
+			err = unix.SetNonblock(fd, true)
+			if err == nil {
+				err = w.loop.Register(&a.fd, fd, a)
+			}
+			if err != nil {
+				unix.Close(fd)
+			}
+		}
+		if err != nil {
+			w.stopAccepting(pod)
+			return err
+		}
+		w.acceptors[pod] = append(w.acceptors[pod], a)
+		a.fd.Wake() // what came before is in the queue already
+	}
+	return nil
+}
+
+// acceptRest takes what waits in the pod's queues now.
+func (w *worker) acceptRest(pod *Pod) {
+	for _, a := range w.acceptors[pod] {
+		a.fd.Wake()
+		a.Ready(&a.fd)
+	}
+}
+
+// stopAccepting leaves the pod's queues to others.
+func (w *worker) stopAccepting(pod *Pod) {
+	for _, a := range w.acceptors[pod] {
+		a.pause.Stop()
+		a.fd.Close()
+	}
+	delete(w.acceptors, pod)
+}
+
+// Ready implements loop.Handler.
+func (a *acceptor) Ready(*loop.FD) {
+	for range acceptBudget {
+		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EAGAIN):
+			return
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+			a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
+			a.w.loop.Start(&a.pause, shedPause, a)
+			return
+		default: // the peer is gone again: ECONNABORTED and the like
+			continue
+		}
+		local, err := localAddr(fd)
+		peer := addrPort(sa)
+		if err != nil || !peer.IsValid() {
+			unix.Close(fd)
+			continue
+		}
+		if w := a.w.p.assign(); w == a.w {
+			a.take(w, a.pod, fd, peer, local)
+		} else {
+			pod, take := a.pod, a.take
+			w.loop.Inject(func() { take(w, pod, fd, peer, local) })
+		}
+	}
+	a.fd.Wake()
+}
+
+// Expired implements loop.TimerHandler: the pause is over.
+func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
+
+// localAddr is the address that the connection was made to: with our redirection, the original destination.
+func localAddr(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return addrPort(sa), nil
+}
+
+// addrPort converts a socket address; v4-mapped addresses become IPv4 (P8).
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// sockaddr is the inverse, for a socket of the family that ap has.
+func sockaddr(ap netip.AddrPort) unix.Sockaddr {
+	if ap.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
+}
+
+// tune sets what every connection has: no delay, and keepalive unless it is off (1.3).
+func (p *Proxy) tune(fd int) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if k := int(p.cfg.Keepalive / time.Second); k > 0 {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, k)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, k)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9)
+	}
+}

@@ -1,0 +1,265 @@
+package proxy
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/rbac"
+)
+
+// outbound is a connection that a pod's application made. Its life: routed (perhaps after a wait for the pod's record),
+// then opened as a tunnel stream, a plain connection or a connection into a pod of this node, then joined, then over.
+type outbound struct {
+	flow
+	app  loop.FD
+	wait loop.Timer // for the pod's record
+	up   dial       // plain and same-node
+	dest *inPod     // same-node: what the destination reports
+	join *loop.Join
+	st   *hbone.Stream
+
+	decision Decision
+}
+
+// takeOutbound begins with an accepted connection. Descriptor fd is taken over.
+func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
+	o := &outbound{}
+	if err := w.loop.Register(&o.app, fd, o); err != nil {
+		unix.Close(fd)
+		return
+	}
+	w.p.tune(fd)
+	o.peer, o.orig = peer, orig
+	o.begin(w, pod, o, outboundDir)
+	o.route()
+}
+
+// route decides where to go, or waits for the pod's record.
+func (o *outbound) route() {
+	w := o.w
+	v, _ := w.views()
+	o.source = w.p.record(o.pod, v)
+	if o.source == nil {
+		w.park(o)
+		if !o.wait.Running() {
+			w.loop.Start(&o.wait, w.p.cfg.WorkloadWait, o)
+		}
+		return
+	}
+	o.wait.Stop()
+	o.sourceID = o.source.ID
+	var err error
+	o.decision, err = Route(v, Query{Source: o.source, Peer: o.peer.Addr(), Dst: o.orig, Network: w.p.cfg.Network, Rand: w.rand})
+	if err != nil {
+		o.fail(err)
+		return
+	}
+	o.destination, o.service = o.decision.Workload, o.decision.Service
+	if o.decision.Resolve != "" {
+		o.resolve()
+		return
+	}
+	o.open()
+}
+
+// open carries the decision out.
+func (o *outbound) open() {
+	d := &o.decision
+	o.actual, o.authority = d.Dial, d.Authority()
+	switch d.Protocol {
+	case TCP:
+		o.security = plaintext
+		o.openPlain()
+	case HBONE:
+		if pod := o.sameNode(); pod != nil {
+			o.openSameNode(pod)
+			return
+		}
+		o.security = mutualTLS
+		if o.destination != nil {
+			o.destinationID = o.destination.ID
+		}
+		o.openTunnel()
+	default:
+		o.fail(errUnsupported)
+	}
+}
+
+// resolve asks DNS for the destination's address on a goroutine (O22) and then goes on.
+func (o *outbound) resolve() {
+	w, host := o.w, o.decision.Resolve
+	w.p.goHelper(func() {
+		ip, err := w.p.lookup(host, o.orig.Addr().Is4())
+		w.loop.Inject(func() {
+			switch {
+			case !o.listed:
+			case err != nil:
+				o.fail(err)
+			default:
+				o.decision = o.decision.Resolved(ip)
+				o.open()
+			}
+		})
+	})
+}
+
+// retry implements parked.
+func (o *outbound) retry() { o.route() }
+
+// Expired implements loop.TimerHandler: the pod's record did not come in time.
+func (o *outbound) Expired(*loop.Timer) {
+	o.w.unpark(o)
+	o.fail(errUnknownWorkload)
+}
+
+// Ready implements loop.Handler while the application's socket waits for the other side: only a reset counts, what the
+// application sent stays in the kernel.
+func (o *outbound) Ready(*loop.FD) {
+	if err := o.app.Failed(); err != nil {
+		o.fail(clientGoneError{err})
+	}
+}
+
+// openPlain dials the destination without a tunnel.
+func (o *outbound) openPlain() {
+	o.rec.open(&o.flow)
+	fd, err := o.w.p.sock().Upstream(o.pod, o.actual)
+	if err != nil {
+		o.fail(connectError{addr: o.actual, err: err})
+		return
+	}
+	o.up.start(o.w, fd, o)
+}
+
+// dialed implements dialHandler.
+func (o *outbound) dialed(err error) {
+	if !o.listed {
+		o.up.abandon()
+		return
+	}
+	if err != nil {
+		o.fail(connectError{addr: o.actual, err: err})
+		return
+	}
+	o.join = loop.NewJoin(&o.app, &o.up.fd, nil, o)
+}
+
+// Joined implements loop.JoinHandler.
+func (o *outbound) Joined(r loop.JoinResult) { o.finishBoth(copyError(r.Err), r.AtoB, r.BtoA) }
+
+// openTunnel opens a stream on a tunnel to the decided peer.
+func (o *outbound) openTunnel() {
+	o.rec.open(&o.flow)
+	d := &o.decision
+	key := hbone.Key{Source: o.sourceID.String(), Dest: d.Expect.Key, Addr: d.Dial, SourceIP: o.peer.Addr()}
+	t := &peerSpec{pod: o.pod, source: o.sourceID, expect: d.Expect.IDs}
+	o.w.pool.Open(key, t, o.request(), o)
+}
+
+// request is the CONNECT (H12, H13).
+func (o *outbound) request() *hbone.Request {
+	host := ""
+	if o.service != nil {
+		host = o.service.Hostname
+	}
+	baggage := BaggageOf(o.source)
+	return &hbone.Request{
+		Authority: o.authority,
+		Header: []hbone.HeaderField{
+			{Name: HeaderBaggage, Value: baggage.String()},
+			{Name: HeaderForwarded, Value: string(AppendForwarded(nil, o.peer, host))},
+			{Name: HeaderTraceparent, Value: string(AppendTraceparent(nil, o.w.rand))},
+		},
+	}
+}
+
+// StreamOpened implements hbone.OpenHandler.
+func (o *outbound) StreamOpened(st *hbone.Stream, _ *hbone.Response) {
+	if !o.listed {
+		st.Reset(hbone.CodeCancel)
+		return
+	}
+	o.st = st
+	st.Join(&o.app, streamJoin{o})
+}
+
+// StreamFailed implements hbone.OpenHandler.
+func (o *outbound) StreamFailed(err error) {
+	if o.listed {
+		o.fail(tunnelError{addr: o.actual, err: err})
+	}
+}
+
+// streamJoin keeps the two kinds of Joined apart.
+type streamJoin struct{ o *outbound }
+
+// Joined implements hbone.JoinHandler.
+func (s streamJoin) Joined(r hbone.JoinResult) { s.o.finish(copyError(r.Err), r.Sent, r.Received) }
+
+// sameNode is the pod of this node that the connection goes to, if it may be entered directly: the decision names a
+// workload of this node and no waypoint is asked for.
+func (o *outbound) sameNode() *Pod {
+	p, d := o.w.p, &o.decision
+	if p.cfg.SameNode != SameNodeDirect || d.Waypoint || d.Workload == nil || d.Workload.Node != p.cfg.Node || d.Workload.Node == "" {
+		return nil
+	}
+	return p.pods.Load().local(d.Workload, d.Target.Addr())
+}
+
+// openSameNode checks the destination's policy with the source that this node vouches for, and dials its application.
+func (o *outbound) openSameNode(pod *Pod) {
+	o.security = sameNode
+	o.authority = ""
+	o.actual = o.decision.Target
+	o.destinationID = o.destination.ID
+	o.rec.open(&o.flow)
+	o.dest = newInPod(o, pod)
+	attrs := rbac.Attributes{Source: o.sourceID, SourceIP: o.peer.Addr(), Dest: o.actual}
+	if err := o.dest.admit(attrs); err != nil {
+		o.fail(err)
+		return
+	}
+	fd, err := o.w.p.sock().App(pod, o.peer.Addr(), o.actual)
+	if err != nil {
+		o.fail(connectError{addr: o.actual, err: err})
+		return
+	}
+	o.up.start(o.w, fd, o)
+}
+
+// Abort implements loop.Aborter.
+func (o *outbound) Abort(err error) { o.fail(err) }
+
+// cut implements cutter.
+func (o *outbound) cut(err error) { o.fail(err) }
+
+// fail ends the connection in whatever state it is. The application sees a reset, never a FIN that it could take for
+// the end of an answer.
+func (o *outbound) fail(err error) {
+	if !o.listed {
+		return
+	}
+	switch {
+	case o.join != nil:
+		o.join.Abort(err)
+		return
+	case o.st != nil:
+		o.st.Cut(hbone.CodeCancel, err)
+		return
+	}
+	o.w.unpark(o)
+	o.wait.Stop()
+	o.up.abandon()
+	o.app.Reset()
+	o.finishBoth(err, 0, 0)
+}
+
+// finishBoth reports the connection, and for one inside this node its other end too.
+func (o *outbound) finishBoth(err error, sent, received int64) {
+	if o.finish(err, sent, received) && o.dest != nil {
+		o.dest.over(err, sent, received)
+	}
+}

@@ -1,0 +1,128 @@
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+
+	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+// worker is one event loop with what is bound to it: the tunnels, the connections, the listeners. All fields are the
+// loop's unless said otherwise.
+type worker struct {
+	// immutable
+	p    *Proxy
+	id   int
+	loop *loop.Loop
+	rand *rand.Rand
+
+	pool   *hbone.Pool
+	server *hbone.Server
+	// flows are all connections, a list through flow.prev and next.
+	flows flowList
+	// parked wait for a change of the workload table.
+	parked []parked
+	// guards hold, for each pod with inbound connections here, its policy and those connections.
+	guards    map[*Pod]*guard
+	acceptors map[*Pod][]*acceptor
+
+	// any goroutine
+	open   atomic.Int32
+	nudged atomic.Bool
+}
+
+// parked is a connection that waits for the workload table to change.
+type parked interface {
+	retry()
+}
+
+func newWorker(p *Proxy, id int) (*worker, error) {
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}}
+	pc := p.cfg.Pool
+	pc.Dial = w.dialTunnel
+	w.pool = hbone.NewPool(l, pc)
+	sc := p.cfg.Server
+	sc.Handler = inboundHandler{w}
+	w.server = hbone.NewServer(l, sc)
+	return w, nil
+}
+
+// nudge has changed run soon on the loop, once for any number of calls. Any goroutine.
+func (w *worker) nudge() {
+	if !w.nudged.Swap(true) {
+		w.loop.Inject(w.changed)
+	}
+}
+
+// changed runs after the workload or policy table was replaced.
+func (w *worker) changed() {
+	w.nudged.Store(false)
+	waiting := w.parked
+	w.parked = nil
+	for _, x := range waiting {
+		x.retry()
+	}
+	for pod, g := range w.guards {
+		if g.refresh(pod) {
+			g.recheck()
+		}
+		if g.conns.empty() && w.p.pods.Load().byUID[pod.UID] != pod {
+			delete(w.guards, pod)
+		}
+	}
+}
+
+// park keeps x until the next change; unpark forgets it.
+func (w *worker) park(x parked) { w.parked = append(w.parked, x) }
+
+func (w *worker) unpark(x parked) {
+	for i, y := range w.parked {
+		if x == y {
+			w.parked[i] = w.parked[len(w.parked)-1]
+			w.parked = w.parked[:len(w.parked)-1]
+			return
+		}
+	}
+}
+
+func (w *worker) views() (*workload.View, *rbac.View) {
+	return w.p.cfg.Workloads.View(), w.p.cfg.Policies.View()
+}
+
+// drain stops accepting and asks the peers to leave.
+func (w *worker) drain() {
+	for pod := range w.acceptors {
+		w.stopAccepting(pod)
+	}
+	w.server.Drain()
+	w.pool.Drain()
+}
+
+// cutAll ends every connection.
+func (w *worker) cutAll() {
+	for f := w.flows.head; f != nil; {
+		next := f.next
+		f.end.cut(errDrained)
+		f = next
+	}
+}
+
+// cutPod ends every connection of a pod that is gone (S3).
+func (w *worker) cutPod(pod *Pod) {
+	for f := w.flows.head; f != nil; {
+		next := f.next
+		if f.pod == pod {
+			f.end.cut(errPodGone)
+		}
+		f = next
+	}
+	delete(w.guards, pod)
+}

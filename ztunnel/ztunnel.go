@@ -1,0 +1,98 @@
+// Package ztunnel composes the node proxy of its parts. It is two processes: RunCapture owns the redirection of the node's
+// pods and their listeners, RunProxy carries their traffic; they talk ZDS.
+package ztunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/capture"
+	"github.com/ambit-mesh/ambit/ztunnel/zds"
+)
+
+// RunCapture owns the redirection of a node until ctx is done; then it returns nil and leaves pods captured. It must run
+// in the node's network namespace, as root.
+func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
+	if cfg.RunDir == "" || cfg.PinDir == "" {
+		return errors.New("capture without run directory or pin directory")
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	node, err := redirect.Open(redirect.Config{
+		PinDir: cfg.PinDir, Cgroup: cfg.Cgroup, Mark: cfg.Mark, Mask: cfg.Mask, Table: cfg.Table, Priority: cfg.Priority,
+		AppPorts: redirect.PortRange{First: cfg.AppPortMin, Last: cfg.AppPortMax}, Logger: log,
+	})
+	if err != nil {
+		return fmt.Errorf("open redirection: %w", err)
+	}
+	defer func() { err = errors.Join(err, node.Close()) }()
+	kernel, err := capture.NewKernel(node)
+	if err != nil {
+		return err
+	}
+	exempt, err := unix.FcntlInt(uintptr(node.ExemptFD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicate map descriptor: %w", err)
+	}
+	setup := zds.Setup{AppPortMin: node.AppPorts().First, AppPortMax: node.AppPorts().Last, Exempt: zds.NewFile(exempt)}
+	setup.Mark, setup.Mask = node.Mark()
+	defer setup.Exempt.Close()
+	m, err := capture.New(capture.Config{
+		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.Run(ctx) })
+	if cfg.MetricsAddress != "" {
+		g.Go(func() error { return serveMetrics(ctx, cfg.MetricsAddress, http.HandlerFunc(m.ServeMetrics)) })
+	}
+	return g.Wait()
+}
+
+// Unload removes every trace of capture from the node: pods leave the mesh at once, and connections that the proxy carries
+// into applications are cut. No capture may run on the node; Unload refuses if one does.
+func Unload(cfg CaptureConfig) error {
+	forget, err := capture.Forget(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	if err := redirect.Unload(cfg.PinDir); err != nil {
+		return err
+	}
+	return forget()
+}
+
+// serveMetrics serves h at /metrics until ctx is done.
+func serveMetrics(ctx context.Context, address string, h http.Handler) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen for metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", h)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
