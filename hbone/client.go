@@ -23,7 +23,7 @@ func (p *Pool) attach(e *entry, fd int, tc *looptls.Conn) (*clientConn, error) {
 	tuneSocket(fd)
 	tc.Attach(f)
 	c.init(p.l, &p.sh, c, true, tc)
-	c.fd = f
+	c.fd, c.tc = f, tc
 	f.Wake() // input may have come before it was registered
 	return c, nil
 }

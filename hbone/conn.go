@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/looptls"
 )
 
 const (
@@ -20,9 +21,11 @@ const (
 	smallFrame = 8 << 10
 	// maxBatch is the size at which a batch is written before the turn's end.
 	maxBatch = 64 << 10
-	// lingerTime is how long a connection is read, and the bytes dropped, after an error's GOAWAY: a close with unread
-	// input would have the kernel send a RST that can overtake it.
-	lingerTime = time.Second
+	// A connection that we end is read on for a while, and the bytes dropped: a close with unread input, or input that comes
+	// after it, would have the kernel send a RST and forget what it has not delivered yet. lingerBad is for peers that broke a
+	// rule, lingerGood for those whose last stream's data may still be on its way.
+	lingerBad  = time.Second
+	lingerGood = 15 * time.Second
 )
 
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, maxBatch+smallFrame+frameHeaderLen); return &b }}
@@ -68,6 +71,7 @@ type conn struct {
 	client bool
 	fd     *loop.FD
 	tr     transport
+	tc     *looptls.Conn      // tr, but for tests
 	feeder func([]byte) error // c.feed
 
 	// reading
@@ -110,6 +114,7 @@ type conn struct {
 	idleSince  time.Duration
 	drainAt    time.Duration
 	draining   bool   // we have sent GOAWAY
+	drainAcks  uint8  // answers to the PINGs behind it
 	lastSent   bool   // ... with the final stream id (servers)
 	lastTaken  uint32 // that id
 	peerGone   bool   // the peer has sent GOAWAY
@@ -342,6 +347,9 @@ func (c *conn) remove(s *Stream) {
 	}
 }
 
+// Abort implements loop.Aborter: a panic of ours costs this connection.
+func (c *conn) Abort(err error) { c.die(err) }
+
 // die ends the connection without a word.
 func (c *conn) die(err error) {
 	if c.dead {
@@ -376,6 +384,11 @@ func (c *conn) sendAway(e *ConnError) {
 	if c.dead {
 		return
 	}
+	c.linger(e, lingerBad)
+}
+
+// linger ends the connection with close_notify and FIN, and reads it until the peer closes too or the time is over.
+func (c *conn) linger(err error, d time.Duration) {
 	c.tr.CloseNotify()
 	c.dead = true
 	if c.tr.Queued() > 0 || c.fd.CloseWrite() != nil {
@@ -383,10 +396,10 @@ func (c *conn) sendAway(e *ConnError) {
 		c.fd.Close()
 	} else {
 		c.lingering = true
-		c.l.Start(&c.tick, lingerTime, c)
+		c.l.Start(&c.tick, d, c)
 		c.fd.Wake()
 	}
-	c.endStreams(e)
+	c.endStreams(err)
 }
 
 // discard drops what still arrives.
@@ -406,9 +419,7 @@ func (c *conn) discard() {
 // bye ends the connection in good order, when nothing is queued.
 func (c *conn) bye() {
 	c.flush()
-	if c.dead {
-		return
+	if !c.dead {
+		c.linger(errConnClosed, lingerGood)
 	}
-	c.tr.CloseNotify()
-	c.die(errConnClosed)
 }

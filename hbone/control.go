@@ -116,8 +116,8 @@ func (c *conn) onReset(code ErrCode) error {
 		return nil
 	}
 	var err error
-	if !c.client && s.sent+s.received == 0 && !s.sentEnd {
-		err = c.spend(&c.limits.resets, 1, "streams reset before use")
+	if !c.client && !s.answered {
+		err = c.spend(&c.limits.resets, 1, "streams reset before their answer")
 	}
 	s.peerReset(code)
 	return err

@@ -44,7 +44,6 @@ type rig struct {
 	l    *loop.Loop
 	c    *conn
 	tr   *fake
-	dec  *hpack.Decoder
 	enc  *hpack.Encoder
 	ebuf bytes.Buffer
 	fr   *http2.Framer // reads c's output

@@ -8,6 +8,8 @@
 // Server per loop; they share nothing. What needs a goroutine (dialling, handshakes, code that wants a net.Conn) comes in
 // by closures: PoolConfig.Dial answers from any goroutine, and Stream.NetConn gives a connection for goroutines.
 //
+// Close the Pool and the Server before their loop ends: streams are told only by a loop that runs.
+//
 // Callbacks (Handler, OpenHandler, JoinHandler) are never made from inside the call that caused them, nor while bytes of
 // a connection are being parsed: a connection gathers what it has to tell and tells it at the end of the turn. So a
 // callback may call anything.

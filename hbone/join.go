@@ -31,7 +31,7 @@ type JoinHandler interface {
 }
 
 // Join relays between the stream and an application's TCP socket until both directions have ended. It takes over app,
-// which must belong to the stream's loop. END_STREAM becomes FIN and FIN becomes END_STREAM, each leaving the other
+// which must be connected and belong to the stream's loop. END_STREAM becomes FIN and FIN becomes END_STREAM, each leaving the other
 // direction open; RST_STREAM, or the end of the connection, becomes RST; RST becomes RST_STREAM, CANCEL from a client and
 // CONNECT_ERROR from a server. Nothing is sent to the peer before the stream has been accepted.
 func (s *Stream) Join(app *loop.FD, done JoinHandler) {

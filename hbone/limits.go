@@ -14,7 +14,7 @@ type Limits struct {
 	// TotalBufferedBytes is the same for all connections of the Pool or Server. Default 256 MiB.
 	TotalBufferedBytes int
 	// Resets is how many streams in a row a peer may waste, and ResetsPerSecond how fast that is forgotten: streams that it
-	// reset before a byte was carried, and streams that we reset because it broke a rule (rapid reset, CVE-2023-44487, and
+	// reset before they were answered, and streams that we reset because it broke a rule (rapid reset, CVE-2023-44487, and
 	// "made you reset", CVE-2025-8671). Defaults 1000 and 200.
 	Resets, ResetsPerSecond int
 	// Control is the same for frames that cost us work and carry nothing: PING, PRIORITY, empty DATA, unknown types, frames

@@ -31,6 +31,7 @@ type NetConn struct {
 	in, out  loop.Queue
 	freed    int  // read, and the loop not told
 	visiting bool // a visit of the loop is under way
+	call     bool // ... or has to be asked for by unlock
 	recvEnd  bool
 	noWrite  bool // CloseWrite or Close was called
 	closed   bool
@@ -68,7 +69,7 @@ func (s *Stream) NetConn() *NetConn {
 // Read implements net.Conn.
 func (n *NetConn) Read(p []byte) (int, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.unlock()
 	for n.in.Len() == 0 {
 		switch {
 		case n.closed:
@@ -95,7 +96,7 @@ func (n *NetConn) Read(p []byte) (int, error) {
 // Write implements net.Conn. It returns when the bytes are in the connection's buffer of 256 KiB.
 func (n *NetConn) Write(p []byte) (int, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.unlock()
 	done := 0
 	for done < len(p) {
 		switch {
@@ -105,6 +106,10 @@ func (n *NetConn) Write(p []byte) (int, error) {
 			return done, n.err
 		case n.wr.passed():
 			return done, os.ErrDeadlineExceeded
+		case n.out.Len() >= netConnOut && n.call:
+			n.unlock()
+			n.mu.Lock()
+			continue
 		case n.out.Len() >= netConnOut:
 			n.cond.Wait()
 			continue
@@ -120,7 +125,7 @@ func (n *NetConn) Write(p []byte) (int, error) {
 // CloseWrite ends this direction with END_STREAM, behind what was written.
 func (n *NetConn) CloseWrite() error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.unlock()
 	n.noWrite = true
 	n.callLoop()
 	n.cond.Broadcast()
@@ -131,17 +136,27 @@ func (n *NetConn) CloseWrite() error {
 // anything that was not read.
 func (n *NetConn) Close() error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.unlock()
 	n.noWrite, n.closed = true, true
 	n.callLoop()
 	n.cond.Broadcast()
 	return nil
 }
 
-// callLoop has the loop look at the connection. mu is held.
+// callLoop has the loop look at the connection, once mu is unlocked by unlock.
 func (n *NetConn) callLoop() {
 	if !n.visiting {
-		n.visiting = true
+		n.visiting, n.call = true, true
+	}
+}
+
+// unlock unlocks mu and asks for a visit if there is to be one. It is not asked for under mu: a loop that has ended runs
+// what is injected at once.
+func (n *NetConn) unlock() {
+	call := n.call
+	n.call = false
+	n.mu.Unlock()
+	if call {
 		n.l.Inject(n.visitFn)
 	}
 }

@@ -157,6 +157,29 @@ func TestACanceledRequestResetsItsStream(t *testing.T) {
 
 var asked = make(chan *hbone.Stream, 1)
 
+func TestANetConnWhoseLoopHasEndedDoesNotDeadlock(t *testing.T) {
+	var wg sync.WaitGroup
+	var c *hbone.NetConn
+	t.Run("while it runs", func(t *testing.T) {
+		m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{Handler: echoes(&wg)})
+		var err error
+		if c, _, err = m.pool.OpenConn(t.Context(), m.key, nil, &hbone.Request{Authority: "x:1"}); err != nil {
+			t.Fatal(err)
+		}
+		m.cl.OnLoop(m.pool.Close)
+		m.sl.OnLoop(m.server.Close)
+	})
+	wg.Wait() // the server's side has heard of it
+	if _, err := c.Write([]byte("x")); !errors.Is(err, hbone.ErrDraining) {
+		t.Errorf("write: %v", err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, hbone.ErrDraining) {
+		t.Errorf("read: %v", err)
+	}
+	c.CloseWrite()
+	c.Close()
+}
+
 func TestRetiredConnectionsCarryTheirStreamsToTheEndAndNewOnesGoElsewhere(t *testing.T) {
 	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{})
 	a, b := m.connect()
@@ -289,5 +312,39 @@ func TestDataAndFinInOneGoArriveWhole(t *testing.T) { // prototype fault: a shor
 			t.Fatalf("%d of %d bytes, %v", got, want, err)
 		}
 		b.Close()
+	}
+}
+
+func TestADrainLosesNothingThatIsStillInTheKernel(t *testing.T) {
+	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{})
+	a, b := m.connect()
+	b.Write(make([]byte, 900<<10)) // the next WINDOW_UPDATE is not far
+	io.CopyN(io.Discard, a, 900<<10)
+	m.sl.OnLoop(func() { m.server.Drain() })
+	b.Write(make([]byte, 1))
+	a.Read(make([]byte, 1))
+	a.Write(make([]byte, 1)) // behind the answer to the drain's PING
+	a.CloseWrite()
+	io.Copy(io.Discard, b)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(stop) })
+	defer release()
+	m.cl.Inject(func() { close(stopped); <-stop }) // the client reads nothing for now
+	<-stopped
+	const size = 300 << 10 // fits into the socket buffers
+	b.Write(make([]byte, size))
+	b.Close()
+	<-m.joined // the server's side has ended, and with it the connection
+	m.sl.OnLoop(func() {
+		if s := m.server.Stats(); s.Conns != 0 {
+			t.Errorf("stats %+v", s)
+		}
+	})
+	release() // the client now also sends
+	if n, err := io.Copy(io.Discard, a); n != size || err != nil {
+		t.Errorf("%d of %d bytes arrived, %v", n, size, err)
+	}
+	if r := <-m.joined; r.Err != nil {
+		t.Errorf("result %+v", r)
 	}
 }

@@ -65,7 +65,6 @@ type ServerConn struct {
 	conn
 	srv    *Server
 	tag    any
-	tc     *looptls.Conn
 	local  netip.AddrPort
 	remote netip.AddrPort
 }
@@ -73,7 +72,7 @@ type ServerConn struct {
 // Serve takes a connection whose handshake is done. On error fd stays the caller's. A Server that drains serves it too,
 // and tells it to go.
 func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
-	c := &ServerConn{srv: s, tag: tag, tc: tc, local: sockAddr(unix.Getsockname(fd)), remote: sockAddr(unix.Getpeername(fd))}
+	c := &ServerConn{srv: s, tag: tag, local: sockAddr(unix.Getsockname(fd)), remote: sockAddr(unix.Getpeername(fd))}
 	f, err := s.l.Add(fd, &c.conn)
 	if err != nil {
 		return err
@@ -81,7 +80,7 @@ func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
 	tuneSocket(fd)
 	tc.Attach(f)
 	c.init(s.l, &s.sh, c, false, tc)
-	c.fd = f
+	c.fd, c.tc = f, tc
 	s.conns[c] = struct{}{}
 	f.Wake() // input may have come before it was registered
 	s.log.Debug("connection accepted", "peer", c.remote)

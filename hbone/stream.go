@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"crypto/tls"
 	"sync"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
@@ -76,6 +77,9 @@ func newStream(c *conn, id uint32, req *Request) *Stream {
 	c.streams[id] = s
 	return s
 }
+
+// TLS describes the TLS session that carries the stream, with the peer's certificates.
+func (s *Stream) TLS() tls.ConnectionState { return s.c.tc.State() }
 
 // ID is the stream's number on its connection.
 func (s *Stream) ID() uint32 { return s.id }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,6 +72,7 @@ type node struct {
 	zds       *zds.Client
 	ready     admin.Ready
 	admin     http.Handler
+	loaded    atomic.Bool // a large push was applied; memory is to be given back
 }
 
 func newNode(cfg ProxyConfig, quit func()) (*node, error) {
@@ -133,6 +136,11 @@ func (n *node) discover() error {
 	if err != nil {
 		return fmt.Errorf("make xDS client: %w", err)
 	}
+	n.workloads.Watch(func(c *workload.Change) {
+		if len(c.Workloads) >= largePush {
+			n.loaded.Store(true)
+		}
+	})
 	n.xds = xds.NewClient(xds.Config{Transport: transport, Node: n.xdsNode(), Logger: n.log.Scope("xds")})
 	xds.Subscribe(n.xds, xds.Type[workload.Address]{URL: xds.AddressType, Decode: workload.DecodeAddress}, n.workloads, xds.Options{})
 	xds.Subscribe(n.xds, xds.Type[*rbac.Policy]{URL: xds.AuthorizationType, Decode: rbac.Decode}, n.policies, xds.Options{})
@@ -184,9 +192,9 @@ func (n *node) carry() (err error) {
 		Node: c.Node, Network: c.Network, ClusterID: c.ClusterID, TrustDomain: c.TrustDomain,
 		SameNode: proxy.SameNode(c.SameNode), Workers: workers, DrainTimeout: c.DrainTimeout, Keepalive: c.KeepAlive.Idle,
 		ResponseBaggage: c.ResponseBaggage, LogPolicies: c.LogPolicies, LoopbackTunnel: c.LocalhostAppTunnel,
-		Pool:      hbone.PoolConfig{StreamsPerConn: c.HBONE.MaxStreams, IdleTimeout: c.HBONE.IdleTimeout, Logger: log},
-		Server:    hbone.ServerConfig{Logger: log},
-		Workloads: n.workloads, Policies: n.policies, Certs: n.certs,
+		Pool:   hbone.PoolConfig{StreamsPerConn: c.HBONE.MaxStreams, IdleTimeout: c.HBONE.IdleTimeout, Logger: log},
+		Server: hbone.ServerConfig{Logger: log},
+		Synced: n.xds.Ready(), Workloads: n.workloads, Policies: n.policies, Certs: n.certs,
 		Metrics: n.registry, AccessLog: telemetry.NewAccessLog(n.writer, format, n.levels), Logger: log,
 	})
 	if err != nil {
@@ -236,12 +244,20 @@ func (n *node) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
-// watchState keeps readiness and the gauges of pods up to date.
+// A push of this many workloads leaves more garbage than the heap it makes. giveBackTicks after the last such push it is
+// collected and the memory given back: the data path allocates so little that it would stay for minutes.
+const (
+	largePush     = 500
+	giveBackTicks = 5
+)
+
+// watchState keeps readiness and the gauges of pods up to date, and gives memory back after large pushes.
 func (n *node) watchState(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	synced := n.xds.Ready()
 	var last zds.State
+	giveBack := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -251,6 +267,13 @@ func (n *node) watchState(ctx context.Context) error {
 			synced = nil
 			n.ready.Done(readyState)
 		case <-tick.C:
+			if n.loaded.Swap(false) {
+				giveBack = giveBackTicks
+			} else if giveBack > 0 {
+				if giveBack--; giveBack == 0 {
+					debug.FreeOSMemory()
+				}
+			}
 			s := n.tracker.State()
 			n.ready.Set(readyPods, s.Connected && s.Synced)
 			n.metrics.ActiveProxies.Set(float64(s.Active))

@@ -26,6 +26,9 @@ func execCommand(f *labFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if term, ok := os.LookupEnv("TERM"); ok {
+				return a.Exec(args[1:], "TERM="+term)
+			}
 			return a.Exec(args[1:])
 		},
 	}

@@ -155,16 +155,30 @@ func decodeObject(n *yaml.Node, info *kindInfo, key Key) ([]entry, []Problem) {
 	if err != nil {
 		return nil, explain(n, info, key, err)
 	}
-	setDefaults(obj, info)
-	key = KeyOf(obj)
-	var problems []Problem
-	for _, e := range validate(obj, info) {
-		problems = append(problems, Problem{Line: locate(n, e.Field), Object: key, Field: e.Field, Cause: e.Cause, Accepted: e.Accepted})
-	}
-	if len(problems) > 0 {
+	if problems := Admit(obj); len(problems) > 0 {
+		for i := range problems {
+			problems[i].Line = locate(n, problems[i].Field)
+		}
 		return nil, problems
 	}
-	return []entry{{object: obj, key: key, line: n.Line}}, nil
+	return []entry{{object: obj, key: KeyOf(obj), line: n.Line}}, nil
+}
+
+// Admit does to an object what an API server does before it stores one: it fills in defaults and validates, as far as
+// this control plane cares. An object with problems must not enter a set. Whoever calls it still owns the object.
+func Admit(o Object) []Problem {
+	key := KeyOf(o)
+	i := slices.IndexFunc(kinds, func(k kindInfo) bool { return k.kind == key.Kind })
+	if i < 0 {
+		return []Problem{{Object: key, Cause: fmt.Sprintf("type %T is not accepted", o)}}
+	}
+	setDefaults(o, &kinds[i])
+	key = KeyOf(o)
+	var problems []Problem
+	for _, e := range validate(o, &kinds[i]) {
+		problems = append(problems, Problem{Object: key, Field: e.Field, Cause: e.Cause, Accepted: e.Accepted})
+	}
+	return problems
 }
 
 // strictErrors are the unknown and duplicate fields of a document that is well-formed otherwise.

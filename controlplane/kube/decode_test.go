@@ -1,8 +1,7 @@
 package kube
 
 import (
-	"os"
-	"path/filepath"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -166,17 +165,13 @@ func TestMapKeysMayBeNumbers(t *testing.T) {
 
 func TestNestedAliasesAreBounded(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n")
-	for i := range 12 {
-		prev, name := string(rune('0'+i%10)), string(rune('0'+(i+1)%10))
-		if i >= 10 {
-			break
-		}
-		b.WriteString("a" + name + "x: &a" + name + " [" + strings.Repeat("*a"+prev+",", 9) + "*a" + prev + "]\n")
+	b.WriteString("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\na0: &a0 [x]\n")
+	for i := range 9 {
+		fmt.Fprintf(&b, "a%d: &a%d [%s*a%d]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*a%d, ", i), 9), i)
 	}
 	_, problems := Decode("f.yaml", []byte(b.String()))
-	if len(problems) == 0 {
-		t.Error("no problem was found")
+	if len(problems) != 1 || !strings.Contains(problems[0].Cause, "too large") {
+		t.Errorf("got %v", problems)
 	}
 }
 
@@ -185,17 +180,6 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec:\n  rules:\n  - from: [{source: {ipBlocks: [1.2.3.4]}}]\n"))
 	f.Add([]byte("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: x}\nspec: {hosts: [a.b], endpoints: [null]}\nstatus: {addresses: [null]}\n"))
 	f.Add([]byte("kind: List\napiVersion: v1\nitems: [&a {kind: List, apiVersion: v1, items: [*a]}]\n"))
-	files, err := filepath.Glob("testdata/good/*.yaml")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, path := range files {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
-	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		objects, problems := Decode("f.yaml", data)
 		for _, p := range problems {

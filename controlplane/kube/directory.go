@@ -26,8 +26,8 @@ type DirectoryConfig struct {
 // Directory is a Source that reads manifests from a directory and watches it. One Run at a time.
 type Directory struct {
 	cfg DirectoryConfig
-	// watch is a test seam: it reports events until ctx ends.
-	watch func(ctx context.Context, path string, changed func()) error
+	// watch is a test seam: it reports events until ctx ends, each with the path it is about, "" when that is not known.
+	watch func(ctx context.Context, path string, changed func(path string)) error
 }
 
 // NewDirectory makes a directory source.
@@ -54,15 +54,17 @@ func (d *Directory) Run(ctx context.Context, deliver func(Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan struct{}, 1)
 	watched := make(chan error, 1)
+	paths := new(touchedPaths)
 	go func() {
-		watched <- d.watch(ctx, d.cfg.Path, func() {
+		watched <- d.watch(ctx, d.cfg.Path, func(path string) {
+			paths.add(path)
 			select {
 			case events <- struct{}{}:
 			default:
 			}
 		})
 	}()
-	err := d.loop(ctx, events, watched, deliver)
+	err := d.loop(ctx, events, paths, watched, deliver)
 	cancel()
 	if werr := <-watched; err == nil && werr != nil && !errors.Is(werr, context.Canceled) {
 		err = werr
@@ -72,7 +74,7 @@ func (d *Directory) Run(ctx context.Context, deliver func(Snapshot)) error {
 
 // loop reads the directory at the start, after events and from time to time. It puts an early end of the watcher back
 // into watched, where Run takes it from.
-func (d *Directory) loop(ctx context.Context, events <-chan struct{}, watched chan error, deliver func(Snapshot)) error {
+func (d *Directory) loop(ctx context.Context, events <-chan struct{}, paths *touchedPaths, watched chan error, deliver func(Snapshot)) error {
 	t := newTree(d.cfg.Path, d.cfg.Logger)
 	if err := t.scan(); err != nil {
 		return fmt.Errorf("read manifests: %w", err)
@@ -85,6 +87,7 @@ func (d *Directory) loop(ctx context.Context, events <-chan struct{}, watched ch
 		rescan = ticker.C
 	}
 	for {
+		some, all := map[string]struct{}(nil), true
 		select {
 		case <-ctx.Done():
 			return nil
@@ -95,9 +98,10 @@ func (d *Directory) loop(ctx context.Context, events <-chan struct{}, watched ch
 			if !d.settle(ctx, events) {
 				return nil
 			}
+			some, all = paths.take()
 		case <-rescan:
 		}
-		if err := t.scan(); err != nil {
+		if err := t.look(some, all); err != nil {
 			t.trouble(err)
 		}
 		if t.changed {

@@ -105,6 +105,18 @@ func TestBadFileKeepsItsLastGoodStateAndOthersGoOn(t *testing.T) {
 	expect(t, "problems", f.problems(), "")
 }
 
+func TestTruncatedFileKeepsItsLastContentUntilItIsGone(t *testing.T) {
+	f := newFolder(t)
+	f.write("a.yaml", podManifest("a", "10.0.0.1"))
+	f.scan()
+	f.write("a.yaml", "\n")
+	expect(t, "objects", f.scan(), "a")
+	expect(t, "problems", f.problems(), "a.yaml:1: file became empty; its last content stays in force (accepted: objects, a comment, or no file at all)")
+	f.write("a.yaml", "# nothing\n")
+	expect(t, "objects", f.scan(), "")
+	expect(t, "problems", f.problems(), "")
+}
+
 func TestUnchangedObjectsKeepTheirIdentity(t *testing.T) {
 	f := newFolder(t)
 	f.write("a.yaml", podManifest("a", "10.0.0.1")+"---\n"+podManifest("b", "10.0.0.2")+"---\n"+podManifest("c", "10.0.0.3"))
@@ -155,8 +167,8 @@ func TestDirectoryDeliversAfterEvents(t *testing.T) {
 		f.write("a.yaml", podManifest("a", "10.0.0.1"))
 		d := NewDirectory(DirectoryConfig{Path: f.path, Rescan: -1})
 		var event func()
-		d.watch = func(ctx context.Context, _ string, changed func()) error {
-			event = changed
+		d.watch = func(ctx context.Context, _ string, changed func(string)) error {
+			event = func() { changed("") }
 			<-ctx.Done()
 			return nil
 		}
@@ -246,4 +258,55 @@ func TestConfigMapMountIsFollowed(t *testing.T) {
 	expect(t, "objects", f.scan(), "a")
 	link("..v2", "..data")
 	expect(t, "objects", f.scan(), "b")
+}
+
+// TestUpdateOfPathsIsAScan changes a tree in many ways, tells one reader which paths had events, and compares it with
+// one that looks at everything.
+func TestUpdateOfPathsIsAScan(t *testing.T) {
+	f := newFolder(t)
+	whole := newTree(f.path, f.tree.logger)
+	link := func(target, name string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(target, filepath.Join(f.path, name+".new")), os.Rename(filepath.Join(f.path, name+".new"), filepath.Join(f.path, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.scan()
+	for _, step := range []struct {
+		name   string
+		do     func()
+		events []string
+	}{
+		{"a new file", func() { f.write("a.yaml", podManifest("a", "10.0.0.1")) }, []string{"a.yaml.tmp", "a.yaml"}},
+		{"a changed file", func() { f.write("a.yaml", podManifest("a", "10.0.0.99")) }, []string{"a.yaml.tmp", "a.yaml"}},
+		{"another file with the object", func() { f.write("0.yaml", podManifest("a", "10.0.0.3")) }, []string{"0.yaml"}},
+		{"a wrong file", func() { f.write("b.yaml", "kind: [") }, []string{"b.yaml"}},
+		{"the first definition gone", func() { f.remove("0.yaml") }, []string{"0.yaml"}},
+		{"a directory", func() { f.write("sub/c.yaml", podManifest("c", "10.0.0.3")) }, []string{"sub"}},
+		{"the directory renamed", func() { os.Rename(filepath.Join(f.path, "sub"), filepath.Join(f.path, "dub")) }, []string{"sub", "dub"}},
+		{"the directory gone", func() { os.RemoveAll(filepath.Join(f.path, "dub")) }, []string{"dub"}},
+		{"the wrong file gone", func() { f.remove("b.yaml") }, []string{"b.yaml"}},
+		{"a mounted ConfigMap", func() {
+			f.write("..v1/m.yaml", podManifest("m", "10.0.0.1"))
+			f.write("..v2/m.yaml", podManifest("n", "10.0.0.1"))
+			link("..v1", "..data")
+			link("..data/m.yaml", "m.yaml")
+		}, []string{"..v1", "..v2", "..data", "m.yaml"}},
+		{"its next version", func() { link("..v2", "..data") }, []string{"..data"}},
+		{"its end", func() { f.remove("..data") }, []string{"..data"}},
+		{"other files", func() { f.write("notes.txt", "x"); f.write(".hidden.yaml", "x") }, []string{"notes.txt", ".hidden.yaml"}},
+	} {
+		step.do()
+		paths := map[string]struct{}{}
+		for _, e := range step.events {
+			paths[filepath.Join(f.path, e)] = struct{}{}
+		}
+		if err := errors.Join(f.tree.look(paths, false), whole.scan()); err != nil {
+			t.Fatal(err)
+		}
+		got, want := f.tree.objects.Keys(), whole.objects.Keys()
+		if !slices.Equal(got, want) || !slices.Equal(f.tree.problems, whole.problems) {
+			t.Errorf("%s: got %v and %v, want %v and %v", step.name, got, f.tree.problems, want, whole.problems)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,6 +29,17 @@ type tree struct {
 	problems []Problem
 	// changed says whether the last scan changed objects or problems.
 	changed bool
+
+	defs    map[Key][]definition // by path, the first is used
+	shared  map[Key]struct{}     // keys with several definitions
+	touched map[Key]struct{}     // keys whose definitions changed since the last rebuild
+}
+
+// definition is an object as one file has it.
+type definition struct {
+	path   string
+	line   int
+	object Object
 }
 
 // file is one manifest.
@@ -64,7 +76,10 @@ func stampOf(info fs.FileInfo) stamp {
 }
 
 func newTree(root string, logger *slog.Logger) *tree {
-	return &tree{root: root, logger: logger, files: map[string]*file{}, objects: NewObjects()}
+	return &tree{
+		root: root, logger: logger, files: map[string]*file{}, objects: NewObjects(),
+		defs: map[Key][]definition{}, shared: map[Key]struct{}{}, touched: map[Key]struct{}{},
+	}
 }
 
 // snapshot is the state after the last scan.
@@ -94,28 +109,50 @@ func (t *tree) scan() error {
 	dirty := false
 	for path := range t.files {
 		if _, ok := found[path]; !ok {
-			delete(t.files, path)
-			dirty = true
+			dirty = t.drop(path) || dirty
 		}
 	}
 	for path, s := range found {
-		f := t.files[path]
-		if f != nil && f.stamp == s {
-			continue
-		}
-		if f == nil {
-			f = &file{}
-			t.files[path] = f
-		}
-		f.stamp = s
-		f.read(path)
-		dirty = true
+		dirty = t.load(path, s) || dirty
 	}
+	t.finish(dirty)
+	return nil
+}
+
+// drop takes a file away and says whether there was one.
+func (t *tree) drop(path string) bool {
+	f := t.files[path]
+	if f == nil {
+		return false
+	}
+	t.redefine(path, f.entries, nil)
+	delete(t.files, path)
+	return true
+}
+
+// load reads a file if its stamp is another one, and says whether it did.
+func (t *tree) load(path string, s stamp) bool {
+	f := t.files[path]
+	if f != nil && f.stamp == s {
+		return false
+	}
+	if f == nil {
+		f = &file{}
+		t.files[path] = f
+	}
+	f.stamp = s
+	old := f.entries
+	f.read(path)
+	t.redefine(path, old, f.entries)
+	return true
+}
+
+// finish ends a scan or update.
+func (t *tree) finish(dirty bool) {
 	t.changed = false
 	if dirty || t.objects.Len() == 0 || len(t.problems) > 0 {
 		t.rebuild()
 	}
-	return nil
 }
 
 // trouble reports that the directory cannot be read; the objects stay.
@@ -172,6 +209,11 @@ func (f *file) read(path string) {
 		f.problems = []Problem{{File: path, Cause: err.Error()}}
 		return
 	}
+	if len(bytes.TrimSpace(data)) == 0 && len(f.entries) > 0 {
+		// Somebody writes in place and has only truncated yet. To take away policies for that moment would open doors.
+		f.problems = []Problem{{File: path, Line: 1, Cause: "file became empty; its last content stays in force", Accepted: "objects, a comment, or no file at all"}}
+		return
+	}
 	documents := map[uint64]*parsed{}
 	var entries []entry
 	var problems []Problem
@@ -214,43 +256,55 @@ func (t *tree) fileProblems() []Problem {
 	for _, f := range t.files {
 		problems = append(problems, f.problems...)
 	}
-	owners := map[Key]string{}
-	for _, path := range slices.Sorted(maps.Keys(t.files)) {
-		for _, e := range t.files[path].entries {
-			if first, ok := owners[e.key]; ok {
-				problems = append(problems, Problem{File: path, Line: e.line, Object: e.key, Cause: fmt.Sprintf("object is defined in %s too, which is used", first)})
-				continue
-			}
-			owners[e.key] = path
+	for k := range t.shared {
+		defs := t.defs[k]
+		for _, d := range defs[1:] {
+			problems = append(problems, Problem{File: d.path, Line: d.line, Object: k, Cause: fmt.Sprintf("object is defined in %s too, which is used", defs[0].path)})
 		}
 	}
 	return problems
 }
 
-// rebuild makes the set of objects from the files: of an object in several files that of the first path is used.
-func (t *tree) rebuild() {
-	wanted := map[Key]Object{}
-	for _, path := range slices.Sorted(maps.Keys(t.files)) {
-		for _, e := range t.files[path].entries {
-			if _, ok := wanted[e.key]; !ok {
-				wanted[e.key] = e.object
-			}
-		}
+// redefine replaces what a file defines and notes the keys that this touches.
+func (t *tree) redefine(path string, old, now []entry) {
+	if slices.Equal(old, now) {
+		return
 	}
+	for _, e := range old {
+		t.touched[e.key] = struct{}{}
+		t.defs[e.key] = slices.DeleteFunc(t.defs[e.key], func(d definition) bool { return d.path == path })
+	}
+	for _, e := range now {
+		t.touched[e.key] = struct{}{}
+		defs := append(t.defs[e.key], definition{path: path, line: e.line, object: e.object})
+		slices.SortFunc(defs, func(a, b definition) int { return strings.Compare(a.path, b.path) })
+		t.defs[e.key] = defs
+	}
+}
+
+// rebuild makes the set of objects anew from what the touched keys' files define: of an object in several files that of
+// the first path is used. It costs what was touched.
+func (t *tree) rebuild() {
 	var put []Object
 	var remove []Key
-	for k, o := range wanted {
-		if t.objects.Lookup(k) != o {
-			put = append(put, o)
-		}
-	}
-	for kind, set := range t.objects.sets {
-		for n := range set {
-			if k := (Key{Kind: kind, Name: n}); wanted[k] == nil {
+	for k := range t.touched {
+		defs, current := t.defs[k], t.objects.Lookup(k)
+		switch {
+		case len(defs) == 0:
+			delete(t.defs, k)
+			if current != nil {
 				remove = append(remove, k)
 			}
+		case defs[0].object != current:
+			put = append(put, defs[0].object)
+		}
+		if len(defs) > 1 {
+			t.shared[k] = struct{}{}
+		} else {
+			delete(t.shared, k)
 		}
 	}
+	clear(t.touched)
 	if len(put)+len(remove) > 0 {
 		t.objects = t.objects.With(put, remove)
 		t.changed = true

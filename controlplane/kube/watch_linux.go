@@ -11,10 +11,10 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// watchTree calls changed after events below a directory until ctx ends. New subdirectories are watched as they come.
+// watchTree calls changed after events below a directory until ctx ends, with the path or "" for all. New subdirectories are watched as they come.
 // It watches directories, not files: an editor's rename over a file and the ..data link of a mounted ConfigMap are
 // events of the directory.
-func watchTree(ctx context.Context, path string, changed func()) error {
+func watchTree(ctx context.Context, path string, changed func(path string)) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch manifests: %w", err)
@@ -24,7 +24,7 @@ func watchTree(ctx context.Context, path string, changed func()) error {
 		return fmt.Errorf("watch manifests: %w", err)
 	}
 	// What came between the first reading and the watch has no event.
-	changed()
+	changed("")
 	for {
 		select {
 		case <-ctx.Done():
@@ -38,7 +38,7 @@ func watchTree(ctx context.Context, path string, changed func()) error {
 				_ = watchBelow(w, e.Name)
 			}
 			if e.Op != fsnotify.Chmod {
-				changed()
+				changed(e.Name)
 			}
 		case _, ok := <-w.Errors:
 			if !ok {
@@ -46,7 +46,7 @@ func watchTree(ctx context.Context, path string, changed func()) error {
 			}
 			// Events were lost: look at everything.
 			_ = watchBelow(w, path)
-			changed()
+			changed("")
 		}
 	}
 }

@@ -121,7 +121,9 @@ func (w world) service(ns string) kube.Object {
 	s := &corev1.Service{ObjectMeta: w.meta(ns, "s", 2)}
 	s.Spec.Type = corev1.ServiceType(w.one("type", "ClusterIP", "ClusterIP", "ClusterIP", "ExternalName"))
 	s.Spec.ClusterIPs = []string{w.one("cluster ip", "10.1.0.1", "None")}
-	s.Spec.Selector = w.labels()
+	if !w.chance("no selector") {
+		s.Spec.Selector = w.labels()
+	}
 	s.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromString("web")}, {Name: "tcp", Port: 90, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(90)}}
 	s.Spec.PublishNotReadyAddresses = w.chance("not ready")
 	return s
@@ -130,7 +132,7 @@ func (w world) service(ns string) kube.Object {
 func (w world) serviceEntry(ns string) kube.Object {
 	e := &networkingv1.ServiceEntry{ObjectMeta: w.meta(ns, "e", 3)}
 	e.CreationTimestamp = metav1.Unix(int64(rapid.IntRange(1, 2).Draw(w.T, "age")), 0)
-	e.Spec.Hosts = []string{w.one("host", "h.example.com", "s0.a.svc.cluster.local", "*.example.com")}
+	e.Spec.Hosts = []string{w.one("host", "h.example.com", "s0."+ns+".svc.cluster.local", "s0.a.svc.cluster.local", "*.example.com")}
 	if w.chance("two hosts") {
 		e.Spec.Hosts = append(e.Spec.Hosts, "second.example.com")
 	}

@@ -10,9 +10,6 @@ import (
 // keySet is a set of objects.
 type keySet map[kube.Key]struct{}
 
-// sorted lists the set in order.
-func (s keySet) sorted() []kube.Key { return slices.SortedFunc(maps.Keys(s), kube.Key.Compare) }
-
 // multimap is a set of objects per key.
 type multimap[K comparable] map[K]keySet
 

@@ -18,6 +18,7 @@ type pinDir string
 const (
 	bpfFS        = "/sys/fs/bpf"
 	stagedPrefix = "new-"
+	stagedPod    = "pod-" // and the escaped UID
 )
 
 func (d pinDir) node(name string) string { return filepath.Join(string(d), "node", name) }
@@ -102,6 +103,21 @@ func publish(staged, path string) error {
 	return nil
 }
 
+// removePod removes a pod's directory, first its name, so that there is never half a one.
+func (d pinDir) removePod(uid string) error {
+	staged := filepath.Join(string(d), stagedPrefix+stagedPod+escape(uid))
+	if err := removeTree(staged); err != nil {
+		return err
+	}
+	if err := os.Rename(d.pod(uid), staged); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("unpublish pins: %w", err)
+	}
+	return removeTree(staged)
+}
+
 // removeStaged removes what a crash left half built. Its links, known by no name, end with it.
 func (d pinDir) removeStaged() error {
 	left, err := filepath.Glob(filepath.Join(string(d), stagedPrefix+"*"))
@@ -182,7 +198,7 @@ func unescape(name string) (string, bool) {
 
 // checkUID refuses UIDs that make no file name.
 func checkUID(uid string) error {
-	if n := len(escape(uid)); n == 0 || n+len(stagedPrefix) > 255 {
+	if n := len(escape(uid)); n == 0 || n+len(stagedPrefix+stagedPod) > 255 {
 		return fmt.Errorf("name pod %q: %w", uid, unix.EINVAL)
 	}
 	return nil

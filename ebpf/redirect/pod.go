@@ -327,7 +327,7 @@ func (n *Node) Remove(uid string) error {
 	return nil
 }
 
-// forget removes the pins of a pod, the record last, and closes its namespace.
+// forget removes the pins of a pod and closes its namespace.
 func (n *Node) forget(uid string) error {
 	st, err := n.openPod(uid)
 	if err != nil && !errors.Is(err, ErrUnknownPod) {
@@ -339,7 +339,7 @@ func (n *Node) forget(uid string) error {
 			return err
 		}
 	}
-	if err := removeTree(n.dir.pod(uid)); err != nil {
+	if err := n.dir.removePod(uid); err != nil {
 		return err
 	}
 	k := n.known[uid]

@@ -79,11 +79,11 @@ func openPod(dir pinDir, uid string) (_ *podPins, err error) {
 
 // createPod makes a pod's directory with its maps, in one step.
 func (n *Node) createPod(uid string, cookie uint64, id netns.ID) (_ *podPins, err error) {
-	// A directory without record is what removal leaves if it is interrupted.
-	if err := removeTree(n.dir.pod(uid)); err != nil {
+	// A directory that is there cannot be ours: it has no record.
+	if err := n.dir.removePod(uid); err != nil {
 		return nil, err
 	}
-	staged, err := n.dir.stage(escape(uid))
+	staged, err := n.dir.stage(stagedPod + escape(uid))
 	if err != nil {
 		return nil, err
 	}

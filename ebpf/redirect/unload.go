@@ -92,7 +92,7 @@ func unloadPod(d pinDir, uid string) error {
 			}
 		}
 	}
-	return removeTree(d.pod(uid))
+	return d.removePod(uid)
 }
 
 // removePinDir removes the directory; if it is a mount of its own, the mount.

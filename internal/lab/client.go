@@ -221,8 +221,8 @@ func (a *Access) Do(f func() error) error {
 }
 
 // Exec replaces this process by argv inside of the pod or node, so that its files, signals and exit status are the
-// command's own. It returns only on an error.
-func (a *Access) Exec(argv []string) error {
+// command's own. extra is added to the environment (NAME=value). It returns only on an error.
+func (a *Access) Exec(argv []string, extra ...string) error {
 	s, err := a.open()
 	if err != nil {
 		return err
@@ -234,9 +234,7 @@ func (a *Access) Exec(argv []string) error {
 	if env == nil {
 		env = os.Environ()
 	}
-	if t := os.Getenv("TERM"); t != "" {
-		env = append(env, "TERM="+t)
-	}
+	env = append(env, extra...)
 	runtime.LockOSThread()
 	if err := s.enter(); err != nil {
 		return err

@@ -66,7 +66,7 @@ func NewJoin(a, b *FD, first []byte, h JoinHandler) *Join {
 // Counts are the bytes delivered so far.
 func (j *Join) Counts() (aToB, bToA int64) { return j.ab.moved, j.ba.moved }
 
-// Abort resets both sockets. The handler is called with err before Abort returns.
+// Abort resets both sockets; it implements Aborter. The handler is called with err before Abort returns.
 func (j *Join) Abort(err error) {
 	if j.ended {
 		return

@@ -24,6 +24,7 @@ package loop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -60,6 +61,14 @@ type Handler interface {
 type Committer interface {
 	CommitTurn()
 }
+
+// Aborter is what a Handler or Committer may implement besides: after it panicked it is told to give up what it owns.
+type Aborter interface {
+	Abort(err error)
+}
+
+// ErrPanic is the error of an Abort.
+var ErrPanic = errors.New("internal error")
 
 // Stats are counters of a loop since it was made.
 type Stats struct {
@@ -184,7 +193,7 @@ func (l *Loop) turn() {
 			f.note(ev.Events)
 		}
 	}
-	l.timers.fire(l.now)
+	l.call(l.fireTimers)
 	if woken {
 		l.runInjected()
 	}
@@ -199,10 +208,12 @@ func (l *Loop) turn() {
 	for i := 0; i < len(l.commits); i++ { // a commit may ask for another
 		c := l.commits[i]
 		l.commits[i] = nil
-		c.CommitTurn()
+		l.commit(c)
 	}
 	l.commits = l.commits[:0]
 }
+
+func (l *Loop) fireTimers() { l.timers.fire(l.now) }
 
 // wait fills l.events. It first asks without sleeping, by a raw system call that the Go scheduler does not see, and only
 // when there is nothing to do sleeps in one that lets the garbage collector go on.
@@ -220,21 +231,46 @@ func (l *Loop) wait() int {
 	return int(n)
 }
 
-// visit calls the handler. A handler that panics has met a bug of ours: it costs its descriptor, not the process.
+// visit calls the handler. A handler that panics has met a bug of ours: it costs its connection, not the process.
 func (l *Loop) visit(f *FD) {
-	defer l.recovered(f)
+	defer func() {
+		if v := recover(); v != nil {
+			h := f.h
+			l.panicked(v, h)
+			f.Close()
+		}
+	}()
 	l.stats.Visits++
 	f.h.Ready(f)
 }
 
-func (l *Loop) recovered(f *FD) {
-	v := recover()
-	if v == nil {
-		return
-	}
+// commit calls a committer, in the same way.
+func (l *Loop) commit(c Committer) {
+	defer func() {
+		if v := recover(); v != nil {
+			l.panicked(v, c)
+		}
+	}()
+	c.CommitTurn()
+}
+
+// call runs what has no owner: a timer's handler, an injected function.
+func (l *Loop) call(f func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			l.panicked(v, nil)
+		}
+	}()
+	f()
+}
+
+// panicked reports a panic and has its cause give up.
+func (l *Loop) panicked(v, owner any) {
 	l.stats.Panics++
-	l.log.Error("handler panicked, connection closed", "loop", l.name, "panic", v, "stack", string(debug.Stack()))
-	f.Close()
+	l.log.Error("panic on the loop, the connection is given up", "loop", l.name, "panic", v, "stack", string(debug.Stack()))
+	if a, ok := owner.(Aborter); ok {
+		l.call(func() { a.Abort(ErrPanic) })
+	}
 }
 
 func (l *Loop) runInjected() {
@@ -246,7 +282,7 @@ func (l *Loop) runInjected() {
 	l.mu.Unlock()
 	for i, f := range fns {
 		fns[i] = nil
-		f()
+		l.call(f)
 	}
 	l.spareFns = fns[:0]
 }

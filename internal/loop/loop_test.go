@@ -251,6 +251,24 @@ func TestAPanickingHandlerCostsItsConnectionOnly(t *testing.T) {
 	}
 }
 
+type committer func()
+
+func (c committer) CommitTurn() { c() }
+
+func TestAPanicOutsideOfAVisitDoesNotEndTheProcess(t *testing.T) {
+	l := running(t)
+	l.OnLoop(func() {
+		l.AtTurnEnd(committer(func() { panic("bug in a commit") }))
+		tm := &testTimer{f: func() { panic("bug in a timer") }}
+		l.Start(&tm.Timer, 0, tm)
+	})
+	l.Inject(func() { panic("bug in a closure") })
+	var s Stats
+	for s.Panics < 3 {
+		l.OnLoop(func() { s = l.Stats() })
+	}
+}
+
 func BenchmarkJoinPingPong(b *testing.B) {
 	l := running(b)
 	x, y, _ := relay(b, l, nil)

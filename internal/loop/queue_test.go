@@ -39,7 +39,7 @@ func TestQueueReturnsItsBytesInOrderAndHoldsNothingWhenEmpty(t *testing.T) {
 func TestQueueDoesNotAllocateInSteadyState(t *testing.T) {
 	var q Queue
 	p := make([]byte, 100<<10)
-	if n := testing.AllocsPerRun(200, func() { q.Append(p); q.Discard(len(p)) }); n > 0.5 {
+	if n := testing.AllocsPerRun(200, func() { q.Append(p); q.Discard(len(p)) }); n > 0 && !raceEnabled {
 		t.Errorf("%v allocations per use", n)
 	}
 }

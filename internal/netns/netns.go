@@ -106,7 +106,9 @@ func (n *NS) FD() int { return int(n.f.Fd()) }
 func (n *NS) ID() ID { return n.id }
 
 // Path returns a path at which this process (and a child, by its parent's PID) finds the namespace.
-func (n *NS) Path() string { return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(n.FD()) }
+func (n *NS) Path() string {
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(n.FD())
+}
 
 // String returns the path at which n was opened, if any, and its ID.
 func (n *NS) String() string {

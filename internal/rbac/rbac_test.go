@@ -321,10 +321,15 @@ func TestChangesSayWhomTheyAffect(t *testing.T) { // I18, B6
 }
 
 func TestCheckAllocatesNothing(t *testing.T) {
-	set := benchSet(t, 1000)
-	a := conn()
-	if n := testing.AllocsPerRun(100, func() { _ = set.Check(a) }); n != 0 {
-		t.Errorf("allocations = %v, want 0", n)
+	var ranges []*pb.Authorization
+	for i := range 100 {
+		ranges = append(ranges, policy(fmt.Sprint("p", i), pb.Action_DENY, rules(&pb.Match{SourceIps: cidr(fmt.Sprintf("10.0.0.0/%d", 8+i%16)), Namespaces: eq("x")})))
+	}
+	for name, set := range map[string]*Set{"principals": benchSet(t, 1000), "source ranges": storeOf(t, ranges...).View().Set("ns", nil)} {
+		a := conn()
+		if n := testing.AllocsPerRun(100, func() { _ = set.Check(a) }); n != 0 {
+			t.Errorf("%s: allocations = %v, want 0", name, n)
+		}
 	}
 }
 

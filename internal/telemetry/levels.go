@@ -10,7 +10,6 @@ import (
 )
 
 // Level is an slog level with the names that operators type: off, error, warn, info, debug, trace.
-
 type Level slog.Level
 
 // The levels.

@@ -158,3 +158,16 @@ func TestTenThousandWorkloadsFitIn40MB(t *testing.T) {
 	runtime.KeepAlive(s)
 	runtime.KeepAlive(in)
 }
+
+// BenchmarkFirstPick is what the first connection to a service of 10,000 endpoints costs its loop.
+func BenchmarkFirstPick(b *testing.B) {
+	msgs := []any{svc("ns", "s", nil, balanced(pb.LoadBalancing_FAILOVER, network, region, zone))}
+	for i := range 10000 {
+		msgs = append(msgs, wl(fmt.Sprint("w", i), fmt.Sprintf("10.0.%d.%d", i/256, i%256), member("ns/s.ns"), at("r1", fmt.Sprint("z", i%3), "")))
+	}
+	e := store(b, msgs...).View().entry("ns/s.ns")
+	b.ReportAllocs()
+	for b.Loop() {
+		e.build(pickKey{port: 80, locality: Locality{Region: "r1", Zone: "z1"}})
+	}
+}

@@ -161,19 +161,17 @@ func decodePorts(in []*workloadpb.Port) []Port {
 		return nil
 	}
 	out := make([]Port, 0, len(in))
-next:
 	for _, p := range in {
-		port := Port{Service: uint16(p.GetServicePort()), Target: uint16(p.GetTargetPort())}
-		for i := range out {
-			if out[i].Service == port.Service {
-				out[i] = port
-				continue next
-			}
-		}
-		out = append(out, port)
+		out = append(out, Port{Service: uint16(p.GetServicePort()), Target: uint16(p.GetTargetPort())})
 	}
-	slices.SortFunc(out, func(a, b Port) int { return cmp.Compare(a.Service, b.Service) })
-	return out
+	slices.SortStableFunc(out, func(a, b Port) int { return cmp.Compare(a.Service, b.Service) })
+	kept := out[:0]
+	for i, p := range out {
+		if i+1 == len(out) || out[i+1].Service != p.Service {
+			kept = append(kept, p)
+		}
+	}
+	return slices.Clip(kept)
 }
 
 func decodeService(pb *workloadpb.Service) (*Service, error) {

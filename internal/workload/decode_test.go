@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,4 +176,14 @@ func FuzzDecodeAddress(f *testing.F) {
 		}
 		assertEmpty(t, s.View())
 	})
+}
+
+func TestOfTwoEntriesForOnePortTheLastWins(t *testing.T) {
+	a, err := decode(t, svc("ns", "s", nil, func(s *pb.Service) { s.Ports = portList(81, 1, 80, 2, 81, 3, 80, 4, 79, 5).Ports }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.Service.Ports, []Port{{79, 5}, {80, 4}, {81, 3}}; !slices.Equal(got, want) {
+		t.Errorf("Ports = %v, want %v", got, want)
+	}
 }

@@ -113,6 +113,9 @@ func (e *entry) table(p *Pick) *pickTable {
 				}
 			}
 		}
+		if _, declared := e.svc.Port(k.port); !declared && !k.waypoint {
+			return noEndpoints // not kept, so that a port scan cannot push out the tables in use
+		}
 		t := e.build(k)
 		t.used.Store(true)
 		list := []*pickTable{t}
@@ -124,6 +127,9 @@ func (e *entry) table(p *Pick) *pickTable {
 		}
 	}
 }
+
+// noEndpoints is the table of ports that a service does not declare.
+var noEndpoints = &pickTable{}
 
 // warm builds the tables that were drawn from before a change, so that the change costs the data path nothing. Called
 // before e is published.

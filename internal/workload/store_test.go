@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	pb "github.com/ambit-mesh/ambit/api/workloadpb"
@@ -289,5 +290,44 @@ func assertSame(t *testing.T, a, b *View) {
 		if (a.ServiceByVIP("", addr, "") == nil) != (b.ServiceByVIP("", addr, "") == nil) {
 			t.Fatalf("VIP %v differs", addr)
 		}
+	}
+}
+
+func TestReadersNeverSeeAHalfAppliedChange(t *testing.T) { // B4; run with -race
+	s := store(t, svc("ns", "s", []string{"10.1.0.1"}), wl("a", "10.0.0.1", member("ns/s.ns")), wl("b", "10.0.0.2", member("ns/s.ns")))
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				v := s.View()
+				up, ok := v.Pick(v.ServiceByVIP("", ip("10.1.0.1"), ""), &Pick{Port: 80})
+				if !ok || v.ByUID(up.Workload.UID) != up.Workload {
+					t.Error("an endpoint is not the workload of its own view")
+					return
+				}
+			}
+		})
+	}
+	for i := range 300 {
+		apply(t, s, []any{wl("a", fmt.Sprintf("10.0.1.%d", i%250), member("ns/s.ns"))}, "c//Pod/default/a")
+	}
+	close(stop)
+	readers.Wait()
+}
+
+func TestAPortScanDoesNotPushOutTables(t *testing.T) {
+	v := store(t, svc("ns", "s", nil), wl("a", "10.0.0.1", member("ns/s.ns"))).View()
+	s := v.ServiceByKey("ns/s.ns")
+	for p := range uint16(1000) {
+		v.Pick(s, &Pick{Port: p})
+	}
+	if list := v.entry("ns/s.ns").picks.list.Load(); list == nil || len(*list) != 1 {
+		t.Errorf("tables = %v, want that of port 80 only", list)
 	}
 }

@@ -8,6 +8,7 @@ package workload
 
 import (
 	"net/netip"
+	"sort"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -63,19 +64,22 @@ type Port struct{ Service, Target uint16 }
 // Membership says that a workload is an endpoint of a service.
 type Membership struct {
 	Service string // "namespace/hostname"
-	Ports   []Port // the endpoint's own map, which wins over the service's (O21)
+	Ports   []Port // sorted by Service; the endpoint's own map, which wins over the service's (O21)
 }
 
 // Target returns this endpoint's own target for a service port, or 0.
-func (m *Membership) Target(port uint16) uint16 { return target(m.Ports, port) }
+func (m *Membership) Target(port uint16) uint16 {
+	t, _ := target(m.Ports, port)
+	return t
+}
 
-func target(ports []Port, port uint16) uint16 {
-	for _, p := range ports {
-		if p.Service == port {
-			return p.Target
-		}
+// target searches ports, which are sorted.
+func target(ports []Port, port uint16) (uint16, bool) {
+	i := sort.Search(len(ports), func(i int) bool { return ports[i].Service >= port })
+	if i == len(ports) || ports[i].Service != port {
+		return 0, false
 	}
-	return 0
+	return ports[i].Target, true
 }
 
 // Gateway names a waypoint or a network gateway: by hostname (Hostname not empty) or by address.
@@ -150,12 +154,11 @@ func (w *Workload) Owns(ip netip.Addr) bool {
 
 // Member returns the workload's membership in the service "namespace/hostname", or nil.
 func (w *Workload) Member(service string) *Membership {
-	for i := range w.Services {
-		if w.Services[i].Service == service {
-			return &w.Services[i]
-		}
+	i := sort.Search(len(w.Services), func(i int) bool { return w.Services[i].Service >= service })
+	if i == len(w.Services) || w.Services[i].Service != service {
+		return nil
 	}
-	return nil
+	return &w.Services[i]
 }
 
 // strength ranks records that claim one address (O14): a pod beats others, then HBONE beats TCP.
@@ -254,14 +257,7 @@ type Service struct {
 }
 
 // Port returns the target port of a service port (0 for a named port) and whether the service declares it.
-func (s *Service) Port(port uint16) (uint16, bool) {
-	for _, p := range s.Ports {
-		if p.Service == port {
-			return p.Target, true
-		}
-	}
-	return 0, false
-}
+func (s *Service) Port(port uint16) (uint16, bool) { return target(s.Ports, port) }
 
 // VisibleTo tells whether a client of namespace ns may see the service.
 func (s *Service) VisibleTo(ns string) bool { return !s.NamespaceOnly || s.Namespace == ns }

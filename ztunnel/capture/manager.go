@@ -39,8 +39,9 @@ const (
 )
 
 const (
-	// ZDSSocket and PodsSocket are the names of the sockets in the run directory.
-	ZDSSocket  = "zds.sock"
+	// ZDSSocket is the name of the socket in the run directory by which the proxy is told of pods.
+	ZDSSocket = "zds.sock"
+	// PodsSocket is the name of the socket in the run directory by which capture is told of pods.
 	PodsSocket = "pods.sock"
 
 	stateName = "pods"

@@ -14,13 +14,12 @@ import (
 // then opened as a tunnel stream, a plain connection or a connection into a pod of this node, then joined, then over.
 type outbound struct {
 	flow
-	app   loop.FD
-	wait  loop.Timer // for the pod's record
-	up    dial       // plain and same-node
-	inner guarded    // same-node: the destination pod's watch
-	dest  *inPod     // same-node: what the destination reports
-	join  *loop.Join
-	st    *hbone.Stream
+	app  loop.FD
+	wait loop.Timer // for the pod's record
+	up   dial       // plain and same-node
+	dest *inPod     // same-node: what the destination reports
+	join *loop.Join
+	st   *hbone.Stream
 
 	decision Decision
 }
@@ -42,7 +41,7 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 func (o *outbound) route() {
 	w := o.w
 	v, _ := w.views()
-	o.source = o.pod.record(v)
+	o.source = w.p.record(o.pod, v)
 	if o.source == nil {
 		w.park(o)
 		if !o.wait.Running() {
@@ -230,6 +229,9 @@ func (o *outbound) openSameNode(pod *Pod) {
 	}
 	o.up.start(o.w, fd, o)
 }
+
+// Abort implements loop.Aborter.
+func (o *outbound) Abort(err error) { o.fail(err) }
 
 // cut implements cutter.
 func (o *outbound) cut(err error) { o.fail(err) }

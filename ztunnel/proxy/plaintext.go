@@ -103,6 +103,9 @@ func (c *inboundPlain) Joined(r loop.JoinResult) {
 	c.finish(copyError(r.Err), r.AtoB, r.BtoA)
 }
 
+// Abort implements loop.Aborter.
+func (c *inboundPlain) Abort(err error) { c.fail(err) }
+
 // cut implements cutter.
 func (c *inboundPlain) cut(err error) { c.fail(err) }
 

@@ -38,7 +38,8 @@ func New(t testing.TB) *netns.NS {
 			t.Error(err)
 		}
 	})
-	Must(t, n.Up("lo"))
+	// Without duplicate address detection link-local addresses, too, can be used at once.
+	Must(t, n.Up("lo"), n.SetSysctls(map[string]string{"net.ipv6.conf.all.accept_dad": "0", "net.ipv6.conf.default.accept_dad": "0"}))
 	return n
 }
 
