@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	corepb "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,7 +30,6 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 	"github.com/ambit-mesh/ambit/internal/xds"
-	"google.golang.org/protobuf/proto"
 )
 
 var labKey = []byte("0123456789abcdef")
@@ -66,7 +68,7 @@ func (s source) Run(ctx context.Context, deliver func(kube.Snapshot)) error {
 func pod(namespace, name, node, ip string) *corev1.Pod {
 	return &corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "uid-" + "x", Annotations: map[string]string{"ambient.istio.io/redirection": "enabled"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "uid-x", Annotations: map[string]string{"ambient.istio.io/redirection": "enabled"}},
 		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: name},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
@@ -114,7 +116,7 @@ func (a *addresses) wait(t *testing.T, name string, want bool) {
 }
 
 // start runs a control plane on a loopback port and returns its address and root file.
-func start(t *testing.T, src kube.Source) (*server, string, string) {
+func start(t testing.TB, src kube.Source) (*server, string, string) {
 	t.Helper()
 	rootFile := filepath.Join(t.TempDir(), "root.pem")
 	s, err := newServer(Config{
@@ -201,6 +203,14 @@ func TestAProxyGetsAddressesAndCertificates(t *testing.T) {
 	}
 	if sv, err := manager.Fetch(ctx, id); err != nil || sv.ID != id {
 		t.Errorf("certificate of a pod on the node: %v, %v", sv, err)
+	}
+}
+
+func xdsNode(node string) *corepb.Node {
+	field := func(s string) *structpb.Value { return structpb.NewStringValue(s) }
+	return &corepb.Node{
+		Id:       "ztunnel~1.1.1.1~ztunnel-" + node + ".istio-system~istio-system.svc.cluster.local",
+		Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"NAMESPACE": field("istio-system"), "NODE_NAME": field(node)}},
 	}
 }
 
