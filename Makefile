@@ -4,12 +4,11 @@ GO ?= go
 BIN := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-PROGRAMS := $(notdir $(wildcard cmd/*))
 FUZZTIME ?= 10m
 UNIT_FLAGS ?= -race -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build $(PROGRAMS) generate check-generate lint test test-unit test-root test-interop soak fuzz bench demo clean
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,21 +29,24 @@ lint: ## formatting, vet, staticcheck, and the rules of internal/archtest
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 
-test: test-unit test-root ## all tests; without root only the unit tests
+test: test-unit test-scale test-root ## all tests; without root only those that need no privileges
 
 test-unit: ## unit tests with the race detector, no privileges needed
-	AMBIT_ROOT_TESTS=off $(GO) test $(UNIT_FLAGS) ./...
+	AMBIT_ROOT_TESTS=off $(GO) test $(UNIT_FLAGS) $$($(GO) list ./... | grep -v /test/scale)
+
+test-scale: build ## the control plane with 10,000 workloads, short forms, real programs on loopback
+	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m ./test/scale
 
 test-root: build ## tests in real namespaces with real BPF; needs root
 	@if [ "$$(id -u)" != 0 ]; then echo 'not root: the tests that need namespaces and BPF were not run (sudo make test-root)'; else \
-	$(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
+	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
 
-test-interop: build ## run a Rust ztunnel named by ZTUNNEL_BIN as a node of the lab
+test-interop: build ## our tunnels against a Rust ztunnel named by ZTUNNEL_BIN, both ways; needs root
 	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
 soak: build ## the long forms of the tests (churn, certificates, policy), about 40 minutes; needs root
-	AMBIT_SOAK=1 $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root' ./...
+	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
 
 fuzz: ## every fuzz target for FUZZTIME (10m)
 	@$(GO) list ./... | while read -r p; do \

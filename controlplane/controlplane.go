@@ -170,7 +170,12 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	group.Go(func() error { return s.authority.Run(ctx) })
 	group.Go(func() error { return s.feed.run(ctx) })
 	group.Go(func() error { return s.cfg.Source.Run(ctx, s.feed.deliver) })
-	group.Go(func() error { return rpc.Serve(listener) })
+	group.Go(func() error {
+		if err := rpc.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve proxies: %w", err)
+		}
+		return nil
+	})
 	if admin != nil {
 		web := &http.Server{Handler: s.admin(), ReadHeaderTimeout: 10 * time.Second}
 		group.Go(func() error {

@@ -114,6 +114,7 @@ type conn struct {
 	idleSince  time.Duration
 	drainAt    time.Duration
 	draining   bool   // we have sent GOAWAY
+	drainAcks  uint8  // answers to the PINGs behind it
 	lastSent   bool   // ... with the final stream id (servers)
 	lastTaken  uint32 // that id
 	peerGone   bool   // the peer has sent GOAWAY

@@ -2,7 +2,7 @@ package hbone
 
 import "encoding/binary"
 
-// Contents of our PINGs: a probe, and the one between the two GOAWAY frames of a graceful shutdown (RFC 9113 section 6.8).
+// Contents of our PINGs: a probe, and those between the two GOAWAY frames of a graceful shutdown (RFC 9113 section 6.8).
 const (
 	pingProbe = 0x616d626974000001
 	pingDrain = 0x616d626974000002
@@ -19,8 +19,13 @@ func (c *conn) writePing(data uint64) {
 	binary.BigEndian.PutUint64(c.frame(8, framePing, 0, 0), data)
 }
 
+// drainPings is the number of PINGs that come back before the final GOAWAY. After one of them a stream may still be on its
+// way: hyper's h2 answers a PING ahead of the HEADERS that it has queued. Those follow at once, and the second answer
+// comes behind them.
+const drainPings = 2
+
 // drain begins a graceful end: no new streams, and the connection closes when the last one has ended. A client says so and
-// opens no more. A server first sends a GOAWAY that refuses nothing, waits for a PING to come back, so that every stream
+// opens no more. A server first sends a GOAWAY that refuses nothing, waits for PINGs to come back, so that every stream
 // that the peer opened before it heard of this has arrived and is served, and then sends the final GOAWAY.
 func (c *conn) drain() {
 	if c.draining || c.dead {
@@ -55,8 +60,12 @@ func (c *conn) onPing(b []byte) error {
 		copy(c.frame(8, framePing, flagAck, 0), b)
 		return c.spend(&c.limits.control, 1, "PING frames")
 	}
-	if binary.BigEndian.Uint64(b) == pingDrain && c.draining && !c.client {
-		c.lastGoAway()
+	if binary.BigEndian.Uint64(b) == pingDrain && c.draining && !c.client && !c.lastSent {
+		if c.drainAcks++; c.drainAcks < drainPings {
+			c.writePing(pingDrain)
+		} else {
+			c.lastGoAway()
+		}
 	}
 	return nil
 }

@@ -192,9 +192,9 @@ func (n *node) carry() (err error) {
 		Node: c.Node, Network: c.Network, ClusterID: c.ClusterID, TrustDomain: c.TrustDomain,
 		SameNode: proxy.SameNode(c.SameNode), Workers: workers, DrainTimeout: c.DrainTimeout, Keepalive: c.KeepAlive.Idle,
 		ResponseBaggage: c.ResponseBaggage, LogPolicies: c.LogPolicies, LoopbackTunnel: c.LocalhostAppTunnel,
-		Pool:      hbone.PoolConfig{StreamsPerConn: c.HBONE.MaxStreams, IdleTimeout: c.HBONE.IdleTimeout, Logger: log},
-		Server:    hbone.ServerConfig{Logger: log},
-		Workloads: n.workloads, Policies: n.policies, Certs: n.certs,
+		Pool:   hbone.PoolConfig{StreamsPerConn: c.HBONE.MaxStreams, IdleTimeout: c.HBONE.IdleTimeout, Logger: log},
+		Server: hbone.ServerConfig{Logger: log},
+		Synced: n.xds.Ready(), Workloads: n.workloads, Policies: n.policies, Certs: n.certs,
 		Metrics: n.registry, AccessLog: telemetry.NewAccessLog(n.writer, format, n.levels), Logger: log,
 	})
 	if err != nil {

@@ -25,7 +25,8 @@ func OpenExempt(mapFD int) (*Exempt, error) {
 	return &Exempt{m}, nil
 }
 
-// Mark exempts a socket. It must be called before connect and costs 2 us; the mark ends with the socket.
+// Mark exempts a socket. It must be called before connect and costs 2 us; the mark ends with the socket. Before Linux 6.0
+// it needs CAP_BPF where kernel.unprivileged_bpf_disabled is set.
 func (e *Exempt) Mark(fd int) error {
 	if err := e.m.Put(int32(fd), uint32(1)); err != nil {
 		return fmt.Errorf("exempt socket: %w", err)
@@ -33,5 +34,5 @@ func (e *Exempt) Mark(fd int) error {
 	return nil
 }
 
-// Close closes the map; marks stay.
+// Close closes the map, after the last Mark has returned; the marks stay.
 func (e *Exempt) Close() error { return e.m.Close() }

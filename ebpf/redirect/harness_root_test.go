@@ -115,16 +115,19 @@ type seen struct {
 
 // testProxy takes a pod's connections and carries them to where they were to go.
 type testProxy struct {
-	pod    *testPod
-	ls     Listeners
-	exempt *Exempt
-	next   atomic.Uint32
-	vips   map[netip.Addr]netip.Addr // set before use
+	pod        *testPod
+	ls         Listeners
+	exempt     *Exempt
+	next       atomic.Uint32
+	mark, mask uint32
+	vips       map[netip.Addr]netip.Addr // set before use
 
-	mu   sync.Mutex
-	all  []seen // guarded by mu
-	lns  []net.Listener
-	errs []error // guarded by mu: dials that failed
+	wg    sync.WaitGroup // connections
+	mu    sync.Mutex
+	all   []seen     // guarded by mu
+	conns []net.Conn // guarded by mu
+	lns   []net.Listener
+	errs  []error // guarded by mu: dials that failed
 }
 
 func startProxy(p *testPod, l Listeners) *testProxy { return startProxyWith(p, l, nil) }
@@ -135,12 +138,12 @@ func startProxyWith(p *testPod, l Listeners, vips map[netip.Addr]netip.Addr) *te
 	fd, err := unix.FcntlInt(uintptr(p.w.node.ExemptFD()), unix.F_DUPFD_CLOEXEC, 3)
 	netnstest.Must(t, err)
 	x := &testProxy{pod: p, ls: l, vips: vips}
+	x.mark, x.mask = p.w.node.Mark()
 	x.next.Store(rand.Uint32())
 	x.exempt, err = OpenExempt(fd)
 	netnstest.Must(t, err)
-	t.Cleanup(func() { x.exempt.Close() })
+	t.Cleanup(x.close)
 	x.run()
-	t.Cleanup(x.kill)
 	return x
 }
 
@@ -178,12 +181,25 @@ func (x *testProxy) kill() {
 	_ = x.ls.Close()
 }
 
+// close kills the proxy, cuts its connections and waits for them to end.
+func (x *testProxy) close() {
+	x.kill()
+	x.mu.Lock()
+	for _, c := range x.conns {
+		c.Close()
+	}
+	x.mu.Unlock()
+	x.wg.Wait()
+	x.exempt.Close()
+}
+
 func (x *testProxy) accept(ln net.Listener, via string) {
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			return
 		}
+		x.wg.Add(1)
 		go x.carry(c.(*net.TCPConn), via)
 	}
 }
@@ -194,6 +210,7 @@ func addrOf(a net.Addr) netip.AddrPort {
 }
 
 func (x *testProxy) carry(in *net.TCPConn, via string) {
+	defer x.wg.Done()
 	defer in.Close()
 	s := seen{via, addrOf(in.RemoteAddr()), addrOf(in.LocalAddr())}
 	x.mu.Lock()
@@ -220,6 +237,9 @@ func (x *testProxy) carry(in *net.TCPConn, via string) {
 		return
 	}
 	defer out.Close()
+	x.mu.Lock()
+	x.conns = append(x.conns, in, out)
+	x.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		io.Copy(out, in)
@@ -232,13 +252,12 @@ func (x *testProxy) carry(in *net.TCPConn, via string) {
 }
 
 func (x *testProxy) dial(dst netip.AddrPort, client netip.Addr) (*net.TCPConn, error) {
-	mark, mask := x.pod.w.node.Mark()
 	for {
 		c, err := dial(x.pod.ns, dst, func(fd int) error {
 			if err := x.exempt.Mark(fd); err != nil {
 				return err
 			}
-			return PrepareApp(fd, client, AppOptions{Dst: dst.Addr(), Mark: mark, Mask: mask, Next: &x.next})
+			return PrepareApp(fd, client, AppOptions{Dst: dst.Addr(), Mark: x.mark, Mask: x.mask, Next: &x.next})
 		})
 		if err == nil || !PortTaken(err) {
 			return c, err
@@ -422,6 +441,6 @@ func (p *testPod) mustFetch(to string, prepare func(fd int) error) {
 	}
 }
 
-// must4 and must6 are addresses of the pod's port 8080.
+// at4 and at6 are addresses of a port of the pod.
 func (p *testPod) at4(port int) string { return fmt.Sprintf("%s:%d", p.v4, port) }
 func (p *testPod) at6(port int) string { return fmt.Sprintf("[%s]:%d", p.v6, port) }

@@ -76,7 +76,7 @@ type Config struct {
 	HBONEPort uint16
 	// AppPorts are the source ports that PrepareApp uses; a pod whose own range overlaps is reported in the log.
 	AppPorts PortRange
-	// SweepAfter is how long after Detach the routes stay at most, for connections that do not end.
+	// SweepAfter is how long after Detach the routes stay at most, for connections that do not end; negative: for ever.
 	SweepAfter time.Duration
 	// Logger gets what a human wants once; nil: nothing.
 	Logger *slog.Logger

@@ -97,8 +97,8 @@ func TestRootUnloadLeavesNothing(t *testing.T) {
 		t.Fatalf("objects before: %+v", o)
 	}
 	netnstest.Must(t, w.node.Close())
-	w.a.proxy.exempt.Close()
-	w.b.proxy.exempt.Close()
+	w.a.proxy.close()
+	w.b.proxy.close()
 	// Namespaces without a name are not found by looking: hold them by a name.
 	for i, p := range []*testPod{w.a, w.b} {
 		defer nameOf(t, p.ns, fmt.Sprintf("ambit-test-%d-%d", os.Getpid(), i))()

@@ -75,7 +75,7 @@ func (n *Node) sweep(uid string, st *podPins) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if now()-st.rec.Detached < uint64(n.cfg.SweepAfter/time.Nanosecond) {
+	if n.cfg.SweepAfter < 0 || now()-st.rec.Detached < uint64(n.cfg.SweepAfter/time.Nanosecond) {
 		busy, err := hasMarked(k.ns, st.rec.Mark, st.rec.Mask)
 		if err != nil {
 			n.cfg.Logger.Warn("sockets not listed; routes stay until the deadline", "pod", uid, "err", err)
@@ -144,19 +144,21 @@ func hasMarked(ns *netns.NS, mark, mask uint32) (found bool, err error) {
 	return found, err
 }
 
-// markOf reads the mark from a message about a socket; false if it has none (a mark of 0 is not sent).
+// markOf reads the mark from a message about a socket; false if it has none (a mark of 0 is not sent). Attributes are
+// length and type, 16 bits each, and the value, padded to 4 bytes; the length counts header and value.
 func markOf(m []byte) (uint32, bool) {
 	if len(m) < diagMessageLen {
 		return 0, false
 	}
-	attrs, err := nl.ParseRouteAttr(m[diagMessageLen:])
-	if err != nil {
-		return 0, false
-	}
-	for _, a := range attrs {
-		if a.Attr.Type == diagMark && len(a.Value) == 4 {
-			return binary.NativeEndian.Uint32(a.Value), true
+	for m = m[diagMessageLen:]; len(m) >= unix.SizeofNlAttr; {
+		size := int(binary.NativeEndian.Uint16(m))
+		if size < unix.SizeofNlAttr || size > len(m) {
+			break
 		}
+		if binary.NativeEndian.Uint16(m[2:]) == diagMark && size == unix.SizeofNlAttr+4 {
+			return binary.NativeEndian.Uint32(m[unix.SizeofNlAttr:]), true
+		}
+		m = m[min((size+3)&^3, len(m)):]
 	}
 	return 0, false
 }

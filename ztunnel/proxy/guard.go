@@ -36,7 +36,7 @@ func (w *worker) guard(pod *Pod) *guard {
 // refresh looks the pod's record and policies up again and reports whether the policy may now decide differently.
 func (g *guard) refresh(pod *Pod) bool {
 	wv, pv := g.w.views()
-	rec := pod.record(wv)
+	rec := g.w.p.record(pod, wv)
 	if rec == g.record && pv == g.view {
 		return false
 	}

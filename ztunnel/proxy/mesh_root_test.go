@@ -459,6 +459,20 @@ func TestRootMeshRefusesWhatWouldEnterTheProxyTwice(t *testing.T) {
 	}
 }
 
+func TestRootMeshLetsNobodyInBeforeThePoliciesHaveArrived(t *testing.T) {
+	synced := make(chan struct{})
+	m := newMesh(t, func(c *Config) { c.Synced, c.WorkloadWait = synced, 300*time.Millisecond })
+	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
+	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
+	m.serve(b, 8080, tellPeer)
+	m.capture(a, b) // the workloads are known, the policies are not
+	m.wantRefused(out, "10.99.0.3:8080")
+	m.wantRefused(a, "10.99.0.3:8080")
+	close(synced)
+	m.wantPeer(a, "10.99.0.3:8080", "10.99.0.2")
+	m.wantPeer(out, "10.99.0.3:8080", "10.99.0.9")
+}
+
 func TestRootMeshFailsClosed(t *testing.T) {
 	m := newMesh(t, func(c *Config) { c.WorkloadWait = 200 * time.Millisecond })
 	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")

@@ -41,7 +41,7 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 func (o *outbound) route() {
 	w := o.w
 	v, _ := w.views()
-	o.source = o.pod.record(v)
+	o.source = w.p.record(o.pod, v)
 	if o.source == nil {
 		w.park(o)
 		if !o.wait.Running() {

@@ -75,6 +75,11 @@ type Config struct {
 	// LoopbackTunnel hands application tunnels with PROXY protocol over on loopback (P11).
 	LoopbackTunnel bool
 
+	// Synced is closed when the control plane has delivered all workloads and all policies once. Until then every pod
+	// counts as unknown: connections wait, and are refused after WorkloadWait. An empty table of policies that is merely
+	// late must not pass for "no policy". nil means that the stores are complete from the start.
+	Synced <-chan struct{}
+
 	Workloads *workload.Store
 	Policies  *rbac.Store
 	Certs     *svid.Manager
@@ -131,6 +136,7 @@ type Proxy struct {
 
 	// podsMu serialises the changes of pods.
 	podsMu   sync.Mutex
+	synced   atomic.Bool
 	draining atomic.Bool
 }
 
@@ -164,6 +170,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	defer p.cancel()
 	loops, stop := context.WithCancel(context.Background())
 	defer stop()
+	p.goHelper(p.awaitSync)
 	var wg sync.WaitGroup
 	errs := make([]error, len(p.workers))
 	for i, w := range p.workers {
@@ -211,6 +218,29 @@ func (p *Proxy) Open() int {
 		n += int(w.open.Load())
 	}
 	return n
+}
+
+// awaitSync lets connections in once the first state of the control plane is complete.
+func (p *Proxy) awaitSync() {
+	if p.cfg.Synced != nil {
+		select {
+		case <-p.cfg.Synced:
+		case <-p.ctx.Done():
+			return
+		}
+	}
+	p.synced.Store(true)
+	for _, w := range p.workers {
+		w.nudge()
+	}
+}
+
+// record is the pod's own entry in the workload table, or nil while that, or the table as a whole, is still to come.
+func (p *Proxy) record(pod *Pod, v *workload.View) *workload.Workload {
+	if !p.synced.Load() {
+		return nil
+	}
+	return pod.record(v)
 }
 
 // workloadsChanged has every worker look again at the connections that wait for a record, and at the policies that

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -120,19 +121,38 @@ func Read(paths ...string) ([]File, error) {
 	return out, nil
 }
 
-// ParseAll parses several files. All errors are reported together; with an error no object is returned.
+// ParseAll parses several files, and has the control plane's own reader look at them too: what it would reject is
+// refused here, where the user sees it. All errors are reported together; with an error no object is returned.
 func ParseAll(files ...File) ([]*Object, error) {
 	var out []*Object
 	var errs []error
 	for _, f := range files {
 		objs, err := Parse(f.Name, f.Data)
-		errs = append(errs, err)
+		if err == nil {
+			err = rejected(f)
+		}
 		out = append(out, objs...)
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+// rejected is what the control plane would not take of a file.
+func rejected(f File) error {
+	var errs []error
+	_, problems := kube.Decode(f.Name, f.Data)
+	for _, p := range problems {
+		if p.Severity == kube.Rejected {
+			errs = append(errs, &Error{
+				File: p.File, Line: p.Line, Field: p.Field, Cause: p.Cause, Accepted: p.Accepted,
+				Object: keyOf(p.Object),
+			})
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func expand(path string) ([]string, error) {
@@ -363,4 +383,12 @@ func (o *Object) Labels() map[string]string {
 		out[k] = fmt.Sprint(v)
 	}
 	return out
+}
+
+// keyOf names an object of the control plane's reader as we do.
+func keyOf(k kube.Key) string {
+	if k == (kube.Key{}) {
+		return ""
+	}
+	return Key{Kind: string(k.Kind), Namespace: k.Name.Namespace, Name: k.Name.Name}.String()
 }

@@ -65,6 +65,15 @@ func TestBadManifestsNameLineObjectFieldCauseAndWhatIsAccepted(t *testing.T) {
 	}
 }
 
+func TestWhatTheControlPlaneWouldRejectIsRefused(t *testing.T) {
+	bad := "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules:\n  - from:\n    - source: {ipBlocks: [10.0.0.0/99]}\n"
+	_, err := ParseAll(File{"good.yaml", []byte(goodPod)}, File{"bad.yaml", []byte(bad)})
+	var e *Error
+	if !errors.As(err, &e) || e.Line != 7 || e.Object != "authorizationpolicy/default/p" || !strings.Contains(e.Field, "ipBlocks") {
+		t.Errorf("got %v, want a refusal of line 7", err)
+	}
+}
+
 func TestAllErrorsOfAFileAreReported(t *testing.T) {
 	_, err := Parse("f.yaml", []byte("kind: Pot\napiVersion: v1\n---\nkind: Pan\napiVersion: v1\n"))
 	if err == nil || !strings.Contains(err.Error(), "Pot") || !strings.Contains(err.Error(), "Pan") {

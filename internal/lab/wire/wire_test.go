@@ -71,7 +71,9 @@ func recordTLS(t *testing.T, version uint16, size int) Flow {
 	}
 	a, b := net.Pipe()
 	up, down := &tee{Conn: a}, &tee{Conn: b}
+	served := make(chan struct{})
 	go func() {
+		defer close(served)
 		c := tls.Server(down, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MaxVersion: version})
 		_, _ = io.Copy(c, c)
 		c.Close()
@@ -84,6 +86,8 @@ func recordTLS(t *testing.T, version uint16, size int) Flow {
 		t.Fatal(err)
 	}
 	c.Close()
+	b.Close() // the server's own close_notify has no reader
+	<-served
 	tr := Tracker{Marker: []byte("marker")}
 	tr.Add(seg(cl, sv, 99, true, false, ""))
 	tr.Add(seg(sv, cl, 499, true, true, ""))
