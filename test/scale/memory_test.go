@@ -25,7 +25,7 @@ func TestSoakMemory(t *testing.T) {
 			waitFor(t, "both proxies in sync", func() bool { return inSync(c) == 2 })
 			cpu := proxies[0].cpu()
 			// What is garbage after the loading is given back within seconds, or is not.
-			settle(t, 5*time.Second, 20*time.Second)
+			settle(t, 3*time.Second, 20*time.Second)
 			all, anon := c.rss()
 			t.Logf("control plane: %.1f MB (%.1f without files), ready after %v, %v CPU", all, anon, ready.Round(time.Millisecond), loaded)
 			all, anon = proxies[0].rss()
@@ -33,7 +33,7 @@ func TestSoakMemory(t *testing.T) {
 			if rust := rustProxy(t, c, "node-5"); rust != nil {
 				waitFor(t, "the Rust ztunnel in sync", func() bool { return inSync(c) == 3 })
 				cpu := rust.cpu()
-				settle(t, 5*time.Second, 20*time.Second)
+				settle(t, 3*time.Second, 20*time.Second)
 				all, anon := rust.rss()
 				t.Logf("Rust ztunnel: %.1f MB (%.1f without files), %v CPU", all, anon, cpu)
 			}
