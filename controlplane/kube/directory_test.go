@@ -243,6 +243,22 @@ func TestDirectoryIsWatched(t *testing.T) {
 	}
 }
 
+func TestAFileReadBeforeTheScanOfItsNewDirectoryIsNotLost(t *testing.T) {
+	// events name both; whichever is looked at first, the object must be there. The order is the map's, so try some.
+	for range 32 {
+		f := newFolder(t)
+		f.scan()
+		f.write("sub/b.yaml", podManifest("b", "10.0.0.2"))
+		paths := map[string]struct{}{filepath.Join(f.path, "sub"): {}, filepath.Join(f.path, "sub/b.yaml"): {}}
+		if err := f.tree.look(paths, false); err != nil {
+			t.Fatal(err)
+		}
+		if f.tree.objects.Len() != 1 || !f.tree.changed {
+			t.Fatalf("%d objects, changed %v", f.tree.objects.Len(), f.tree.changed)
+		}
+	}
+}
+
 func TestConfigMapMountIsFollowed(t *testing.T) {
 	f := newFolder(t)
 	f.write("..v1/a.yaml", podManifest("a", "10.0.0.1"))

@@ -62,7 +62,7 @@ func (t *tree) update(paths map[string]struct{}) error {
 	for p := range paths {
 		rel, err := filepath.Rel(root, p)
 		if err != nil || !filepath.IsLocal(rel) || rel == "." {
-			return t.scan()
+			return t.scanAfter(dirty)
 		}
 		path := filepath.Join(t.root, rel)
 		info, err := os.Lstat(p)
@@ -70,11 +70,11 @@ func (t *tree) update(paths map[string]struct{}) error {
 		case errors.Is(err, fs.ErrNotExist):
 			// A ConfigMap's ..data is a link that all files go through.
 			if strings.HasPrefix(filepath.Base(p), "..") || t.wasDirectory(path) {
-				return t.scan()
+				return t.scanAfter(dirty)
 			}
 			dirty = t.drop(path) || dirty
 		case err != nil || !info.Mode().IsRegular():
-			return t.scan()
+			return t.scanAfter(dirty)
 		case manifest(filepath.Base(p)):
 			dirty = t.load(path, stampOf(info)) || dirty
 		}

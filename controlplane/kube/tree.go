@@ -100,13 +100,15 @@ func manifest(name string) bool {
 }
 
 // scan compares the directory with the state and reads what changed. When it returns an error the state is as before.
-func (t *tree) scan() error {
+func (t *tree) scan() error { return t.scanAfter(false) }
+
+// scanAfter is scan after files may already have been read: dirty says that some have changed.
+func (t *tree) scanAfter(dirty bool) error {
 	found, err := t.walk()
 	if err != nil {
-		t.changed = false
+		t.finish(dirty)
 		return err
 	}
-	dirty := false
 	for path := range t.files {
 		if _, ok := found[path]; !ok {
 			dirty = t.drop(path) || dirty
