@@ -71,9 +71,8 @@ func (w *worker) changed() {
 		x.retry()
 	}
 	for pod, g := range w.guards {
-		if g.refresh(pod) {
-			g.recheck()
-		}
+		g.refresh(pod)
+		g.recheck()
 		if g.conns.empty() && w.p.pods.Load().byUID[pod.UID] != pod {
 			delete(w.guards, pod)
 		}
