@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/securitypb"
 	pb "github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
@@ -16,7 +18,10 @@ import (
 // idleWorker is a worker whose loop does not run: the test calls what the loop would.
 func idleWorker(t *testing.T) *worker {
 	t.Helper()
-	p, err := New(Config{Workloads: workload.NewStore(workload.Config{}), Policies: rbac.NewStore(), Logger: slog.New(slog.DiscardHandler)})
+	p, err := New(Config{
+		Workloads: workload.NewStore(workload.Config{}), Policies: rbac.NewStore(), Logger: slog.New(slog.DiscardHandler),
+		AccessLog: telemetry.NewAccessLog(telemetry.NewWriter(telemetry.WriterConfig{Out: io.Discard}), telemetry.Plain, nil),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,5 +105,33 @@ func TestARecheckEndsAllThoughOneEndTakesItsNeighbourAlong(t *testing.T) { // I1
 	w.changed()
 	if ended[0].err == nil {
 		t.Error("the last connection was not looked at")
+	}
+}
+
+// ends is a connection that finishes as soon as it is cut.
+type ends struct {
+	flow
+	also *ends
+}
+
+func (e *ends) cut(err error) {
+	for ; e != nil; e = e.also {
+		e.finish(err, 0, 0)
+	}
+}
+
+func TestAPodsConnectionsAllEndThoughOneTakesItsOtherHalfAlong(t *testing.T) { // S3, same node
+	w := idleWorker(t)
+	gone, other := &Pod{UID: "a"}, &Pod{UID: "b"}
+	gone.refs.Store(10)
+	other.refs.Store(10)
+	var old, source, inside ends
+	old.begin(w, gone, &old, inboundDir)
+	source.begin(w, other, &source, outboundDir)
+	inside.also = &source
+	inside.begin(w, gone, &inside, inboundDir)
+	w.cutPod(gone)
+	if old.listed || inside.listed {
+		t.Error("a connection of the pod that is gone was not cut")
 	}
 }
