@@ -12,6 +12,9 @@ type guard struct {
 	view   *rbac.View
 	set    *rbac.Set
 	conns  guardedList
+	// stale says that the set has changed since conns were last checked against it: a new connection may be the first to
+	// see the change.
+	stale bool
 }
 
 // guarded is an inbound connection under a guard: embedded where the connection enters a pod.
@@ -33,22 +36,20 @@ func (w *worker) guard(pod *Pod) *guard {
 	return g
 }
 
-// refresh looks the pod's record and policies up again and reports whether the policy may now decide differently.
-func (g *guard) refresh(pod *Pod) bool {
+// refresh looks the pod's record and policies up again.
+func (g *guard) refresh(pod *Pod) {
 	wv, pv := g.w.views()
 	rec := g.w.p.record(pod, wv)
 	if rec == g.record && pv == g.view {
-		return false
+		return
 	}
 	g.record, g.view = rec, pv
 	if rec == nil {
 		g.set = nil
-		return true
+		return
 	}
-	set := pv.Set(rec.Namespace, rec.Policies)
-	changed := set != g.set
-	g.set = set
-	return changed
+	g.set = pv.Set(rec.Namespace, rec.Policies)
+	g.stale = true
 }
 
 // admit decides whether a connection may enter the pod and, if so, keeps it under watch until leave. A pod without a
@@ -77,15 +78,19 @@ func (c *guarded) leave() {
 // recheck closes the connections that the policy of now would not let in (I18). A pod whose record is gone keeps its
 // connections: the record may be on its way back, and a pod that is gone is cut by capture.
 func (g *guard) recheck() {
-	if g.set == nil {
+	if g.set == nil || !g.stale {
 		return
 	}
-	for c := g.conns.head; c != nil; {
-		next := c.next
+	g.stale = false
+	var denied []*guarded // ending one connection may end others
+	var why []rbac.Decision
+	for c := g.conns.head; c != nil; c = c.next {
 		if d := g.set.Check(&c.attrs); !d.Allowed {
-			c.end.cut(policyChangedError{decision: d})
+			denied, why = append(denied, c), append(why, d)
 		}
-		c = next
+	}
+	for i, c := range denied {
+		c.end.cut(policyChangedError{decision: why[i]})
 	}
 }
 

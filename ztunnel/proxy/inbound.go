@@ -26,24 +26,31 @@ type peerTunnel struct {
 // takeTunnel begins with an accepted connection on 15008: the handshake runs on a goroutine, then the worker serves it.
 func (w *worker) takeTunnel(pod *Pod, fd int, peer, local netip.AddrPort) {
 	w.p.tune(fd)
+	pod.ref() // the tunnel's, until it is closed
 	w.p.goHelper(func() {
 		t := &peerTunnel{pod: pod, peer: peer, local: local}
 		conn, err := w.p.acceptTLS(t, fd)
 		if err != nil {
 			unix.Close(fd)
+			pod.unref()
 			w.p.earlyDenial(inboundDir, peer, local, err)
 			return
 		}
-		w.loop.Inject(func() {
-			if w.p.pods.Load().byUID[pod.UID] != pod { // gone meanwhile
-				unix.Close(fd)
-				return
-			}
-			if err := w.server.Serve(fd, conn, t); err != nil {
-				unix.Close(fd)
-			}
-		})
+		w.loop.Inject(func() { w.serveTunnel(fd, conn, t) })
 	})
+}
+
+// serveTunnel takes a tunnel whose handshake is done. The pod may have gone meanwhile.
+func (w *worker) serveTunnel(fd int, conn *looptls.Conn, t *peerTunnel) {
+	gone := t.pod.gone.Load()
+	if gone == podCut || w.server.Serve(fd, conn, t) != nil {
+		unix.Close(fd)
+		t.pod.unref()
+		return
+	}
+	if gone == podLeft {
+		w.leavePod(t.pod)
+	}
 }
 
 // acceptTLS does the server's handshake with the pod's certificate and notes who the peer is (I1).

@@ -20,6 +20,8 @@ type outbound struct {
 	dest *inPod     // same-node: what the destination reports
 	join *loop.Join
 	st   *hbone.Stream
+	// opening is the stream that was asked for and is not there yet.
+	opening *hbone.Opening
 
 	decision Decision
 }
@@ -156,7 +158,7 @@ func (o *outbound) openTunnel() {
 	d := &o.decision
 	key := hbone.Key{Source: o.sourceID.String(), Dest: d.Expect.Key, Addr: d.Dial, SourceIP: o.peer.Addr()}
 	t := &peerSpec{pod: o.pod, source: o.sourceID, expect: d.Expect.IDs}
-	o.w.pool.Open(key, t, o.request(), o)
+	o.opening = o.w.pool.Open(key, t, o.request(), o)
 }
 
 // request is the CONNECT (H12, H13).
@@ -178,19 +180,15 @@ func (o *outbound) request() *hbone.Request {
 
 // StreamOpened implements hbone.OpenHandler.
 func (o *outbound) StreamOpened(st *hbone.Stream, _ *hbone.Response) {
-	if !o.listed {
-		st.Reset(hbone.CodeCancel)
-		return
-	}
+	o.opening = nil
 	o.st = st
 	st.Join(&o.app, streamJoin{o})
 }
 
 // StreamFailed implements hbone.OpenHandler.
 func (o *outbound) StreamFailed(err error) {
-	if o.listed {
-		o.fail(tunnelError{addr: o.actual, err: err})
-	}
+	o.opening = nil
+	o.fail(tunnelError{addr: o.actual, err: err})
 }
 
 // streamJoin keeps the two kinds of Joined apart.
@@ -249,6 +247,10 @@ func (o *outbound) fail(err error) {
 	case o.st != nil:
 		o.st.Cut(hbone.CodeCancel, err)
 		return
+	}
+	if o.opening != nil {
+		o.opening.Cancel()
+		o.opening = nil
 	}
 	o.w.unpark(o)
 	o.wait.Stop()

@@ -28,8 +28,10 @@ type Pod struct {
 	// outbound, plaintext and hbone are the listening sockets, as descriptors.
 	outbound, plaintext, hbone int
 	nextPort                   portCounter
-	// refs counts the table and the connections that may still need NS; at 0 everything is closed.
+	// refs counts the table, the tunnels and the connections that may still need NS; at 0 everything is closed.
 	refs atomic.Int32
+	// gone is how the pod has left the table, if it has.
+	gone atomic.Uint32
 }
 
 // newPod makes a Pod of what capture hands over, on duplicates of its descriptors.
@@ -80,6 +82,12 @@ func (pod *Pod) unref() {
 	}
 	pod.NS.Close()
 }
+
+// Values of Pod.gone.
+const (
+	podLeft = 1 + iota // lives on outside of the mesh: what is under way may end by itself
+	podCut             // everything of it is cut
+)
 
 // podKey finds the local pod behind a workload record.
 type podKey struct{ namespace, name, serviceAccount string }
@@ -178,11 +186,18 @@ func (p *Proxy) stopLocked(pod *Pod, drain bool) {
 			w.stopAccepting(pod)
 		})
 	}
+	if drain {
+		pod.gone.Store(podLeft)
+	} else {
+		pod.gone.Store(podCut)
+	}
 	p.pods.Store(p.pods.Load().with(func(m map[string]*Pod) { delete(m, pod.UID) }))
 	for _, w := range p.workers {
 		w.loop.OnLoop(func() {
 			w.pool.Retire(func(k poolKey) bool { return begunIn(k, pod) })
-			if !drain {
+			if drain {
+				w.leavePod(pod)
+			} else {
 				w.cutPod(pod)
 			}
 		})

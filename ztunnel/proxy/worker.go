@@ -51,6 +51,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	w.pool = hbone.NewPool(l, pc)
 	sc := p.cfg.Server
 	sc.Handler = inboundHandler{w}
+	sc.OnClose = func(c *hbone.ServerConn, _ error) { c.Tag().(*peerTunnel).pod.unref() }
 	w.server = hbone.NewServer(l, sc)
 	return w, nil
 }
@@ -71,9 +72,8 @@ func (w *worker) changed() {
 		x.retry()
 	}
 	for pod, g := range w.guards {
-		if g.refresh(pod) {
-			g.recheck()
-		}
+		g.refresh(pod)
+		g.recheck()
 		if g.conns.empty() && w.p.pods.Load().byUID[pod.UID] != pod {
 			delete(w.guards, pod)
 		}
@@ -107,22 +107,37 @@ func (w *worker) drain() {
 }
 
 // cutAll ends every connection.
-func (w *worker) cutAll() {
-	for f := w.flows.head; f != nil; {
-		next := f.next
-		f.end.cut(errDrained)
-		f = next
+func (w *worker) cutAll() { w.cutWhere(errDrained, func(*flow) bool { return true }) }
+
+// cutWhere ends the connections that match. Ending one may end others: both halves of a connection inside this node.
+func (w *worker) cutWhere(err error, match func(*flow) bool) {
+	var list []*flow
+	for f := w.flows.head; f != nil; f = f.next {
+		if match(f) {
+			list = append(list, f)
+		}
+	}
+	for _, f := range list {
+		if f.listed {
+			f.end.cut(err)
+		}
 	}
 }
 
-// cutPod ends every connection of a pod that is gone (S3).
+// cutPod ends every connection and tunnel of a pod that is gone (S3).
 func (w *worker) cutPod(pod *Pod) {
-	for f := w.flows.head; f != nil; {
-		next := f.next
-		if f.pod == pod {
-			f.end.cut(errPodGone)
-		}
-		f = next
-	}
+	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod == pod })
+	w.eachTunnel(pod, func(c *hbone.ServerConn) { c.Cut(errPodGone) })
 	delete(w.guards, pod)
+}
+
+// leavePod has the tunnels into a pod that leaves the mesh take no new streams.
+func (w *worker) leavePod(pod *Pod) { w.eachTunnel(pod, (*hbone.ServerConn).Drain) }
+
+func (w *worker) eachTunnel(pod *Pod, f func(*hbone.ServerConn)) {
+	w.server.Each(func(c *hbone.ServerConn) {
+		if c.Tag().(*peerTunnel).pod == pod {
+			f(c)
+		}
+	})
 }
