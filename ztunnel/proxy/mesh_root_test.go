@@ -184,23 +184,23 @@ func (p *meshPod) record(policies ...string) *workloadpb.Workload {
 // tell gives all nodes an address.
 func (m *mesh) tell(as ...*workloadpb.Address) {
 	m.t.Helper()
-	var up []xds.Resource[workload.Address]
-	for _, a := range as {
-		b, err := proto.Marshal(a)
-		if err != nil {
-			m.t.Fatal(err)
+	for _, n := range m.nodes { // each store owns what it is given
+		var up []xds.Resource[workload.Address]
+		for _, a := range as {
+			name := a.GetWorkload().GetUid()
+			if s := a.GetService(); s != nil {
+				name = s.Namespace + "/" + s.Hostname
+			}
+			b, err := proto.Marshal(a)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			v, err := workload.DecodeAddress(name, b)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			up = append(up, xds.Resource[workload.Address]{Name: name, Value: v})
 		}
-		name := a.GetWorkload().GetUid()
-		if s := a.GetService(); s != nil {
-			name = s.Namespace + "/" + s.Hostname
-		}
-		v, err := workload.DecodeAddress(name, b)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		up = append(up, xds.Resource[workload.Address]{Name: name, Value: v})
-	}
-	for _, n := range m.nodes {
 		n.wl.Apply(up, nil)
 	}
 }
