@@ -56,11 +56,14 @@ func (w *worker) startAccepting(pod *Pod) error {
 	return nil
 }
 
+// maxRest bounds what acceptRest takes from one listener: the longest queue that a kernel is commonly set to.
+const maxRest = 65536
+
 // acceptRest takes what waits in the pod's queues now.
 func (w *worker) acceptRest(pod *Pod) {
 	for _, a := range w.acceptors[pod] {
-		a.fd.Wake()
-		a.Ready(&a.fd)
+		for taken := 0; taken < maxRest && a.accept(); taken += acceptBudget {
+		}
 	}
 }
 
@@ -75,16 +78,26 @@ func (w *worker) stopAccepting(pod *Pod) {
 
 // Ready implements loop.Handler.
 func (a *acceptor) Ready(*loop.FD) {
+	if a.accept() {
+		a.fd.Wake()
+	}
+}
+
+// accept takes up to acceptBudget connections and reports whether more may be waiting.
+func (a *acceptor) accept() bool {
 	for range acceptBudget {
 		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
-			return
+			return false
+		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL): // not a listener any more: asking again would not end
+			a.w.p.log.Warn("a pod's listener is closed", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
+			return false
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
 			a.w.loop.Start(&a.pause, shedPause, a)
-			return
+			return false
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
@@ -101,7 +114,7 @@ func (a *acceptor) Ready(*loop.FD) {
 			w.loop.Inject(func() { take(w, pod, fd, peer, local) })
 		}
 	}
-	a.fd.Wake()
+	return true
 }
 
 // Expired implements loop.TimerHandler: the pause is over.

@@ -57,15 +57,15 @@ func (w *worker) serveTunnel(fd int, conn *looptls.Conn, t *peerTunnel) {
 func (p *Proxy) acceptTLS(t *peerTunnel, fd int) (*looptls.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
 	defer cancel()
-	select {
-	case p.shaking <- struct{}{}:
-		defer func() { <-p.shaking }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	cert, err := p.certificate(ctx, t.pod)
+	cert, err := p.certificate(ctx, t.pod) // before the turn: one pod's missing certificate must not hold up the others
 	if err != nil {
 		return nil, err
+	}
+	select {
+	case p.accepting <- struct{}{}:
+		defer func() { <-p.accepting }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	conn, err := looptls.Server(ctx, fd, svid.ServerConfig(cert, p.cfg.TLS))
 	if err != nil {

@@ -126,8 +126,9 @@ type Proxy struct {
 	changes atomic.Pointer[chan struct{}]
 	// next deals connections out to workers.
 	next atomic.Uint32
-	// shaking bounds the handshakes under way.
-	shaking chan struct{}
+	// accepting and connecting bound the handshakes under way. They are two, so that slow peers cannot keep our own pods
+	// from connecting.
+	accepting, connecting chan struct{}
 	// done is closed when Run ends; ctx of everything that a connection starts.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -140,13 +141,16 @@ type Proxy struct {
 	draining atomic.Bool
 }
 
-// maxHandshakes is the number of TLS handshakes under way at once; more wait their turn.
+// maxHandshakes is the number of TLS handshakes under way at once, in each role; more wait their turn.
 const maxHandshakes = 256
 
 // New makes a proxy without pods.
 func New(cfg Config) (*Proxy, error) {
 	cfg = cfg.withDefaults()
-	p := &Proxy{cfg: cfg, log: cfg.Logger, shaking: make(chan struct{}, maxHandshakes)}
+	p := &Proxy{
+		cfg: cfg, log: cfg.Logger,
+		accepting: make(chan struct{}, maxHandshakes), connecting: make(chan struct{}, maxHandshakes),
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pods.Store(newPodTable())
 	first := make(chan struct{})
@@ -182,6 +186,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.helpers.Wait()
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.cutAll)
+		w.loop.OnLoop(w.closeTunnels)
 	}
 	stop()
 	wg.Wait()
@@ -195,7 +200,10 @@ func (p *Proxy) drain() {
 	p.draining.Store(true) // pods that are still handed over are not served any more
 	p.podsMu.Unlock()
 	for _, w := range p.workers {
-		w.loop.OnLoop(w.drain)
+		w.loop.OnLoop(w.stopAcceptingAll)
+	}
+	for _, w := range p.workers { // what one worker accepted for another has arrived by now
+		w.loop.OnLoop(w.server.Drain)
 	}
 	over := time.NewTimer(p.cfg.DrainTimeout)
 	defer over.Stop()

@@ -69,15 +69,15 @@ func (d *tunnelDial) dialed(err error) {
 func (p *Proxy) connectTLS(t *peerSpec, fd int) (*looptls.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
 	defer cancel()
-	select {
-	case p.shaking <- struct{}{}:
-		defer func() { <-p.shaking }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	s, err := p.certificateOf(ctx, t.source)
 	if err != nil {
 		return nil, err
+	}
+	select {
+	case p.connecting <- struct{}{}:
+		defer func() { <-p.connecting }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	conn, err := looptls.Client(ctx, fd, svid.ClientConfig(s, t.expect, p.cfg.TLS))
 	if err != nil {

@@ -97,13 +97,18 @@ func (w *worker) views() (*workload.View, *rbac.View) {
 	return w.p.cfg.Workloads.View(), w.p.cfg.Policies.View()
 }
 
-// drain stops accepting and asks the peers to leave.
-func (w *worker) drain() {
+// stopAcceptingAll leaves all pods' queues to the proxy's successor. What was accepted already is carried on: the pool goes
+// on opening tunnels for it.
+func (w *worker) stopAcceptingAll() {
 	for pod := range w.acceptors {
 		w.stopAccepting(pod)
 	}
-	w.server.Drain()
-	w.pool.Drain()
+}
+
+// closeTunnels ends all tunnels, after the connections in them.
+func (w *worker) closeTunnels() {
+	w.server.Close()
+	w.pool.Close()
 }
 
 // cutAll ends every connection.
