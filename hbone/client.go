@@ -24,13 +24,14 @@ func (p *Pool) attach(e *entry, fd int, tc *looptls.Conn) (*clientConn, error) {
 	tc.Attach(f)
 	c.init(p.l, &p.sh, c, true, tc)
 	c.fd, c.tc = f, tc
+	c.expireWith(tc.State())
 	f.Wake() // input may have come before it was registered
 	return c, nil
 }
 
 // slots is the number of streams that may still be opened.
 func (c *clientConn) slots() int {
-	if c.dead || c.draining || c.peerGone || c.nextID > maxStreamID-2 {
+	if c.dead || c.draining || c.peerGone || c.expired() || c.nextID > maxStreamID-2 {
 		return 0
 	}
 	return c.limit() - len(c.streams)

@@ -113,11 +113,12 @@ type conn struct {
 	blockSince time.Duration
 	idleSince  time.Duration
 	drainAt    time.Duration
-	draining   bool   // we have sent GOAWAY
-	drainAcks  uint8  // answers to the PINGs behind it
-	lastSent   bool   // ... with the final stream id (servers)
-	lastTaken  uint32 // that id
-	peerGone   bool   // the peer has sent GOAWAY
+	expires    time.Time // of the peer's certificate; zero: never
+	draining   bool      // we have sent GOAWAY
+	drainAcks  uint8     // answers to the PINGs behind it
+	lastSent   bool      // ... with the final stream id (servers)
+	lastTaken  uint32    // that id
+	peerGone   bool      // the peer has sent GOAWAY
 	peerErr    *ConnError
 	dead       bool // streams and callbacks are over
 	lingering  bool // dead, but the descriptor is still being read

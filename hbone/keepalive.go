@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"crypto/tls"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
@@ -13,6 +14,9 @@ func (c *conn) startTick() {
 	d := c.sh.keepAlive.Interval
 	if d < 0 {
 		d = defaultTick
+	}
+	if !c.expires.IsZero() && !c.draining {
+		d = min(d, max(time.Until(c.expires), time.Millisecond))
 	}
 	c.l.Start(&c.tick, d, c)
 }
@@ -50,10 +54,24 @@ func (c *conn) lookAround(now time.Duration) {
 	if r := c.sh.retireBytes; r > 0 && c.tr.BytesSealed() >= r {
 		c.drain()
 	}
+	if c.expired() {
+		c.drain()
+	}
 	if idle := c.sh.idleTimeout; idle > 0 && len(c.streams) == 0 && now-c.idleSince >= idle {
 		c.drain()
 	}
 }
+
+// expireWith has the connection take no new streams once the peer's certificate has run out: it was checked at the
+// handshake only. Streams that are open go on.
+func (c *conn) expireWith(cs tls.ConnectionState) {
+	if len(cs.PeerCertificates) > 0 {
+		c.expires = cs.PeerCertificates[0].NotAfter
+		c.startTick()
+	}
+}
+
+func (c *conn) expired() bool { return !c.expires.IsZero() && !time.Now().Before(c.expires) }
 
 // probe sends a PING if the peer has been silent, and gives it up if it stays so. Whatever arrives counts as life. It
 // reports whether the connection lives.

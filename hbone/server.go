@@ -81,6 +81,7 @@ func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
 	tc.Attach(f)
 	c.init(s.l, &s.sh, c, false, tc)
 	c.fd, c.tc = f, tc
+	c.expireWith(tc.State())
 	s.conns[c] = struct{}{}
 	f.Wake() // input may have come before it was registered
 	s.log.Debug("connection accepted", "peer", c.remote)

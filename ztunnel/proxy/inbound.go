@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 
@@ -97,6 +98,15 @@ func (p *Proxy) certificateOf(ctx context.Context, id spiffe.ID) (*svid.SVID, er
 	return s, nil
 }
 
+// expired says why id may not be used any more, if its certificate ran out: a tunnel that is open already must not
+// outlive it. It does not block.
+func (p *Proxy) expired(id spiffe.ID) error {
+	if _, err := p.cfg.Certs.Current(id); errors.Is(err, svid.ErrExpired) {
+		return identityError{id: id, err: err}
+	}
+	return nil
+}
+
 // inboundHandler serves the CONNECTs of a worker's tunnels.
 type inboundHandler struct{ w *worker }
 
@@ -156,6 +166,10 @@ func (c *inbound) check() {
 	c.rec.open(&c.flow)
 	attrs := rbac.Attributes{Source: c.sourceID, SourceIP: c.peer.Addr(), Dest: c.actual}
 	if err := g.admit(&c.watch, attrs, c); err != nil {
+		c.fail(err)
+		return
+	}
+	if err := w.p.expired(c.destinationID); err != nil {
 		c.fail(err)
 		return
 	}

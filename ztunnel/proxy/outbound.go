@@ -155,6 +155,10 @@ func (o *outbound) Joined(r loop.JoinResult) { o.finishBoth(copyError(r.Err), r.
 // openTunnel opens a stream on a tunnel to the decided peer.
 func (o *outbound) openTunnel() {
 	o.rec.open(&o.flow)
+	if err := o.w.p.expired(o.sourceID); err != nil {
+		o.fail(err)
+		return
+	}
 	d := &o.decision
 	key := hbone.Key{Source: o.sourceID.String(), Dest: d.Expect.Key, Addr: d.Dial, SourceIP: o.peer.Addr()}
 	t := &peerSpec{pod: o.pod, source: o.sourceID, expect: d.Expect.IDs}
