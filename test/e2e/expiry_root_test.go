@@ -39,6 +39,9 @@ type mesh struct {
 // up starts the shop of the demo: a client on node-1, a server on node-2, both in the mesh.
 func up(t *testing.T, name string, life time.Duration) *mesh {
 	netnstest.RequireRoot(t)
+	if os.Getenv("AMBIT_SOAK") != "1" {
+		t.Skip("takes 20 s of real certificate lifetime: runs in make soak (AMBIT_SOAK=1)")
+	}
 	bin := programs(t)
 	m := &mesh{t: t, echo: []string{filepath.Join(bin, "ambit"), "echo"}}
 	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
