@@ -1,8 +1,7 @@
 // Package interop shows that our parts work with Istio's ztunnel. Its tests need root and ZTUNNEL_BIN, the path of a Rust
 // ztunnel, and are skipped without them (make test-interop).
 //
-//   - tunnel_root_test.go: our HTTP/2 tunnels (hbone) against it, without control plane or capture;
-//   - node_root_test.go: a node with it and a node with ours, under our control plane.
+//   - tunnel_root_test.go: our HTTP/2 tunnels (hbone) against it, without control plane or capture.
 package interop
 
 import (
