@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +37,19 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 	w.p.tune(fd)
 	o.peer, o.orig = peer, orig
 	o.begin(w, pod, o, outboundDir)
+	if o.selfCall() {
+		o.fail(routeError(SelfCall, orig.String()))
+		return
+	}
 	o.route()
+}
+
+// selfCall tells whether the application dialled the proxy's own port at an address of its pod (P5). Such a connection is
+// not redirected, it reaches the listener itself; to carry it on would be to enter the same listener again. The record in
+// the workload table does not decide: it may lack an address.
+func (o *outbound) selfCall() bool {
+	a := o.orig.Addr()
+	return IllegalPort(o.orig.Port()) && (a.IsLoopback() || a == o.peer.Addr() || slices.Contains(o.pod.Addrs, a))
 }
 
 // route decides where to go, or waits for the pod's record.
@@ -217,6 +230,10 @@ func (o *outbound) openSameNode(pod *Pod) {
 	o.authority = ""
 	o.actual = o.decision.Target
 	o.destinationID = o.destination.ID
+	if IllegalPort(o.actual.Port()) { // what the destination's side of a tunnel would refuse
+		o.fail(routeError(SelfCall, o.actual.String()))
+		return
+	}
 	o.rec.open(&o.flow)
 	o.dest = newInPod(o, pod)
 	attrs := rbac.Attributes{Source: o.sourceID, SourceIP: o.peer.Addr(), Dest: o.actual}
