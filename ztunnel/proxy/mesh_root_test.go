@@ -478,9 +478,9 @@ func TestRootMeshFailsClosed(t *testing.T) {
 	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
 	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
 	m.serve(b, 8080, tellPeer)
+	m.ca.Fail(errors.New("the CA is down")) // before capture, which asks for certificates ahead of need
 	m.capture(a, b)
 	t.Run("without a certificate", func(t *testing.T) {
-		m.ca.Fail(errors.New("the CA is down"))
 		m.wantRefused(a, "10.99.0.3:8080")
 		m.line("the CA is down")
 	})
