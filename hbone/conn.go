@@ -104,6 +104,7 @@ type conn struct {
 	dirty   []*Stream // have data or an end to pass on, after this burst
 	starved []*Stream // wait to send, and have sent nothing since they were last woken
 	waiting []*Stream // wait to send
+	revisit []*Stream // pipes that asked for a visit in the next turn
 
 	// end of life
 	tick       loop.Timer
@@ -158,6 +159,11 @@ func (c *conn) Ready(f *loop.FD) {
 		c.resume()
 		c.touch() // a drained connection may be waiting to close
 	}
+	for i, s := range c.revisit {
+		c.revisit[i] = nil
+		c.post(s, evPump)
+	}
+	c.revisit = c.revisit[:0]
 	c.fed = false
 	for i := 0; f.Readable() && !c.dead; i++ {
 		if i == readBursts {

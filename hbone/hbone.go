@@ -20,7 +20,8 @@
 //   - conn.go, control.go: one HTTP/2 connection, either role: reading, control frames, the batch that is written once
 //     per turn (group commit).
 //   - stream.go, flow.go: the state of a stream and the two levels of flow control.
-//   - join.go, netconn.go: the two faces of a stream, a relay that stays on the loop and a net.Conn.
+//   - join.go, pipe.go, netconn.go: the three faces of a stream, a relay and a byte stream that stay on the loop and a
+//     net.Conn.
 //   - pool.go, client.go and server.go: the roles. keepalive.go: pings, idle time, retirement. goaway.go: drain.
 //   - limits.go: what a peer may do before it is sent away.
 //
