@@ -88,7 +88,11 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 		}
 	}()
 	for _, s := range c.subs {
-		if err := st.Send(s.first()); err != nil {
+		req := s.first()
+		if req == nil {
+			continue
+		}
+		if err := st.Send(req); err != nil {
 			return false, c.sendError(&running, ended, err)
 		}
 	}
@@ -168,7 +172,7 @@ func (c *Client) answer(resp *discoverypb.DeltaDiscoveryResponse) *discoverypb.D
 		slog.Int("resources", len(resp.GetResources())), slog.Int("removed", len(resp.GetRemovedResources())))
 	if !sub.acked {
 		sub.acked = true
-		if !sub.opts.OnDemand {
+		if !sub.opts.OnDemand && !sub.opts.Named {
 			c.mu.Lock()
 			c.waiting--
 			c.mu.Unlock()

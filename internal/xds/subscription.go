@@ -124,7 +124,38 @@ func (s *Subscription) resolveLocked(key string) string {
 
 func (s *Subscription) holdsLocked(key string) bool { return s.resolveLocked(key) != "" }
 
-// first is the first request of a stream (X2, X3).
+// Keep has a Named subscription ask for exactly these names from now on. Resources of other names are removed from the
+// Handler soon.
+func (s *Subscription) Keep(names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	want := make(map[string]bool, len(names))
+	for _, n := range names {
+		want[n] = true
+		if s.names[n] == nil {
+			s.names[n] = &name{answered: make(chan struct{})}
+			s.subscribe = append(s.subscribe, n)
+			s.unsubscribe = slices.DeleteFunc(s.unsubscribe, func(k string) bool { return k == n })
+		}
+	}
+	for n, w := range s.names {
+		if want[n] {
+			continue
+		}
+		w.answer(false)
+		delete(s.names, n)
+		if i := slices.Index(s.subscribe, n); i >= 0 {
+			s.subscribe = slices.Delete(s.subscribe, i, i+1)
+			continue
+		}
+		s.unsubscribe = append(s.unsubscribe, n)
+	}
+	if len(s.subscribe)+len(s.unsubscribe) > 0 {
+		s.client.poke()
+	}
+}
+
+// first is the first request of a stream (X2, X3), or nil if there is nothing to ask for.
 func (s *Subscription) first() *discoverypb.DeltaDiscoveryRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,6 +165,12 @@ func (s *Subscription) first() *discoverypb.DeltaDiscoveryRequest {
 		InitialResourceVersions: map[string]string{},
 	}
 	s.subscribe, s.unsubscribe = nil, nil
+	if s.opts.Named {
+		if len(s.names) == 0 {
+			return nil
+		}
+		req.ResourceNamesSubscribe = slices.Sorted(maps.Keys(s.names))
+	}
 	if s.opts.OnDemand {
 		// All that is held is asked for again, also what the server had sent along: none of it may grow stale.
 		again := maps.Clone(s.held)

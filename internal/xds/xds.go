@@ -169,6 +169,9 @@ func NewClient(cfg Config) *Client {
 type Options struct {
 	// OnDemand asks for nothing until Fetch does (XDS_ON_DEMAND).
 	OnDemand bool
+	// Named asks for the names that Keep is given, and for nothing while there are none: an ordinary Envoy subscription,
+	// without wildcard.
+	Named bool
 }
 
 // Subscribe adds a type to the client, before Run. The order of calls is the order of the first requests.
@@ -181,7 +184,7 @@ func Subscribe[T any](c *Client, t Type[T], h Handler[T], opts Options) *Subscri
 		apply: applier(t, h),
 	}
 	c.subs = append(c.subs, s)
-	if !opts.OnDemand {
+	if !opts.OnDemand && !opts.Named {
 		c.waiting++
 	}
 	return s

@@ -318,3 +318,32 @@ func TestOnDemand(t *testing.T) {
 		c.want(t, map[string]string{})
 	})
 }
+
+func TestANamedSubscriptionAsksForExactlyTheNamesItIsToKeep(t *testing.T) {
+	run(t, xds.Config{}, xds.Options{Named: true}, func(t *testing.T, c *client) {
+		st := c.server.Accept(t)
+		c.sub.Keep([]string{"a", "b"})
+		req := st.Request(t)
+		if got := req.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"a", "b"}) || len(req.GetResourceNamesUnsubscribe()) != 0 {
+			t.Errorf("first request %v", req)
+		}
+		st.Respond(t, response("1", res("a", "1", "apple"), res("b", "1", "banana")))
+		st.WantACK(t, "1")
+		c.sub.Keep([]string{"b", "c"})
+		req = st.Request(t)
+		if got := req.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"c"}) || !slices.Equal(req.GetResourceNamesUnsubscribe(), []string{"a"}) {
+			t.Errorf("second request %v", req)
+		}
+		c.want(t, map[string]string{"b": "banana"})
+		c.sub.Keep([]string{"c", "b"}) // the same: nothing is sent
+		st.Break(nil)
+		st = c.server.Accept(t)
+		req = st.Request(t)
+		if got := req.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"b", "c"}) || len(req.GetInitialResourceVersions()) != 1 {
+			t.Errorf("the next stream asks for %v", req)
+		}
+		st.Respond(t, &discoverypb.DeltaDiscoveryResponse{TypeUrl: fruit, Nonce: "2", RemovedResources: []string{"b"}})
+		st.WantACK(t, "2")
+		c.want(t, map[string]string{})
+	})
+}
