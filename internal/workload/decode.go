@@ -32,6 +32,19 @@ func DecodeAddress(name string, body []byte) (Address, error) {
 	return FromProto(name, &pb)
 }
 
+// DecodeWorkload is DecodeAddress of an istio.workload.Workload, the form in which waypoints get workloads.
+func DecodeWorkload(name string, body []byte) (Address, error) {
+	var pb workloadpb.Workload
+	if err := proto.Unmarshal(body, &pb); err != nil {
+		return Address{}, fmt.Errorf("decode workload %q: %w", name, err)
+	}
+	w, err := decodeWorkload(&pb)
+	if err != nil {
+		return Address{}, fmt.Errorf("workload %q: %w", name, err)
+	}
+	return Address{Workload: w}, nil
+}
+
 // FromProto is DecodeAddress of an already parsed message; it keeps nothing of pb but its strings.
 func FromProto(name string, pb *workloadpb.Address) (Address, error) {
 	switch t := pb.GetType().(type) {

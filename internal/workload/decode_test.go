@@ -136,6 +136,28 @@ func TestDecodeTruncatesPortsTo16Bits(t *testing.T) {
 	}
 }
 
+func TestAWorkloadOfAWaypointsSubscriptionIsTheSameAsAnAddress(t *testing.T) {
+	m := wl("a", "10.0.0.1", member("ns/s.ns", 80, 8080))
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeWorkload("a", b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := decode(t, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Workload.UID != want.Workload.UID || got.Workload.ID != want.Workload.ID || got.Service != nil || !slices.Equal(got.Workload.Addrs, want.Workload.Addrs) {
+		t.Errorf("got %+v, want %+v", got.Workload, want.Workload)
+	}
+	if _, err := DecodeWorkload("b", []byte{0xff}); err == nil {
+		t.Error("what is no message was accepted")
+	}
+}
+
 func FuzzDecodeAddress(f *testing.F) {
 	for _, m := range []any{
 		wl("a", "10.0.0.1", member("ns/s.ns", 80, 8080)), svc("ns", "s", []string{"10.1.0.1", "10.2.0.0/16"}),

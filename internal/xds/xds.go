@@ -76,12 +76,21 @@ type Node struct {
 	Cluster string
 	// Metadata holds NAME, NAMESPACE, NODE_NAME, CLUSTER_ID and so on.
 	Metadata map[string]string
+	// Labels are the pod's, metadata LABELS; nil = not sent.
+	Labels map[string]string
 }
 
 func (n Node) proto() *corepb.Node {
 	node := &corepb.Node{Id: n.ID, Cluster: n.Cluster, UserAgentName: "ambit", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{}}}
 	for k, v := range n.Metadata {
 		node.Metadata.Fields[k] = structpb.NewStringValue(v)
+	}
+	if n.Labels != nil {
+		labels := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(n.Labels))}
+		for k, v := range n.Labels {
+			labels.Fields[k] = structpb.NewStringValue(v)
+		}
+		node.Metadata.Fields["LABELS"] = structpb.NewStructValue(labels)
 	}
 	return node
 }
