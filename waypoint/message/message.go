@@ -2,8 +2,8 @@
 // (Request, Response, Header), and the interfaces by which its body moves (Taker, ServerStream, ClientStream). The codecs
 // http1 and http2 implement them; forward is written against them only.
 //
-// Everything here belongs to one loop. A codec never calls back from inside a call of one of its methods, with one
-// exception that is named there.
+// Everything here belongs to one loop. A codec never calls back from inside a call of one of its methods, but for Close of
+// a connection.
 package message
 
 import "unsafe"
@@ -51,8 +51,8 @@ type Request struct {
 	// Upgrade is the protocol that the client wants to change to, lower case: HTTP/1's first Upgrade token, HTTP/2's
 	// :protocol (RFC 8441; Method is then GET here, and each codec writes what its version demands). "" if none.
 	Upgrade string
-	// Expect100 says that the client waits for 100 (Continue). A server codec sends it by itself once the body is asked for,
-	// that is when a Taker has taken a first byte or Resume was called; expect is not in Header.
+	// Expect100 says that the client waits for 100 (Continue). A server codec sends it by itself at the end of the turn in
+	// which the body was asked for (SetTaker), unless the final answer has been given by then. It is not in Header.
 	Expect100 bool
 }
 

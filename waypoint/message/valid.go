@@ -157,6 +157,47 @@ func digits(s string) bool {
 	return true
 }
 
+// Method says that s is a method that one can send on: a token, and not a standard method in other letters. Methods are
+// case-sensitive, but not everyone behind us may know.
+func Method(s string) bool {
+	if !Token(s) {
+		return false
+	}
+	lower := false
+	for i := range len(s) {
+		lower = lower || 'a' <= s[i] && s[i] <= 'z'
+	}
+	if !lower {
+		return true
+	}
+	for _, m := range [...]string{"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"} {
+		if EqualFold(s, m) {
+			return false
+		}
+	}
+	return true
+}
+
+// EqualFold compares ASCII strings without regard to case.
+func EqualFold(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}
+
 // Length parses a Content-Length: digits only, no list (RFC 9110 section 8.6), at most 2^62.
 func Length(s string) (int64, bool) {
 	if s == "" || len(s) > 19 || !digits(s) {
