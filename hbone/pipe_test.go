@@ -60,12 +60,18 @@ func (e *echoPipe) finish(err error) {
 	e.done <- err
 }
 
+// serveEcho accepts a stream and echoes on it; done is told how that ended.
+func serveEcho(s *hbone.Stream, done chan error) *echoPipe {
+	s.Accept(nil)
+	e := &echoPipe{p: s.Pipe(), done: done}
+	e.p.SetHandler(e)
+	return e
+}
+
 func TestAPipeCarriesBytesBothWaysWithBackPressureAndHalfClose(t *testing.T) {
 	done := make(chan error, 1)
 	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{Handler: hbonetest.HandlerFunc(func(s *hbone.Stream, r *hbone.Request) {
-		s.Accept(nil)
-		e := &echoPipe{p: s.Pipe(), done: done}
-		e.p.SetHandler(e)
+		serveEcho(s, done)
 	})})
 	c, _, err := m.pool.OpenConn(context.Background(), m.key, nil, &hbone.Request{Authority: "10.0.0.1:80"})
 	if err != nil {
@@ -89,9 +95,7 @@ func TestAPipeCarriesBytesBothWaysWithBackPressureAndHalfClose(t *testing.T) {
 func TestAPipeSeesTheResetOfItsPeerAndPassesOnItsOwn(t *testing.T) {
 	done := make(chan error, 1)
 	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{Handler: hbonetest.HandlerFunc(func(s *hbone.Stream, r *hbone.Request) {
-		s.Accept(nil)
-		e := &echoPipe{p: s.Pipe(), done: done}
-		e.p.SetHandler(e)
+		e := serveEcho(s, done)
 		if r.Authority == "10.0.0.1:81" {
 			e.p.Reset()
 		}

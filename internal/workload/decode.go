@@ -38,11 +38,7 @@ func DecodeWorkload(name string, body []byte) (Address, error) {
 	if err := proto.Unmarshal(body, &pb); err != nil {
 		return Address{}, fmt.Errorf("decode workload %q: %w", name, err)
 	}
-	w, err := decodeWorkload(&pb)
-	if err != nil {
-		return Address{}, fmt.Errorf("workload %q: %w", name, err)
-	}
-	return Address{Workload: w}, nil
+	return FromProto(name, &workloadpb.Address{Type: &workloadpb.Address_Workload{Workload: &pb}})
 }
 
 // FromProto is DecodeAddress of an already parsed message; it keeps nothing of pb but its strings.

@@ -172,7 +172,7 @@ func (c *Client) answer(resp *discoverypb.DeltaDiscoveryResponse) *discoverypb.D
 		slog.Int("resources", len(resp.GetResources())), slog.Int("removed", len(resp.GetRemovedResources())))
 	if !sub.acked {
 		sub.acked = true
-		if !sub.opts.OnDemand && !sub.opts.Named {
+		if sub.opts.wildcard() {
 			c.mu.Lock()
 			c.waiting--
 			c.mu.Unlock()

@@ -64,14 +64,7 @@ func (s *Subscription) Fetch(ctx context.Context, key string) error {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: %s", ErrNotFound, key)
 	}
-	n, ok := s.names[key]
-	if !ok {
-		n = &name{answered: make(chan struct{})}
-		s.names[key] = n
-		s.subscribe = append(s.subscribe, key)
-		s.unsubscribe = slices.DeleteFunc(s.unsubscribe, func(k string) bool { return k == key })
-		s.client.poke()
-	}
+	n := s.askLocked(key)
 	s.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, s.client.cfg.fetchTimeout())
@@ -95,6 +88,41 @@ func (s *Subscription) Fetch(ctx context.Context, key string) error {
 func (s *Subscription) Release(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.releaseLocked(key)
+}
+
+// Keep has a Named subscription ask for exactly these names from now on. Resources of other names are removed from the
+// Handler soon.
+func (s *Subscription) Keep(names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	want := make(map[string]bool, len(names))
+	for _, n := range names {
+		want[n] = true
+		s.askLocked(n)
+	}
+	for n := range s.names {
+		if !want[n] {
+			s.releaseLocked(n)
+		}
+	}
+}
+
+// askLocked has key asked for, unless it is already.
+func (s *Subscription) askLocked(key string) *name {
+	if n := s.names[key]; n != nil {
+		return n
+	}
+	n := &name{answered: make(chan struct{})}
+	s.names[key] = n
+	s.subscribe = append(s.subscribe, key)
+	s.unsubscribe = slices.DeleteFunc(s.unsubscribe, func(k string) bool { return k == key })
+	s.client.poke()
+	return n
+}
+
+// releaseLocked is Release.
+func (s *Subscription) releaseLocked(key string) {
 	n, ok := s.names[key]
 	if !ok {
 		return
@@ -123,37 +151,6 @@ func (s *Subscription) resolveLocked(key string) string {
 }
 
 func (s *Subscription) holdsLocked(key string) bool { return s.resolveLocked(key) != "" }
-
-// Keep has a Named subscription ask for exactly these names from now on. Resources of other names are removed from the
-// Handler soon.
-func (s *Subscription) Keep(names []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	want := make(map[string]bool, len(names))
-	for _, n := range names {
-		want[n] = true
-		if s.names[n] == nil {
-			s.names[n] = &name{answered: make(chan struct{})}
-			s.subscribe = append(s.subscribe, n)
-			s.unsubscribe = slices.DeleteFunc(s.unsubscribe, func(k string) bool { return k == n })
-		}
-	}
-	for n, w := range s.names {
-		if want[n] {
-			continue
-		}
-		w.answer(false)
-		delete(s.names, n)
-		if i := slices.Index(s.subscribe, n); i >= 0 {
-			s.subscribe = slices.Delete(s.subscribe, i, i+1)
-			continue
-		}
-		s.unsubscribe = append(s.unsubscribe, n)
-	}
-	if len(s.subscribe)+len(s.unsubscribe) > 0 {
-		s.client.poke()
-	}
-}
 
 // first is the first request of a stream (X2, X3), or nil if there is nothing to ask for.
 func (s *Subscription) first() *discoverypb.DeltaDiscoveryRequest {

@@ -81,18 +81,19 @@ type Node struct {
 }
 
 func (n Node) proto() *corepb.Node {
-	node := &corepb.Node{Id: n.ID, Cluster: n.Cluster, UserAgentName: "ambit", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{}}}
-	for k, v := range n.Metadata {
-		node.Metadata.Fields[k] = structpb.NewStringValue(v)
-	}
+	node := &corepb.Node{Id: n.ID, Cluster: n.Cluster, UserAgentName: "ambit", Metadata: textStruct(n.Metadata)}
 	if n.Labels != nil {
-		labels := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(n.Labels))}
-		for k, v := range n.Labels {
-			labels.Fields[k] = structpb.NewStringValue(v)
-		}
-		node.Metadata.Fields["LABELS"] = structpb.NewStructValue(labels)
+		node.Metadata.Fields["LABELS"] = structpb.NewStructValue(textStruct(n.Labels))
 	}
 	return node
+}
+
+func textStruct(m map[string]string) *structpb.Struct {
+	s := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(m))}
+	for k, v := range m {
+		s.Fields[k] = structpb.NewStringValue(v)
+	}
+	return s
 }
 
 // Stream is one delta ADS stream. Send is called by one goroutine and Recv by another; a failed Recv ends the stream.
@@ -183,6 +184,9 @@ type Options struct {
 	Named bool
 }
 
+// wildcard says that all resources of the type are asked for.
+func (o Options) wildcard() bool { return !o.OnDemand && !o.Named }
+
 // Subscribe adds a type to the client, before Run. The order of calls is the order of the first requests.
 func Subscribe[T any](c *Client, t Type[T], h Handler[T], opts Options) *Subscription {
 	s := &Subscription{
@@ -193,7 +197,7 @@ func Subscribe[T any](c *Client, t Type[T], h Handler[T], opts Options) *Subscri
 		apply: applier(t, h),
 	}
 	c.subs = append(c.subs, s)
-	if !opts.OnDemand && !opts.Named {
+	if opts.wildcard() {
 		c.waiting++
 	}
 	return s
