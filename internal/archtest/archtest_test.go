@@ -65,6 +65,8 @@ var siblings = map[string]string{
 	"ztunnel/capture -> ztunnel/podsock":               "capture serves the pods' socket",
 	"ztunnel/capture -> ztunnel/zds":                   "capture speaks ZDS to the proxy",
 	"ztunnel/proxy -> ztunnel/zds":                     "the proxy takes pods as ZDS hands them over",
+	"waypoint/http1 -> waypoint/message":               "a codec makes messages of bytes",
+	"waypoint/http2 -> waypoint/message":               "a codec makes messages of bytes",
 	"internal/svid/svidtest -> internal/svid":          "a package's test double knows the package",
 	"hbone/hbonetest -> hbone":                         "a package's test double knows the package",
 	"internal/xds/xdstest -> internal/xds":             "a package's test double knows the package",
