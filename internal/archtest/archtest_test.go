@@ -67,6 +67,8 @@ var siblings = map[string]string{
 	"ztunnel/proxy -> ztunnel/zds":                     "the proxy takes pods as ZDS hands them over",
 	"waypoint/http1 -> waypoint/message":               "a codec makes messages of bytes",
 	"waypoint/http2 -> waypoint/message":               "a codec makes messages of bytes",
+	"waypoint/cluster -> waypoint/field":               "an error names the field",
+	"waypoint/cluster -> waypoint/route":               "names in certificates are matched as strings in routes are",
 	"waypoint/route -> waypoint/field":                 "an error names the field",
 	"waypoint/route -> waypoint/message":               "routes are taken by requests",
 	"internal/svid/svidtest -> internal/svid":          "a package's test double knows the package",
