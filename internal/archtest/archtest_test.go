@@ -68,6 +68,8 @@ var siblings = map[string]string{
 	"ztunnel/proxy -> ztunnel/zds":                     "the proxy takes pods as ZDS hands them over",
 	"waypoint/http1 -> waypoint/message":               "a codec makes messages of bytes",
 	"waypoint/http2 -> waypoint/message":               "a codec makes messages of bytes",
+	"waypoint/route -> waypoint/field":                 "an error names the field",
+	"waypoint/route -> waypoint/message":               "routes are taken by requests",
 	"internal/svid/svidtest -> internal/svid":          "a package's test double knows the package",
 	"hbone/hbonetest -> hbone":                         "a package's test double knows the package",
 	"internal/xds/xdstest -> internal/xds":             "a package's test double knows the package",
