@@ -122,7 +122,13 @@ func (o *outbound) resolve() {
 }
 
 // retry implements parked.
-func (o *outbound) retry() { o.route() }
+func (o *outbound) retry() {
+	if o.dest != nil {
+		o.enterPod()
+		return
+	}
+	o.route()
+}
 
 // Expired implements loop.TimerHandler: the pod's record did not come in time.
 func (o *outbound) Expired(*loop.Timer) {
@@ -236,12 +242,20 @@ func (o *outbound) openSameNode(pod *Pod) {
 	}
 	o.rec.open(&o.flow)
 	o.dest = newInPod(o, pod)
+	o.enterPod()
+}
+
+// enterPod asks the destination's policy, or waits for it.
+func (o *outbound) enterPod() {
 	attrs := rbac.Attributes{Source: o.sourceID, SourceIP: o.peer.Addr(), Dest: o.actual}
-	if err := o.dest.admit(attrs); err != nil {
+	if err := o.dest.admit(attrs); err == errPolicyPending {
+		o.w.park(o)
+		return
+	} else if err != nil {
 		o.fail(err)
 		return
 	}
-	fd, err := o.w.p.sock().App(pod, o.peer.Addr(), o.actual)
+	fd, err := o.w.p.sock().App(o.dest.pod, o.peer.Addr(), o.actual)
 	if err != nil {
 		o.fail(connectError{addr: o.actual, err: err})
 		return
