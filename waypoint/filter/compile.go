@@ -39,6 +39,9 @@ var kinds = map[string]kind{
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication": {compile: typed(compileJWT)},
 	"envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig":    {part: part(compileJWTPart)},
 
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":         {compile: typed(compileExtAuthz)},
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": {part: part(compileExtAuthzPart)},
+
 	// Done by the data path: the end of the chain, the state that a tunnel carries, and metrics.
 	"envoy.extensions.filters.http.router.v3.Router":           {},
 	"envoy.extensions.filters.http.grpc_stats.v3.FilterConfig": {},

@@ -124,6 +124,8 @@ type Exchange struct {
 	Flags Flags
 	// Details says in a word why an answer is ours, as %RESPONSE_CODE_DETAILS%.
 	Details string
+	// Transport is why an endpoint, or a service of ours, could not be used, as %UPSTREAM_TRANSPORT_FAILURE_REASON%.
+	Transport string
 
 	route  *route.Route
 	action *route.Action
