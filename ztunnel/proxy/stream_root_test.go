@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -165,7 +167,7 @@ func exchange(c *net.TCPConn, out, in byte, size int64) error {
 	got, want := sha256.New(), sha256.New()
 	n, err := io.CopyBuffer(struct{ io.Writer }{got}, struct{ io.Reader }{c}, make([]byte, 256<<10))
 	if err != nil || n != size {
-		return errors.Join(err, io.ErrUnexpectedEOF)
+		return fmt.Errorf("%d of %d bytes came: %w", n, size, cmp.Or(err, io.ErrUnexpectedEOF))
 	}
 	io.Copy(want, io.LimitReader(&pattern{seed: in}, size))
 	if !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
