@@ -264,7 +264,7 @@ func (f *Forward) compileHost(a *routev3.RouteAction) (err error) {
 		f.host.format, err = CompileFormat(h.HostRewrite)
 		return field.At(err, "host_rewrite")
 	default:
-		return field.Errorf("host_rewrite_specifier", "unsupported %T", h)
+		return field.Unsupported(a, "host_rewrite_specifier")
 	}
 	return nil
 }

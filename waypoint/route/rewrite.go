@@ -162,7 +162,7 @@ func compileRedirect(r *routev3.RedirectAction, m *match) (*Redirect, error) {
 		}
 		d.rewrite.regex = re
 	default:
-		return nil, field.Errorf("path_rewrite_specifier", "unsupported %T", p)
+		return nil, field.Unsupported(r, "path_rewrite_specifier")
 	}
 	return d, nil
 }
