@@ -252,6 +252,47 @@ func TestEnvoySendsClientsToTheSameURLs(t *testing.T) {
 	t.Logf("%d requests, %d differ", n, differ)
 }
 
+func TestEnvoyChangesHeadersAlike(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(5, 4))
+	var managers []*hcmv3.HttpConnectionManager
+	var ours []*Table
+	for i := range 200 {
+		m := &maker{random(rnd)}
+		c := &routev3.RouteConfiguration{Name: "r", ResponseHeadersToAdd: m.add(), ResponseHeadersToRemove: m.remove(), MostSpecificHeaderMutationsWins: i%2 == 0}
+		r := &routev3.Route{Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}, ResponseHeadersToAdd: m.add(), ResponseHeadersToRemove: m.remove(),
+			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200}}}
+		c.VirtualHosts = []*routev3.VirtualHost{{Name: "v", Domains: []string{"*"}, ResponseHeadersToAdd: m.add(), ResponseHeadersToRemove: m.remove(), Routes: []*routev3.Route{r}}}
+		x, err := Compile(c, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, managers = append(ours, x), append(managers, manager(c))
+	}
+	e := startEnvoy(t, managers)
+	differ := 0
+	for i, x := range ours {
+		r := req("GET /", "h: value", "h: second")
+		answer, _ := e.send(i, r)
+		resp := &message.Response{Status: 200}
+		x.Match(r, 0).ChangeResponse(nil, &Context{Req: r, Resp: resp})
+		for _, name := range []string{"x-a", "x-b", "x-c"} {
+			want := fmt.Sprintf("%q", answer.Header.Values(name))
+			var vs []string
+			for _, f := range resp.Header.Fields() {
+				if f.Name == name {
+					vs = append(vs, f.Value)
+				}
+			}
+			if got := fmt.Sprintf("%q", vs); got != want {
+				if differ++; differ < 10 {
+					t.Errorf("%s: %s, Envoy's %s by %v", name, got, want, managers[i].GetRouteConfig())
+				}
+			}
+		}
+	}
+	t.Logf("%d tables, %d headers differ", len(ours), differ)
+}
+
 func TestEnvoyMakesTheSamePathsCanonical(t *testing.T) {
 	policies := []PathPolicy{
 		{}, {Normalize: true}, {Normalize: true, MergeSlashes: true}, {Normalize: true, Escaped: RejectEscaped},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -137,6 +138,24 @@ func (m *maker) redirect() *routev3.RedirectAction {
 			Pattern: &matcherv3.RegexMatcher{Regex: m.of("a", "^/a/(.*)$", "(a)(b)?")}, Substitution: m.of("b", "\\0", "x\\\\y")}}
 	}
 	return r
+}
+
+func (m *maker) add() []*corev3.HeaderValueOption {
+	var out []*corev3.HeaderValueOption
+	for range m.n(4) {
+		out = append(out, &corev3.HeaderValueOption{
+			Header:       &corev3.HeaderValue{Key: m.of("x-a", "X-B", "x-c"), Value: m.of("1", "2", "", "%REQ(h)%", "<%REQ(g?h):2%>", "%%", "%PROTOCOL%")},
+			AppendAction: corev3.HeaderValueOption_HeaderAppendAction(m.n(4)), KeepEmptyValue: m.n(3) == 0,
+		})
+	}
+	return out
+}
+
+func (m *maker) remove() []string {
+	if m.n(3) > 0 {
+		return nil
+	}
+	return []string{m.of("x-a", "X-B", "x-c")}
 }
 
 func (m *maker) request() *message.Request {
