@@ -280,12 +280,17 @@ func rawServer(t testing.TB, do func(c io.ReadWriteCloser)) (addr string, done c
 	}
 	done = make(chan struct{}, 100)
 	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
 			wg.Go(func() {
 				do(c)
 				c.Close()
@@ -293,7 +298,15 @@ func rawServer(t testing.TB, do func(c io.ReadWriteCloser)) (addr string, done c
 			})
 		}
 	})
-	t.Cleanup(func() { ln.Close(); wg.Wait() })
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for _, c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
 	return ln.Addr().String(), done
 }
 
