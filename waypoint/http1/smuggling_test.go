@@ -55,6 +55,11 @@ func (r *recorder) serve(c io.ReadWriteCloser) {
 // canonicalHead is the only form in which a head leaves the codec.
 var canonicalHead = regexp.MustCompile(`^[!-~]+ [!-~]+ HTTP/1\.1\r\nhost: [!-~]*\r\n([!#$%&'*+.^_|~0-9a-z` + "`" + `-]+: ([^\x00-\x08\x0a-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?\r\n)*\r\n`)
 
+var (
+	lengthLine = regexp.MustCompile(`\r\ncontent-length: ([0-9]+)`)
+	chunkLine  = regexp.MustCompile(`^(([1-9a-f][0-9a-f]*)\r\n)`)
+)
+
 // canonical checks what reached a backend, byte by byte: heads in one form, one framing each, chunks without extensions.
 func canonical(raw []byte) error {
 	for len(raw) > 0 {
@@ -63,15 +68,14 @@ func canonical(raw []byte) error {
 			return fmt.Errorf("no canonical head in %.200q", raw)
 		}
 		raw = raw[len(head):]
-		lengths := regexp.MustCompile(`\r\ncontent-length: ([0-9]+)`).FindAllSubmatch(head, -1)
+		lengths := lengthLine.FindAllSubmatch(head, -1)
 		codings := bytes.Count(head, []byte("\r\ntransfer-encoding: chunked\r\n"))
 		switch {
 		case len(lengths)+codings > 1 || bytes.Count(head, []byte("\r\ntransfer-encoding:")) != codings || bytes.Count(head, []byte("\r\nhost:")) != 1:
 			return fmt.Errorf("two framings or hosts in %.200q", head)
 		case codings == 1:
-			m := regexp.MustCompile(`(?s)^(([1-9a-f][0-9a-f]*)\r\n)`)
 			for !bytes.HasPrefix(raw, []byte("0\r\n")) {
-				x := m.FindSubmatch(raw)
+				x := chunkLine.FindSubmatch(raw)
 				if x == nil {
 					return fmt.Errorf("no canonical chunk in %.200q", raw)
 				}
