@@ -23,17 +23,20 @@ func running(t testing.TB) *loop.Loop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
 	t.Cleanup(func() {
-		stop()
-		wg.Wait()
 		if n := l.Stats().Panics; n > 0 {
 			t.Errorf("%d panics on the loop", n)
 		}
 	})
+	runLoop(t, l)
 	return l
+}
+
+func runLoop(t testing.TB, l *loop.Loop) {
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { l.Run(ctx) })
+	t.Cleanup(func() { stop(); wg.Wait() })
 }
 
 // tcpPair is a connected pair over loopback.
