@@ -221,10 +221,15 @@ func (p *proxy) ServeRequest(s message.ServerStream) {
 		}
 		p.up = NewClient(pipe(p.t, p.l, steal(p.t, c.(*net.TCPConn))), p.cfg, newFate())
 	}
+	forward(s, p.up)
+}
+
+// forward sends a request on.
+func forward(s message.ServerStream, to *ClientConn) {
 	r := s.Request()
 	x := &relayed{down: s}
 	end := r.ContentLength == 0 && r.Upgrade == "" && r.Method != "CONNECT"
-	up, err := p.up.Open(r, end, &answer{x})
+	up, err := to.Open(r, end, &answer{x})
 	if err != nil {
 		s.SendHead(&message.Response{Status: 503}, true)
 		return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,16 +170,16 @@ func TestARequestAnsweredEarlyIsReadToItsEndWithinBounds(t *testing.T) {
 }
 
 func TestWhatFollowsARefusedChangeOfProtocolIsNotReadAsARequest(t *testing.T) {
-	served := 0
-	h := script(func(s message.ServerStream) { served++; s.SendHead(response(404), true) })
+	var served atomic.Int32
+	h := script(func(s message.ServerStream) { served.Add(1); s.SendHead(response(404), true) })
 	for _, head := range []string{
 		"CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
 	} {
-		served = 0
+		served.Store(0)
 		got := converse(t, h, head+inner)
-		if got != "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" || served != 1 {
-			t.Errorf("%q: %d served, got %q", head, served, got)
+		if got != "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" || served.Load() != 1 {
+			t.Errorf("%q: %d served, got %q", head, served.Load(), got)
 		}
 	}
 	h = script(func(s message.ServerStream) { s.SendHead(response(101), true) }) // nobody asked for it
