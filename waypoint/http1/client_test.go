@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"testing"
@@ -425,3 +426,58 @@ func TestBytesForATunnelWaitForTheAnswer(t *testing.T) {
 		})
 	}
 }
+
+func TestOpenNoticesWhatTheIdleConnectionHasNotSaidYet(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		do   func(p *memPipe)
+		want error
+	}{
+		{"an answer that nobody asked for", func(p *memPipe) { p.in = []byte("HTTP/1.1 200 OK\r\n\r\n") }, message.ErrMalformed},
+		{"the end", func(p *memPipe) { p.eof = true }, nil},
+		{"a reset", func(p *memPipe) { p.err = io.ErrUnexpectedEOF }, message.ErrGone},
+	} {
+		l := running(t)
+		p, q := memPair(l, rand.New(rand.NewPCG(0, 0)), 1<<20, 1<<20, 1<<20)
+		f, h := newFate(), newHeard()
+		var k *ClientConn
+		l.OnLoop(func() {
+			k = NewClient(p, ClientConfig{}, f)
+			k.Open(request("GET", "/"), true, h)
+			q.Write([]byte("HTTP/1.1 204 No Content\r\n\r\n"))
+		})
+		<-h.done
+		l.OnLoop(func() {
+			c.do(p)
+			_, err := k.Open(request("GET", "/"), true, newHeard())
+			var e *message.StreamError
+			if !errors.As(err, &e) || !e.Retryable {
+				t.Errorf("%s: opened: %v", c.name, err)
+			}
+		})
+		if err := <-f.closed; !errors.Is(err, c.want) {
+			t.Errorf("%s: closed with %v", c.name, err)
+		}
+	}
+}
+
+func TestASilentWriteFailureFailsTheRequestAfterAWhile(t *testing.T) {
+	l := running(t)
+	p, _ := memPair(l, rand.New(rand.NewPCG(0, 0)), 1<<20, 1<<20, 1<<20)
+	f, h := newFate(), newHeard()
+	l.OnLoop(func() {
+		k := NewClient(&mute{p}, ClientConfig{}, f)
+		k.Open(request("GET", "/"), true, h)
+	})
+	<-h.done
+	var e *message.StreamError
+	if !errors.As(h.err, &e) || e.Retryable || !errors.Is(h.err, message.ErrGone) {
+		t.Errorf("failed with %v", h.err)
+	}
+	<-f.closed
+}
+
+// mute is a pipe that cannot be written, and does not say so when it is read.
+type mute struct{ *memPipe }
+
+func (m *mute) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
