@@ -105,6 +105,9 @@ func FuzzAuthorityAndPath(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		if Authority(s) != unusual(s) {
+			t.Errorf("authority %q: fast %v, slow %v", s, Authority(s), unusual(s))
+		}
 		if Authority(s) {
 			u, err := url.Parse("http://" + s + "/")
 			switch {
