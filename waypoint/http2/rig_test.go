@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
 	"strings"
 	"testing"
 
@@ -19,7 +21,7 @@ import (
 // running is a loop that runs until the test ends.
 func running(t testing.TB) *loop.Loop {
 	t.Helper()
-	l, err := loop.New(loop.Config{})
+	l, err := loop.New(loop.Config{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
