@@ -209,18 +209,19 @@ func (c *conn) CommitTurn() {
 			s.taker.Room()
 		}
 	}
+	if c.state != gone {
+		c.flush()
+		c.wake()
+		if c.broken != nil {
+			c.lost(c.broken)
+		} else {
+			c.maybeClose()
+		}
+	}
 	if c.state == gone {
 		c.tellClosed()
-		return
 	}
-	c.flush()
-	c.wake()
-	if c.broken != nil {
-		c.lost(c.broken)
-		return
-	}
-	c.maybeClose()
-	if c.roomChanged && c.state == up {
+	if c.roomChanged && !c.told {
 		c.roomChanged = false
 		c.notify.Changed()
 	}
@@ -267,6 +268,7 @@ func (c *conn) failAll(code message.ErrCode, cause error, remote bool) {
 		next := s.next
 		if c.client && s.recvEnd && s.err == nil {
 			s.close()
+			s.sentEnd = true
 			s.post()
 		} else {
 			err := &sent
@@ -320,7 +322,7 @@ func (c *conn) refuse(e *ConnError) {
 
 // toClosing begins an end in good order.
 func (c *conn) toClosing(err error) {
-	c.state, c.why = closing, err
+	c.state, c.why, c.roomChanged = closing, err, c.client
 	c.endAt = c.l.Now() + linger
 	c.arm(linger)
 	c.touch()
@@ -343,6 +345,7 @@ func (c *conn) end(err error) {
 	c.block.buf, c.in.payload = nil, nil
 	c.p.Close()
 	if c.live != nil {
+		c.roomChanged = c.client
 		c.touch()
 	}
 }

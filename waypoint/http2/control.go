@@ -173,9 +173,9 @@ func (c *conn) drain() {
 		return
 	}
 	c.draining = true
-	c.roomChanged = true
 	c.touch()
 	if c.client {
+		c.roomChanged = true
 		return
 	}
 	c.drainAt = c.l.Now()
@@ -201,7 +201,7 @@ func (c *conn) onGoAway(b []byte) error {
 	if err := c.spend(&c.control, 1, "GOAWAY frames"); err != nil {
 		return err
 	}
-	c.peerGone, c.roomChanged = true, true
+	c.peerGone, c.roomChanged = true, c.client
 	c.touch()
 	if code != codeNo {
 		c.peerErr = &ConnError{Code: code, Remote: true, Reason: string(b[8:min(len(b), 8+256)])}

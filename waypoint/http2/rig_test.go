@@ -40,19 +40,18 @@ func running(t testing.TB) *loop.Loop {
 
 // memPipe is a loop.Pipe whose peer is the test.
 type memPipe struct {
-	l        *loop.Loop
-	h        loop.PipeHandler
-	in       []byte
-	end      error // behind in
-	out      bytes.Buffer
-	null     bool // forget what is written
-	full     int  // bytes that are still taken, if limited
-	limited  bool
-	woken    bool
-	closed   bool
-	ended    bool
-	reset    bool
-	inHander bool
+	l       *loop.Loop
+	h       loop.PipeHandler
+	in      []byte
+	end     error // behind in
+	out     bytes.Buffer
+	null    bool // forget what is written
+	full    int  // bytes that are still taken, if limited
+	limited bool
+	woken   bool
+	closed  bool
+	ended   bool
+	reset   bool
 }
 
 func (p *memPipe) Read(b []byte) (int, error) {

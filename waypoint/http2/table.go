@@ -57,5 +57,10 @@ func (t *table) del(s *stream) {
 		}
 	}
 	t.slots[i] = nil
-	t.n--
+	if t.n--; t.n == 0 && len(t.slots) > keptSlots {
+		t.slots = nil
+	}
 }
+
+// keptSlots is the size above which an empty table is not kept.
+const keptSlots = 512

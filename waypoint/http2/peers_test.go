@@ -2,8 +2,6 @@ package http2
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -16,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
@@ -58,7 +55,6 @@ type echoStream struct {
 	zeros int
 	fixed bool
 	owed  bool
-	ended bool
 }
 
 var zeros = make([]byte, 64<<10)
@@ -148,20 +144,17 @@ func steal(t testing.TB, c net.Conn) int {
 	return fd
 }
 
-func xnetClient() *http.Client {
-	return &http.Client{Transport: &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, addr)
-		},
-	}}
+// goClient is net/http's HTTP/2, which is x/net's.
+func goClient() *http.Client {
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{Protocols: &p}}
 }
 
-func TestXNetsClientIsServed(t *testing.T) {
+func TestGosClientIsServed(t *testing.T) {
 	l := running(t)
 	addr := listen(t, l, ServerConfig{}, &echo{}, &echo{})
-	c := xnetClient()
+	c := goClient()
 	defer c.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for i := range 20 {
@@ -271,23 +264,18 @@ func TestH2SpecFindsNothingButTheKnownExceptions(t *testing.T) {
 	runH2Spec(t, bin, port, h2specExceptions)
 }
 
-// xnetServer serves HTTP/2 with x/net's server.
-func xnetServer(t testing.TB, h http.Handler) string {
+// goServer serves HTTP/2 with net/http.
+func goServer(t testing.TB, h http.Handler) string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { (&http2.Server{}).ServeConn(c, &http2.ServeConnOpts{Handler: h}) })
-		}
-	})
-	t.Cleanup(func() { ln.Close(); wg.Wait() })
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	srv := &http.Server{Handler: h, Protocols: &p}
+	done := make(chan error)
+	go func() { done <- srv.Serve(ln) }()
+	t.Cleanup(func() { srv.Close(); <-done })
 	return ln.Addr().String()
 }
 
@@ -364,8 +352,8 @@ func (f *fetch) start(cc *ClientConn, r *message.Request) {
 	}
 }
 
-func TestXNetsServerIsAsked(t *testing.T) {
-	addr := xnetServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+func TestGosServerIsAsked(t *testing.T) {
+	addr := goServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "X-Sum")
 		w.Header().Set("X-Path", r.URL.String())
 		w.WriteHeader(201)
