@@ -204,7 +204,7 @@ func (c *conn) CommitTurn() {
 		}
 		s.pending, s.queued = nil, false
 		s.deliver()
-		if s.full && !s.waiting && s.sendWin > 0 && s.open && s.taker != nil {
+		if s.full && !s.waiting && !s.over && s.err == nil && s.taker != nil && (s.sendWin > 0 && s.open || s.noBody) {
 			s.full = false
 			s.taker.Room()
 		}
@@ -266,7 +266,7 @@ func (c *conn) failAll(code message.ErrCode, cause error, remote bool) {
 	var unsent, sent error
 	for s := c.live; s != nil; {
 		next := s.next
-		if c.client && s.recvEnd && s.err == nil {
+		if c.client && s.recvEnd && s.err == nil && (s.sentEnd || !s.tunnel) {
 			s.close()
 			s.sentEnd = true
 			s.post()

@@ -135,8 +135,11 @@ func (c *conn) onReset(code message.ErrCode) error {
 	case !c.client && !s.answered:
 		err = c.spend(&c.resets, 1, "streams reset before their answer")
 	case c.client && code == codeNo && s.recvEnd: // "stop sending": what it said is still to be delivered
-		s.sentEnd, s.noBody = true, true
+		s.sentEnd, s.noBody = !s.tunnel, true
 		s.close()
+		if s.full {
+			s.post()
+		}
 		return nil
 	}
 	s.fail(&message.StreamError{Code: code, Remote: true, Retryable: c.client && code == codeRefused}, true)

@@ -22,7 +22,21 @@ type user struct {
 	owed   int  // bytes that it wants to send
 	over   bool // the stream must not be used any more
 	ended  bool
+	sent   bool // SendEnd was called
 	client bool
+	method string
+	tunnel bool
+}
+
+// sendEnd ends its direction.
+func (u *user) sendEnd(h *message.Header) {
+	u.sent = true
+	if u.tunnel {
+		u.over = u.over || u.ended
+	} else {
+		u.over = !u.client
+	}
+	u.s.SendEnd(h)
 }
 
 func (u *user) Data(p []byte) int {
@@ -51,14 +65,20 @@ func (u *user) End(h *message.Header) {
 		u.t.Error("End twice")
 	}
 	u.ended = true
+	if u.tunnel {
+		u.over = u.sent
+		if u.kind == 0 && !u.sent {
+			u.sendEnd(nil)
+		}
+		return
+	}
 	if u.client {
 		u.over = true
 		return
 	}
 	switch u.kind {
 	case 0:
-		u.over = true
-		u.s.SendEnd(h)
+		u.sendEnd(h)
 	case 4:
 		u.over = true
 		u.down.SendHead(response(200, "a", "b"), true)
@@ -83,9 +103,8 @@ func (u *user) Room() {
 }
 
 func (u *user) send() {
-	if u.owed -= u.s.SendData(zeros[:min(len(zeros), u.owed)]); u.owed <= 0 && !u.over {
-		u.over = !u.client
-		u.s.SendEnd(nil)
+	if u.owed -= u.s.SendData(zeros[:min(len(zeros), u.owed)]); u.owed <= 0 && !u.over && !u.sent {
+		u.sendEnd(nil)
 	}
 }
 
@@ -96,6 +115,7 @@ func (u *user) Head(r *message.Response, end bool) {
 		u.t.Errorf("status %d", r.Status)
 	}
 	dump(&r.Header)
+	u.tunnel = !end && (r.Status == 101 || u.method == "CONNECT" && r.Status/100 == 2)
 }
 
 func (u *user) alive(what string) {
@@ -121,7 +141,12 @@ func (c *crowd) ServeRequest(s message.ServerStream) {
 	c.users = append(c.users, u)
 	switch u.kind {
 	case 0:
-		s.SendHead(response(200, "kind", "0"), false)
+		status := 200
+		if s.Request().Upgrade != "" {
+			status = 101
+		}
+		u.tunnel = status == 101 || s.Request().Method == "CONNECT"
+		s.SendHead(response(status, "kind", "0"), false)
 	case 5: // answered at once
 		u.over = true
 		s.SendHead(response(404), true)
@@ -131,6 +156,7 @@ func (c *crowd) ServeRequest(s message.ServerStream) {
 		return
 	case 7:
 		s.SendInterim(response(103))
+		u.tunnel = s.Request().Method == "CONNECT"
 		s.SendHead(response(200), false)
 		s.SetTaker(u)
 		u.send()
@@ -294,8 +320,9 @@ func FuzzClientConn(f *testing.F) {
 			r.c = &r.cc.c
 			for i := range 10 {
 				u := &user{t: t, kind: i % 5, client: true, owed: 100_000}
-				q := &message.Request{Method: []string{"GET", "HEAD", "CONNECT"}[i%3], Path: "/", Authority: "a:1"}
-				if i == 8 {
+				u.method = []string{"GET", "HEAD", "CONNECT"}[i%3]
+				q := &message.Request{Method: u.method, Path: "/", Authority: "a:1"}
+				if i == 6 {
 					q.Upgrade = "websocket"
 				}
 				var err error
