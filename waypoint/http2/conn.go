@@ -65,8 +65,8 @@ type conn struct {
 	abandoned   abandoned
 	pendingHead *stream // have something to be told
 	pendingTail *stream
-	held        int // client: streams that wait for SETTINGS
-	retired     []*stream
+	held        int     // client: streams that wait for SETTINGS
+	retired     *stream // linked by nextWait
 	retiredAt   time.Duration
 	roomChanged bool
 	extended    bool // client: the server takes extended CONNECT
@@ -239,7 +239,7 @@ func (c *conn) tellClosed() {
 // retire keeps a stream that is over until the turn has ended.
 func (c *conn) retire(s *stream) {
 	c.release()
-	c.retired = append(c.retired, s)
+	s.nextWait, c.retired = c.retired, s
 	c.retiredAt = c.l.Now()
 	if c.state == up {
 		c.arm(spareAfter)
@@ -248,17 +248,15 @@ func (c *conn) retire(s *stream) {
 
 // release recycles the streams that ended in an earlier turn.
 func (c *conn) release() {
-	if len(c.retired) == 0 || c.retiredAt == c.l.Now() {
+	if c.retired == nil || c.retiredAt == c.l.Now() {
 		return
 	}
-	for i, s := range c.retired {
-		c.retired[i] = nil
+	for s := c.retired; s != nil; {
+		next := s.nextWait
 		s.recycle()
+		s = next
 	}
-	if cap(c.retired) > 64 {
-		c.retired = nil
-	}
-	c.retired = c.retired[:0]
+	c.retired = nil
 }
 
 // failAll ends the streams, but for those whose answer has come whole: it is still told.

@@ -204,13 +204,22 @@ func (r *rig) play(t *testing.T, in []byte, cut uint8, cr *crowd) {
 		if cut > 0 {
 			k = min(k, int(cut))
 		}
-		if cut%3 == 1 {
-			r.allow(int(cut) * 50)
-		}
-		r.recv(in[:k])
+		b := bytes.Clone(in[:k])
 		in = in[k:]
-		r.l.OnLoop(func() { check(t, r.c) })
+		r.l.OnLoop(func() {
+			check(t, r.c)
+			if r.p.closed {
+				return
+			}
+			if cut%3 == 1 {
+				r.p.full += int(cut) * 50
+			}
+			r.p.in = append(r.p.in, b...)
+			r.p.h.PipeReady()
+		})
 	}
+	r.settle()
+	r.l.OnLoop(func() { check(t, r.c) })
 	r.l.OnLoop(func() { r.p.limited = false })
 	r.hangUp(io.EOF)
 	r.do(func() {
@@ -243,6 +252,34 @@ func (r *rig) play(t *testing.T, in []byte, cut uint8, cr *crowd) {
 			t.Fatalf("%d panics", n)
 		}
 	})
+}
+
+// start makes the connection, and a client's requests.
+func (cr *crowd) start(r *rig, client bool) {
+	lim := Limits{Window: 20_000, Buffered: 50_000}
+	if !client {
+		r.sc = NewServer(r.p, ServerConfig{MaxStreams: 16, Limits: lim}, cr, cr)
+		r.c = &r.sc.c
+		return
+	}
+	r.cc = NewClient(r.p, ClientConfig{Limits: lim}, cr)
+	r.c = &r.cc.c
+	for i := range 10 {
+		u := &user{t: cr.t, kind: i % 5, client: true, owed: 100_000}
+		u.method = []string{"GET", "HEAD", "CONNECT"}[i%3]
+		q := &message.Request{Method: u.method, Path: "/", Authority: "a:1"}
+		if i == 6 {
+			q.Upgrade = "websocket"
+		}
+		var err error
+		if u.s, err = r.cc.Open(q, i%4 == 3, u); err != nil {
+			cr.t.Fatal(err)
+		}
+		cr.users = append(cr.users, u)
+		if i%4 == 2 {
+			u.send()
+		}
+	}
 }
 
 func FuzzServerConn(f *testing.F) {
@@ -284,10 +321,7 @@ func FuzzServerConn(f *testing.F) {
 		r := newRig(t, l)
 		cr := &crowd{t: t}
 		r.p.null, r.p.limited = true, cut%3 == 1
-		r.do(func() {
-			r.sc = NewServer(r.p, ServerConfig{MaxStreams: 16, Limits: Limits{Window: 20_000, Buffered: 50_000}}, cr, cr)
-			r.c = &r.sc.c
-		})
+		r.do(func() { cr.start(r, false) })
 		r.play(t, append([]byte(preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"), in...), cut, cr)
 	})
 }
@@ -315,26 +349,81 @@ func FuzzClientConn(f *testing.F) {
 		r := newRig(t, l)
 		cr := &crowd{t: t}
 		r.p.null, r.p.limited = true, cut%3 == 1
-		r.do(func() {
-			r.cc = NewClient(r.p, ClientConfig{Limits: Limits{Window: 20_000, Buffered: 50_000}}, cr)
-			r.c = &r.cc.c
-			for i := range 10 {
-				u := &user{t: t, kind: i % 5, client: true, owed: 100_000}
-				u.method = []string{"GET", "HEAD", "CONNECT"}[i%3]
-				q := &message.Request{Method: u.method, Path: "/", Authority: "a:1"}
-				if i == 6 {
-					q.Upgrade = "websocket"
-				}
-				var err error
-				if u.s, err = r.cc.Open(q, i%4 == 3, u); err != nil {
-					t.Fatal(err)
-				}
-				cr.users = append(cr.users, u)
-				if i%4 == 2 {
-					u.send()
-				}
-			}
-		})
+		r.do(func() { cr.start(r, true) })
 		r.play(t, append([]byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00"), in...), cut, cr)
+	})
+}
+
+// talk makes frames of bytes, most of them as they should be: two bytes are one step.
+func (r *rig) talk(script []byte) {
+	for i := 0; i+1 < len(script) && i < 400; i += 2 {
+		op, arg := script[i], uint32(script[i+1])
+		id := 2*(arg%12) + 1
+		end := arg&0x10 != 0
+		switch op % 20 {
+		case 0, 1:
+			r.request(id, []string{"GET", "POST", "HEAD"}[arg%3], end)
+		case 2:
+			r.request(id, "POST", end, "content-length", []string{"0", "5", "20"}[arg%3], "x", string(rune('a'+arg%26)))
+		case 3:
+			r.headers(id, false, ":method", "CONNECT", ":authority", "a:1")
+		case 4:
+			r.request(id, "CONNECT", end, ":protocol", "websocket")
+		case 5:
+			r.headers(id, end, ":status", []string{"200", "100", "304", "503"}[arg%4])
+		case 6:
+			r.headers(id, end, ":status", "200", "content-length", "5")
+		case 7:
+			r.headers(id, true, "grpc-status", "0")
+		case 8, 9:
+			r.wr.WriteData(id, end, make([]byte, 5))
+		case 10:
+			r.wr.WriteData(id, end, make([]byte, 1+arg*60))
+		case 11:
+			r.wr.WriteDataPadded(id, end, make([]byte, arg%20), make([]byte, arg))
+		case 12:
+			r.wr.WriteWindowUpdate(id, 1+arg*500)
+		case 13:
+			r.wr.WriteWindowUpdate(0, 1+arg*1000)
+		case 14:
+			r.wr.WriteRSTStream(id, http2.ErrCode(arg%14))
+		case 15:
+			r.wr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: arg * arg * 8})
+		case 16:
+			r.wr.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: arg * 20}, http2.Setting{ID: settingExtendedConnect, Val: 1})
+		case 17:
+			if arg < 16 {
+				r.wr.WriteGoAway(arg, http2.ErrCode(arg%2), nil)
+			}
+		case 18:
+			r.wr.WritePing(arg%2 == 0, [8]byte{})
+		case 19:
+			r.headers(id, end, "x", "y", "z", "w")
+		}
+	}
+}
+
+// FuzzTalk has a peer that knows how to write frames, but not when.
+func FuzzTalk(f *testing.F) {
+	f.Add([]byte{0, 1, 8, 1, 8, 0x11, 2, 2, 10, 0xf2, 13, 200, 12, 100, 7, 2}, uint8(50), false)
+	f.Add([]byte{5, 0, 8, 0, 7, 0, 6, 1, 8, 0x11, 14, 3, 5, 4, 10, 0x24, 13, 200}, uint8(0), true)
+	f.Add([]byte{3, 0, 8, 0, 4, 1, 8, 1, 14, 0, 15, 0, 15, 200, 17, 3}, uint8(100), false)
+	l := running(f)
+	f.Fuzz(func(t *testing.T, script []byte, cut uint8, client bool) {
+		r := newRig(t, l)
+		if client {
+			r.wr.WriteSettings(http2.Setting{ID: settingExtendedConnect, Val: 1})
+		} else {
+			r.wbuf.WriteString(preface)
+			r.wr.WriteSettings()
+		}
+		r.talk(script)
+		cr := &crowd{t: t}
+		r.p.null, r.p.limited = true, cut%3 == 1
+		r.do(func() { cr.start(r, client) })
+		if cut > 0 && cut < 20 {
+			cut = 20
+		}
+		r.play(t, r.wbuf.Bytes(), cut, cr)
 	})
 }
