@@ -250,7 +250,8 @@ func TestASlowStartEndsTheConnection(t *testing.T) {
 }
 
 func TestASlowHeaderBlockEndsTheConnection(t *testing.T) {
-	r := serverRig(t, ServerConfig{Limits: Limits{SlowHead: 20 * time.Millisecond}})
+	r := serverRig(t, ServerConfig{})
+	r.do(func() { r.c.lim.SlowHead = 10 * time.Millisecond })
 	r.wr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x82}})
 	r.send()
 	until(r, "the end", func() bool { return r.c.state != up })
@@ -258,16 +259,20 @@ func TestASlowHeaderBlockEndsTheConnection(t *testing.T) {
 }
 
 func TestAnIdleConnectionIsDrained(t *testing.T) {
-	r := serverRig(t, ServerConfig{Limits: Limits{Idle: 20 * time.Millisecond}})
-	until(r, "GOAWAY", func() bool { return r.p.out.Len() > 0 })
-	r.wantFrames("GOAWAY 2147483647 NO_ERROR", "PING")
+	r := serverRig(t, ServerConfig{})
+	r.do(func() { r.c.lim.Idle = 10 * time.Millisecond; r.c.timer.Stop(); r.c.arm(0) })
+	until(r, "GOAWAY", func() bool { return r.c.draining })
+	if got := r.frames(); len(got) < 2 || got[0] != "GOAWAY 2147483647 NO_ERROR" || got[1] != "PING" {
+		t.Errorf("frames %q", got)
+	}
 }
 
 func TestAWindowThatStaysAtZeroResetsTheStream(t *testing.T) {
-	r := serverRig(t, ServerConfig{Limits: Limits{Idle: 50 * time.Millisecond}})
+	r := serverRig(t, ServerConfig{})
 	r.wr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 	r.send()
 	s, k := r.serve(1, "GET", true)
+	r.do(func() { r.c.lim.Idle = 10 * time.Millisecond })
 	r.do(func() { s.SendHead(response(200), false); s.SendData([]byte("x")) })
 	until(r, "the reset", func() bool { return k.err != nil })
 	if !errors.Is(k.err, message.ErrTimeout) {
