@@ -129,6 +129,7 @@ type Proxy struct {
 	// accepting and connecting bound the handshakes under way. They are two, so that slow peers cannot keep our own pods
 	// from connecting.
 	accepting, connecting chan struct{}
+	fds                   *descriptors
 	// done is closed when Run ends; ctx of everything that a connection starts.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -150,6 +151,10 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Logger,
 		accepting: make(chan struct{}, maxHandshakes), connecting: make(chan struct{}, maxHandshakes),
+	}
+	var err error
+	if p.fds, err = newDescriptors(); err != nil {
+		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pods.Store(newPodTable())
