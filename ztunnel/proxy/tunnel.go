@@ -106,16 +106,6 @@ func (p *Proxy) awaitRecord(ctx context.Context, pod *Pod) (*workload.Workload, 
 	}
 }
 
-// begunIn says whether a tunnel of this key was dialled from pod.
-func begunIn(k poolKey, pod *Pod) bool {
-	for _, a := range pod.Addrs {
-		if a == k.SourceIP {
-			return true
-		}
-	}
-	return false
-}
-
 // lookup is an address of a hostname, of the client's family if there is one (O22). Blocks.
 func (p *Proxy) lookup(host string, v4 bool) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
