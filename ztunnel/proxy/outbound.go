@@ -235,7 +235,7 @@ func (o *outbound) elsewhere(err error) bool {
 	}
 	var answer *hbone.StatusError
 	var own identityError // no certificate of ours: none for another endpoint either
-	if errors.As(err, &answer) && answer.Status != 503 || errors.As(err, &own) {
+	if errors.As(err, &answer) && answer.Status != 503 || errors.As(err, &own) || errors.Is(err, loop.ErrPanic) {
 		return false
 	}
 	o.avoid = append(o.avoid, o.decision.Workload)

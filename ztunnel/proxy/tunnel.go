@@ -33,6 +33,7 @@ type tunnelDial struct {
 	t    *peerSpec
 	addr netip.AddrPort
 	done func(int, *looptls.Conn, error)
+	told bool // done was called, or a goroutine will call it
 }
 
 // dialTunnel is the pool's Dial hook: a TCP connection from the pod's namespace, then TLS under the pod's identity.
@@ -49,6 +50,10 @@ func (w *worker) dialTunnel(key poolKey, tag any, done func(int, *looptls.Conn, 
 
 // dialed implements dialHandler.
 func (d *tunnelDial) dialed(err error) {
+	if d.told {
+		return
+	}
+	d.told = true
 	if err != nil {
 		d.done(-1, nil, err)
 		return
