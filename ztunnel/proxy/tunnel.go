@@ -59,7 +59,7 @@ func (d *tunnelDial) dialed(err error) {
 		return
 	}
 	fd := d.fd.Detach()
-	d.w.p.goHelper(func() {
+	ok := d.w.p.goHelper(func() {
 		conn, err := d.w.p.connectTLS(d.t, fd)
 		if err != nil {
 			unix.Close(fd)
@@ -68,6 +68,10 @@ func (d *tunnelDial) dialed(err error) {
 		}
 		d.done(fd, conn, nil)
 	})
+	if !ok {
+		unix.Close(fd)
+		d.done(-1, nil, errDrained)
+	}
 }
 
 // connectTLS does the client's handshake (H1).
