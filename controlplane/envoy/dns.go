@@ -9,11 +9,16 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
 	dfpcommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	dfpfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
+	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	snidfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
+	networking "istio.io/api/networking/v1alpha3"
 )
 
 // resolveByDNS makes the waypoint look up the endpoints of a ServiceEntry (3.6).
@@ -37,6 +42,35 @@ func forwardProxyCluster(s *service) *dfpclusterv3.ClusterConfig {
 
 func (b *builder) forwardProxyFilter(s *service) *dfpfilterv3.FilterConfig {
 	return &dfpfilterv3.FilterConfig{ImplementationSpecifier: &dfpfilterv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(s)}}
+}
+
+// byServerName sends the TLS connections of a wildcard host to the name that the client asks for. Only names of the
+// wildcard get on: the address alone says nothing about them.
+func byServerName(at target) []*listenerv3.Filter {
+	s := at.service
+	if s == nil || s.resolution() != networking.ServiceEntry_DYNAMIC_DNS || at.port.protocol != protoTLS {
+		return nil
+	}
+	only := &rbacconfigv3.RBAC{Policies: map[string]*rbacconfigv3.Policy{"server-name": {
+		Permissions: []*rbacconfigv3.Permission{sniRule(s.host())},
+		Principals:  []*rbacconfigv3.Principal{{Identifier: &rbacconfigv3.Principal_Any{Any: true}}},
+	}}}
+	return []*listenerv3.Filter{
+		networkFilter("envoy.filters.network.rbac", &netrbacv3.RBAC{Rules: only, StatPrefix: "server_name."}),
+		networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidfpv3.FilterConfig{
+			DnsCacheConfig: dnsCache(s), PortSpecifier: &snidfpv3.FilterConfig_PortValue{PortValue: entryPort(s, at.port)},
+		}),
+	}
+}
+
+// entryPort is the port at the endpoint.
+func entryPort(s *service, p port) uint32 {
+	for _, e := range s.entry().Spec.Ports {
+		if e.Number == p.number && e.TargetPort != 0 {
+			return e.TargetPort
+		}
+	}
+	return p.number
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -100,8 +100,8 @@ func defaultRoute(cluster, host string, number uint32, hash []*routev3.RouteActi
 		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
-			Timeout:          durationpb.New(0), MaxStreamDuration: nil, MaxGrpcTimeout: durationpb.New(0),
-			RetryPolicy: defaultRetry(len(hash) > 0), HashPolicy: hash,
+			Timeout:          durationpb.New(0), MaxGrpcTimeout: durationpb.New(0),
+			RetryPolicy: defaultRetry(false), HashPolicy: hash,
 		}},
 		Decorator: &routev3.Decorator{Operation: host + ":" + portText(number) + "/*"},
 	}
