@@ -35,6 +35,9 @@ func (x *Index) Build(gateway kube.Name) *Resources {
 		Index: x, gateway: gateway, object: kube.Get[*gatewayv1.Gateway](x.objects, gateway.Namespace, gateway.Name),
 		serves: map[*service]bool{}, others: map[*service]bool{}, clusters: map[string]*clusterv3.Cluster{}, reported: map[string]bool{},
 	}
+	if f := x.mesh.flaw; f != nil {
+		b.problems = append(b.problems, *f)
+	}
 	b.services, b.workloads = x.bound(gateway)
 	for _, s := range b.services {
 		b.serves[s] = true

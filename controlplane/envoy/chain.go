@@ -19,7 +19,6 @@ import (
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	"istio.io/api/envoy/extensions/stats"
 	networking "istio.io/api/networking/v1alpha3"
 )
 
@@ -81,10 +80,6 @@ func (b *builder) tcpFilters(at target, proxy *tcpv3.TcpProxy) []*listenerv3.Fil
 	proxy.AccessLog = b.accessLogs(at)
 	out = append(out, byServerName(at)...)
 	return append(out, networkFilter("envoy.filters.network.tcp_proxy", proxy))
-}
-
-func (b *builder) statsConfig(target) *stats.PluginConfig {
-	return &stats.PluginConfig{DisableHostHeaderFallback: true, Reporter: stats.Reporter_SERVER_GATEWAY}
 }
 
 // httpManager is the filter that serves HTTP (3.8).

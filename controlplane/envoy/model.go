@@ -95,6 +95,7 @@ type Index struct {
 	byHost     map[string][]*service // the preferred one first
 	byAddress  map[string][]*service // by the address of their waypoints
 	workloads  map[string][]*workloadpb.Workload
+	all        []*workloadpb.Workload          // in order of uid
 	rules      []*networkingv1.DestinationRule // oldest first
 	virtuals   []*networkingv1.VirtualService  // oldest first
 	policies   []*securityv1.AuthorizationPolicy
@@ -114,6 +115,7 @@ func NewIndex(cfg Config, objects *kube.Objects, addresses []*workloadpb.Address
 	members := map[string][]*workloadpb.Workload{}
 	for _, a := range addresses {
 		if w := a.GetWorkload(); w != nil {
+			x.all = append(x.all, w)
 			for name := range w.Services {
 				members[name] = append(members[name], w)
 			}
@@ -125,6 +127,7 @@ func NewIndex(cfg Config, objects *kube.Objects, addresses []*workloadpb.Address
 		}
 	}
 	byUID := func(a, b *workloadpb.Workload) int { return strings.Compare(a.Uid, b.Uid) }
+	slices.SortFunc(x.all, byUID)
 	for _, list := range x.workloads {
 		slices.SortFunc(list, byUID)
 	}

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -26,22 +27,52 @@ func (b *builder) matches(src *ruleSource, r *httpRule, p port) (out []*routev3.
 		if len(m.Gateways) > 0 && !contains(m.Gateways, "mesh") {
 			continue // for an ingress only
 		}
-		if len(m.SourceLabels) > 0 || m.SourceNamespace != "" {
-			b.problem(kube.Ignored, r.object, field, "sourceLabels and sourceNamespace cannot be matched by Envoy's routes: this match is left out", "an AuthorizationPolicy, or headers")
-			continue
-		}
 		if err := compilable(m); err != "" {
 			b.problem(kube.Ignored, r.object, field, err, "a regular expression of RE2")
 			continue
 		}
 		match, operation := pathMatch(m, src.gateway)
 		match.Headers = headerMatches(m)
+		if !b.sourceMatch(match, m) {
+			continue // no client is like that at the moment
+		}
 		for _, name := range sortedKeys(m.QueryParams) {
 			match.QueryParameters = append(match.QueryParameters, queryMatch(name, m.QueryParams[name]))
 		}
 		out, operations = append(out, match), append(operations, operation)
 	}
 	return out, operations
+}
+
+// sourceMatch matches the real client: its namespace by its identity, its labels by the addresses of the workloads that
+// have them now. False when there is no such workload.
+func (b *builder) sourceMatch(match *routev3.RouteMatch, m *networking.HTTPMatchRequest) bool {
+	if m.SourceNamespace != "" {
+		match.FilterState = append(match.FilterState, &matcherv3.FilterStateMatcher{
+			Key: statePeer, Matcher: &matcherv3.FilterStateMatcher_StringMatch{StringMatch: regexMatcher(".*/ns/" + regexp.QuoteMeta(m.SourceNamespace) + "/.*")},
+		})
+	}
+	if len(m.SourceLabels) == 0 {
+		return true
+	}
+	addresses := &matcherv3.AddressMatcher{}
+	for _, w := range b.all {
+		if !selects(m.SourceLabels, b.labelsOf(w)) {
+			continue
+		}
+		for _, a := range w.Addresses {
+			if ip, ok := netip.AddrFromSlice(a); ok {
+				addresses.Ranges = append(addresses.Ranges, cidr(netip.PrefixFrom(ip, ip.BitLen())))
+			}
+		}
+	}
+	if len(addresses.Ranges) == 0 {
+		return false
+	}
+	match.FilterState = append(match.FilterState, &matcherv3.FilterStateMatcher{
+		Key: stateRemote, Matcher: &matcherv3.FilterStateMatcher_AddressMatch{AddressMatch: addresses},
+	})
+	return true
 }
 
 func contains(list []string, s string) bool {

@@ -125,8 +125,8 @@ func merged(a, b map[string]map[string]any) map[string]bool {
 	return out
 }
 
-// produce is what we make of the inputs of a scenario, as JSON.
-func produce(dir, name string) (map[string]map[string]map[string]any, []string, error) {
+// resourcesOf is what we make of the inputs of a scenario, by type.
+func resourcesOf(dir, name string) (map[string][]envoy.Resource, []string, error) {
 	var objects []kube.Object
 	var problems []string
 	for _, f := range []string{"base.yaml", name + ".yaml"} {
@@ -157,8 +157,17 @@ func produce(dir, name string) (map[string]map[string]map[string]any, []string, 
 	for _, p := range res.Problems {
 		problems = append(problems, p.Error())
 	}
+	return map[string][]envoy.Resource{"CDS": res.Clusters, "EDS": res.Endpoints(recordedPlace), "LDS": res.Listeners}, problems, nil
+}
+
+// produce is resourcesOf as JSON.
+func produce(dir, name string) (map[string]map[string]map[string]any, []string, error) {
+	resources, problems, err := resourcesOf(dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
 	out := map[string]map[string]map[string]any{}
-	for kind, list := range map[string][]envoy.Resource{"CDS": res.Clusters, "EDS": res.Endpoints(recordedPlace), "LDS": res.Listeners} {
+	for kind, list := range resources {
 		out[kind] = map[string]map[string]any{}
 		for _, r := range list {
 			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
