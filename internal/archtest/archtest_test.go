@@ -53,6 +53,7 @@ var siblings = map[string]string{
 	"internal/looptls -> internal/loop":                "a TLS connection is driven by a loop",
 	"internal/xds -> internal/rootca":                  "both ends of the control plane's TLS are read in one place",
 	"controlplane/translate -> controlplane/kube":      "translation reads the frozen objects",
+	"controlplane/envoy -> controlplane/kube":          "waypoints' resources come from the frozen objects",
 	"controlplane/discovery -> controlplane/translate": "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":             "the CA asks which pods run on a node",
 	"cmd/ambit -> internal/lab":                        "the command line runs labs",
