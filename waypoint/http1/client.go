@@ -54,9 +54,10 @@ type asked struct {
 	outDone  bool // the request is complete
 }
 
-// Room implements message.ClientConn.
+// Room implements message.ClientConn. An idle connection that the server has ended has none, also if that has not been
+// noticed before.
 func (c *ClientConn) Room() int {
-	if c.gone || c.state != reading || c.draining || c.s.open || c.ended {
+	if c.gone || c.state != reading || c.draining || c.s.open || c.ended || c.stale() {
 		return 0
 	}
 	return 1
@@ -64,7 +65,7 @@ func (c *ClientConn) Room() int {
 
 // Open implements message.ClientConn.
 func (c *ClientConn) Open(req *message.Request, end bool, h message.ClientHandler) (message.ClientStream, error) {
-	if c.Room() == 0 || c.stale() {
+	if c.Room() == 0 {
 		return nil, &message.StreamError{Code: message.CodeRefusedStream, Retryable: true, Cause: message.ErrNoRoom}
 	}
 	before := c.buffer()

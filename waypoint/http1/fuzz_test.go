@@ -3,7 +3,9 @@ package http1
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
@@ -325,6 +327,57 @@ func FuzzResponse(f *testing.F) {
 		}
 		if next := again.wireResponse(t, head); !bytes.Equal(next, out) {
 			t.Fatalf("%q becomes %q, and then %q", in, out, next)
+		}
+	})
+}
+
+// FuzzServer gives bytes to a connection in random pieces. Whatever they are, it ends when the client does, without a panic,
+// and what it has said are responses.
+func FuzzServer(f *testing.F) {
+	for i, a := range corpus {
+		if len(a.in) < 4<<10 {
+			f.Add([]byte(a.in+lastRequest), uint64(i))
+		}
+	}
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"), uint64(1))
+	l := running(f)
+	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		m := moody{l, rnd}
+		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
+		end := newFate()
+		l.OnLoop(func() {
+			NewServer(q, ServerConfig{}, serveFunc(func(s message.ServerStream) {
+				r := response(200)
+				if s.Request().Upgrade != "" {
+					r.Status = 101
+				}
+				s.SetTaker(&moodyEcho{moody: m, s: s})
+				s.SendHead(r, false)
+			}), end)
+		})
+		for len(in) > 0 {
+			n := min(len(in), 1+rnd.IntN(5000))
+			piece := in[:n]
+			in = in[n:]
+			l.OnLoop(func() {
+				q.in = append(q.in, piece...)
+				q.Wake()
+			})
+		}
+		l.OnLoop(func() { p.CloseWrite() })
+		err := <-end.closed
+		var said []byte
+		l.OnLoop(func() { said = p.in })
+		for err == nil && len(said) > 0 {
+			w, err := takeResponse(said, 0, false)
+			if errors.Is(err, errPartial) || err == nil && w.resp.Status == 101 {
+				return
+			}
+			if err != nil {
+				t.Fatalf("said %q: %v", said, err)
+			}
+			said = said[w.n:]
 		}
 	})
 }
