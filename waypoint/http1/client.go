@@ -298,16 +298,12 @@ func (c *ClientConn) turn() {
 	if c.gone || c.state == dead {
 		return
 	}
-	if c.broken != nil && c.s.open {
-		if ours, ok := c.broken.(*message.StreamError); ok {
-			c.cease(ours)
-			return
-		}
-		c.arm() // an answer may have come before the server stopped reading: for a while it is waited for
-	}
+	if ours, ok := c.broken.(*message.StreamError); ok && c.s.open {
+		c.cease(ours)
+		return
+	} // otherwise an answer may have come before the server stopped reading: for a while it is waited for
 	if c.changed {
 		c.changed = false
-		c.arm()
 		c.notify.Changed()
 	}
 }
