@@ -381,3 +381,58 @@ func FuzzServer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzClient gives bytes to a client in random pieces, as the answer to a request. The request hears of its end once, and
+// the connection ends when the server does.
+func FuzzClient(f *testing.F) {
+	for i, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nA: b\r\n\r\n",
+		"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello", "HTTP/1.0 200 OK\r\n\r\nhello", "HTTP/1.1 204 X\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+	} {
+		f.Add([]byte(s), uint64(i))
+		f.Add([]byte(s), uint64(i+8))
+	}
+	l := running(f)
+	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
+		rnd := rand.New(rand.NewPCG(seed, 4))
+		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
+		end := newFate()
+		b := &ledger{t: t}
+		k := strictClient{&strict{b: b, do: func(error) { b.begun-- }}}
+		l.OnLoop(func() {
+			c := NewClient(p, ClientConfig{}, end)
+			r := request([]string{"GET", "HEAD", "POST", "CONNECT"}[seed%4], "/")
+			if seed%8 == 4 {
+				r.Upgrade = "echo"
+			}
+			b.begun++
+			s, err := c.Open(r, seed%3 > 0, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.next = &sends{left: -1, send: s.SendData, end: func() {}}
+			if seed%3 == 0 {
+				s.SendEnd(nil)
+			}
+			if r.Method == "CONNECT" || r.Upgrade != "" {
+				s.SendEnd(nil)
+			}
+		})
+		for len(in) > 0 {
+			n := min(len(in), 1+rnd.IntN(5000))
+			piece := in[:n]
+			in = in[n:]
+			l.OnLoop(func() {
+				p.in = append(p.in, piece...)
+				p.Wake()
+			})
+		}
+		l.OnLoop(func() { q.CloseWrite() })
+		<-end.closed
+		l.OnLoop(func() {
+			if b.begun != 0 {
+				t.Errorf("%d requests have no end", b.begun)
+			}
+		})
+	})
+}

@@ -1,12 +1,18 @@
+//go:build !race
+
 package http1
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
 // BenchmarkBulk moves bodies of 64 MiB through a proxy of both codecs; cpu-ms/GB is that of the loop's thread.
@@ -77,4 +83,52 @@ func BenchmarkBulk(b *testing.B) {
 			b.ReportMetric(float64(cpu()-before)/1e6/(float64(size)*float64(b.N)/1e9), "cpu-ms/GB")
 		})
 	}
+}
+
+// BenchmarkProxy moves small requests through a proxy of both codecs, 32 clients at a time; cpu-us/req is that of the
+// loop's thread.
+func BenchmarkProxy(b *testing.B) {
+	front, back := running(b), running(b)
+	up := listen(b, back, ServerConfig{}, func(*ServerConn) message.ServerHandler {
+		return &ponger{resp: *response(200, "content-length", "1024", "content-type", "text/plain", "server", "x"), body: make([]byte, 1024)}
+	})
+	addr := listen(b, front, ServerConfig{}, (&proxy{t: b, l: front, addr: up}).handler)
+	cpu := func() (ns int64) {
+		front.OnLoop(func() {
+			var u unix.Rusage
+			unix.Getrusage(unix.RUSAGE_THREAD, &u)
+			ns = u.Utime.Nano() + u.Stime.Nano()
+		})
+		return ns
+	}
+	const clients = 32
+	var wg sync.WaitGroup
+	before := cpu()
+	for range clients {
+		k, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer k.Close()
+		wg.Go(func() {
+			p := make([]byte, 4096)
+			for range b.N/clients + 1 {
+				io.WriteString(k, benchHead)
+				n := 0
+				for want := -1; want < 0 || n < want; {
+					m, err := k.Read(p[n:])
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					n += m
+					if i := bytes.Index(p[:n], []byte("\r\n\r\n")); i >= 0 {
+						want = i + 4 + 1024
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(cpu()-before)/1e3/float64(b.N), "cpu-us/req")
 }
