@@ -225,6 +225,7 @@ func (p *Proxy) drain() {
 	for _, w := range p.workers { // what one worker accepted for another has arrived by now
 		w.loop.OnLoop(w.server.Drain)
 	}
+	p.log.Info("draining: peers are told to go away, open connections go on", "open", p.Open(), "limit", p.cfg.DrainTimeout)
 	over := time.NewTimer(p.cfg.DrainTimeout)
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
