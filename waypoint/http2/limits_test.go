@@ -13,10 +13,12 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
-// flood sends bursts of frames until the connection ends, and returns how many bursts that took, at most limit.
+// flood sends bursts of frames, twenty at a time, until the connection ends, and returns how many that took, at most limit.
 func flood(r *rig, limit int, burst func(i int)) int {
 	for i := range limit {
-		burst(i)
+		if burst(i); i%20 != 19 && i != limit-1 {
+			continue
+		}
 		r.send()
 		if r.c.state != up {
 			return i + 1
