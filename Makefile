@@ -8,7 +8,7 @@ FUZZTIME ?= 10m
 UNIT_FLAGS ?= -race -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo clean
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test-root: build ## tests in real namespaces with real BPF; needs root
 	@if [ "$$(id -u)" != 0 ]; then echo 'not root: the tests that need namespaces and BPF were not run (sudo make test-root)'; else \
 	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
 
-test-interop: build ## our tunnels against a Rust ztunnel named by ZTUNNEL_BIN, both ways; needs root
+test-interop: ## a Rust ztunnel named by ZTUNNEL_BIN as a node of our mesh, both ways; needs root
 	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
@@ -55,6 +55,9 @@ fuzz: ## every fuzz target for FUZZTIME (10m)
 
 bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZTUNNEL_BIN; needs root
 	$(GO) run ./test/bench -out out/bench
+
+diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
+	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo

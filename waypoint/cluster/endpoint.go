@@ -207,7 +207,7 @@ func (a *Assignment) addLocality(l *endpointv3.LocalityLbEndpoints, names bool) 
 	case l.GetPriority() > maxPriority:
 		return field.Errorf("priority", "%d is more than %d", l.GetPriority(), maxPriority)
 	case l.GetLbConfig() != nil:
-		return field.Errorf("lb_config", "unsupported source of endpoints %T", l.GetLbConfig())
+		return field.Unsupported(l, "lb_config")
 	case len(a.Endpoints)+len(l.GetLbEndpoints()) > maxEndpoints:
 		return fmt.Errorf("more than %d endpoints", maxEndpoints)
 	}
@@ -281,7 +281,7 @@ func (e *Endpoint) compileAddress(a *corev3.Address, names bool) (err error) {
 	case nil:
 		return errors.New("required")
 	default:
-		return fmt.Errorf("unsupported kind of address %T", x)
+		return field.Unsupported(a, "address")
 	}
 }
 

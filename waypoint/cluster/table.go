@@ -1,9 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"math"
 	"math/rand/v2"
-	"sort"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -27,17 +28,18 @@ type level struct {
 	load, degradedLoad uint32 // percent of requests
 }
 
-// source is a list of endpoints to choose from.
+// source is a list of endpoints to choose from. Only the cursors change once it is made.
 type source struct {
 	hosts      []*Host
 	weights    []float64 // nil: all the same
 	schedule   []uint32  // indexes of hosts, each as often as its weight says; nil if all weights are the same
-	cursor     atomic.Uint64
 	ring       []ringEntry
 	maglev     []uint32
 	localities []*source // if localities have weights: each of them
 	turns      []uint32  // indexes of localities, each as often as its weight says
-	turn       atomic.Uint64
+
+	_            [64]byte // the cursors have a cache line of their own: loops write them all the time
+	cursor, turn atomic.Uint64
 }
 
 // rebuild makes the table. c.mu is held.
@@ -319,7 +321,7 @@ const (
 	// minSlots is the least number of turns by which weights that are not small integers are approximated.
 	minSlots = 1024
 	// maxSlots is the greatest number of turns of a schedule.
-	maxSlots = 1 << 16
+	maxSlots = 1 << 13
 )
 
 // schedule is a sequence of indexes in which each comes as often as its weight says, spread evenly: the order of Envoy's
@@ -346,7 +348,7 @@ func schedule(ws []float64) []uint32 {
 			turns = append(turns, turn{(float64(j) + 0.5) / float64(k), uint32(i)})
 		}
 	}
-	sort.SliceStable(turns, func(a, b int) bool { return turns[a].at < turns[b].at })
+	slices.SortFunc(turns, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.i, b.i)) })
 	out := make([]uint32, len(turns))
 	for i, t := range turns {
 		out[i] = t.i

@@ -223,7 +223,7 @@ func (t *TLS) compileValidation(p *tlsv3.CommonTlsContext) error {
 		t.CAName = v.CombinedValidationContext.GetValidationContextSdsSecretConfig().GetName()
 		return field.At(t.validation(v.CombinedValidationContext.GetDefaultValidationContext()), "combined_validation_context.default_validation_context")
 	default:
-		return field.Errorf("validation_context_type", "unsupported %T", v)
+		return field.Unsupported(p, "validation_context_type")
 	}
 }
 
@@ -288,7 +288,7 @@ func compileSource(part string, d *corev3.DataSource) (Source, error) {
 	case *corev3.DataSource_InlineString:
 		return Source{Text: []byte(s.InlineString)}, nil
 	default:
-		return Source{}, field.Errorf(part, "unsupported source %T", s)
+		return Source{}, field.At(field.Unsupported(d, "specifier"), part)
 	}
 }
 

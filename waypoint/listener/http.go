@@ -212,7 +212,7 @@ func (h *HTTP) compileRoutes(p *hcmv3.HttpConnectionManager) error {
 		}
 		return nil
 	}
-	return field.Errorf("route_specifier", "unsupported %T", p.GetRouteSpecifier())
+	return field.Unsupported(p, "route_specifier")
 }
 
 // RouteOptions are the options by which tables are compiled, here and for RDS.

@@ -1,7 +1,6 @@
 package listener
 
 import (
-	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -146,7 +145,7 @@ func (t *TCP) compileHash(p *tcpv3.TcpProxy) error {
 		case *typev3.HashPolicy_FilterState_:
 			t.HashState = x.FilterState.GetKey()
 		default:
-			return field.Index(fmt.Errorf("unsupported policy %T", x), "hash_policy", i)
+			return field.Index(field.Unsupported(h, "policy_specifier"), "hash_policy", i)
 		}
 	}
 	return nil
