@@ -204,12 +204,8 @@ func prune(v any) any {
 // testIndex makes the index without translate: services and pods as simple as the cases need them.
 func testIndex(cfg Config, objects []kube.Object) *Index {
 	set := kube.NewObjects(objects...)
-	var addresses []*workloadpb.Address
 	waypoint := &workloadpb.GatewayAddress{
 		Destination: &workloadpb.GatewayAddress_Hostname{Hostname: &workloadpb.NamespacedHostname{Namespace: "demo", Hostname: "waypoint.demo.svc.cluster.local"}},
 	}
-	for _, a := range fixtures(set, waypoint) {
-		addresses = append(addresses, a)
-	}
-	return NewIndex(cfg, set, addresses)
+	return NewIndex(cfg, set, fixtures(set, waypoint))
 }
