@@ -102,6 +102,7 @@ type attempt struct {
 	sentEnd  bool          // the request was sent whole
 	headed   bool          // the answer's head has come
 	bodiless bool          // and nothing follows it
+	tunnel   bool          // it makes two directions that end each for itself
 	counted  bool          // among the cluster's requests
 	over     bool
 	gen      uint32 // counts the uses of the object
@@ -160,6 +161,7 @@ func (t *attempt) Head(r *message.Response, end bool) {
 		return
 	}
 	t.headed, t.bodiless = true, end
+	t.tunnel = r.Status == 101 || t.req.Method == "CONNECT" && r.Status/100 == 2
 	t.host.Answered(r.Status)
 	t.by.answer(t, r, end)
 }
@@ -178,7 +180,9 @@ func (t *attempt) End(trailer *message.Header) {
 		return
 	}
 	by := t.by
-	t.close()
+	if !t.tunnel || t.sentEnd {
+		t.close()
+	}
 	by.end(t, trailer)
 }
 
