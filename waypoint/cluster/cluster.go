@@ -31,9 +31,9 @@ type Cluster struct {
 	stats   Stats
 
 	mu         sync.Mutex
-	assignment *Assignment // nil: not known yet
-	hosts      []*Host     // of the assignment, in its order
-	adHoc      map[adHocKey]*Host
+	assignment *Assignment        // nil: not known yet
+	hosts      []*Host            // of the assignment, in its order
+	adHoc      map[adHocKey]*Host // nil until there is one
 	resolved   map[string][]netip.Addr
 	ejected    int
 	slow       bool      // an endpoint is in its slow start
@@ -50,7 +50,7 @@ type Stats struct {
 }
 
 func newCluster(c *Config, now func() time.Time, poke func()) *Cluster {
-	x := &Cluster{Config: c, now: now, poke: poke, adHoc: map[adHocKey]*Host{}, swept: now()}
+	x := &Cluster{Config: c, now: now, poke: poke, swept: now()}
 	x.breaker.max = c.thresholds
 	x.table.Store(&table{})
 	if c.Discovery == Static {
@@ -170,8 +170,11 @@ func (c *Cluster) At(addr netip.AddrPort, name string) *Host {
 	k := adHocKey{addr, name}
 	h := c.adHoc[k]
 	if h == nil {
-		h = c.newHost(&Endpoint{Addr: addr, Hostname: name, Weight: 1, key: addr.String() + "/" + name}, c.transport)
+		h = c.newHost(&Endpoint{Addr: addr, Hostname: name, Weight: 1, key: addr.String() + "/" + name, Locality: &Locality{}, Workload: &Workload{}}, c.transport)
 		if !c.gone.Load() {
+			if c.adHoc == nil {
+				c.adHoc = map[adHocKey]*Host{}
+			}
 			c.adHoc[k] = h
 		} else {
 			h.gone.Store(true)
