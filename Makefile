@@ -8,7 +8,7 @@ FUZZTIME ?= 10m
 UNIT_FLAGS ?= -race -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo clean
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fuzz: ## every fuzz target for FUZZTIME (10m)
 
 bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZTUNNEL_BIN; needs root
 	$(GO) run ./test/bench -out out/bench
+
+diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
+	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo

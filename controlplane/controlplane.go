@@ -28,6 +28,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/capb"
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
+	"github.com/ambit-mesh/ambit/controlplane/envoy"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 	"github.com/ambit-mesh/ambit/internal/xds"
@@ -98,6 +99,7 @@ type server struct {
 	discovery *discovery.Server
 	pods      *pods
 	feed      *feed
+	waypoints *waypoints
 	started   time.Time
 	problems  atomic.Pointer[[]string]
 }
@@ -125,9 +127,17 @@ func newServer(cfg Config) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.waypoints = newWaypoints(envoy.Config{
+		TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases, ClusterID: cfg.ClusterID, RootNamespace: cfg.RootNamespace,
+	})
 	policy := discovery.Policy{
 		NodeAccounts: cfg.TrustedNodeAccounts,
 		NodeTypes:    []string{xds.AddressType, xds.AuthorizationType},
+		WaypointTypes: []string{
+			xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.ExtensionType, xds.SecretType,
+		},
+		WaypointShared: []string{xds.WorkloadType},
+		Waypoint:       s.waypoints.scope,
 	}
 	s.discovery = discovery.NewServer(discovery.Config{
 		Authenticate: func(ctx context.Context) (discovery.Caller, error) {
@@ -137,6 +147,7 @@ func newServer(cfg Config) (*server, error) {
 		Authorize: policy.Authorize,
 		Logger:    s.log,
 	})
+	s.waypoints.srv = s.discovery
 	s.feed = newFeed(s, translate.Config{ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace})
 	return s, nil
 }

@@ -3,8 +3,12 @@ package controlplane
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
@@ -25,6 +29,7 @@ type feed struct {
 	objects    *kube.Objects
 	texts      []string        // problems of the translation
 	reported   map[string]bool // problems of the translation that were logged
+	routing    map[string]bool // problems of waypoints that were logged
 }
 
 func newFeed(s *server, cfg translate.Config) *feed {
@@ -84,19 +89,23 @@ func (f *feed) publish(snap kube.Snapshot) {
 	change := f.translator.Update(snap.Objects)
 	addresses, policies := discovery.Set{TypeURL: xds.AddressType}, discovery.Set{TypeURL: xds.AuthorizationType}
 	first := !f.synced.Load()
+	workloads := discovery.Set{TypeURL: xds.WorkloadType}
 	if first {
 		result := f.translator.Result()
+		f.s.discovery.Publish(workloads, workloadsOf(slices.Collect(maps.Values(result.Addresses))))
 		f.s.discovery.Publish(addresses, all(result.Addresses))
 		f.s.discovery.Publish(policies, all(result.Authorizations))
 		f.synced.Store(true)
 		f.s.log.Info("first configuration published", slog.Int("addresses", len(result.Addresses)),
 			slog.Int("authorizations", len(result.Authorizations)), slog.Duration("dur", time.Since(start)))
 	} else {
+		f.s.discovery.Update(workloads, workloadsOf(change.Addresses.Updated), change.Addresses.Removed)
 		f.s.discovery.Update(addresses, converted(change.Addresses.Updated), change.Addresses.Removed)
 		f.s.discovery.Update(policies, converted(change.Authorizations.Updated), change.Authorizations.Removed)
 		f.s.log.Debug("configuration published", slog.Int("addresses", len(change.Addresses.Updated)+len(change.Addresses.Removed)),
 			slog.Int("authorizations", len(change.Authorizations.Updated)+len(change.Authorizations.Removed)), slog.Duration("dur", time.Since(start)))
 	}
+	f.s.waypoints.update(snap.Objects, change.Addresses)
 	f.report(snap, first || change.Reported)
 }
 
@@ -115,12 +124,37 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 		}
 		f.reported = now
 	}
+	routing := f.s.waypoints.problems()
+	now := map[string]bool{}
+	for _, text := range routing {
+		if now[text] = true; !f.routing[text] {
+			f.s.log.Warn("problem in the configuration", slog.String("problem", text))
+		}
+	}
+	f.routing = now
 	texts := []string{}
 	for _, p := range snap.Problems {
 		texts = append(texts, p.Error())
 	}
-	texts = append(texts, f.texts...)
+	texts = append(append(texts, f.texts...), routing...)
 	f.s.problems.Store(&texts)
+}
+
+// workloadsOf are the workloads alone, as waypoints get them, named as the addresses.
+func workloadsOf(list []*translate.Resource) []discovery.Resource {
+	var out []discovery.Resource
+	for _, r := range list {
+		w := r.Message.(*workloadpb.Address).GetWorkload()
+		if w == nil {
+			continue
+		}
+		// The version of the address changes exactly when the workload does.
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(w)
+		if err == nil { // it was marshaled before, as part of the address
+			out = append(out, discovery.Resource{Name: r.Name, Version: r.Version, Aliases: r.Aliases, Body: body})
+		}
+	}
+	return out
 }
 
 func all(m map[string]*translate.Resource) []discovery.Resource {

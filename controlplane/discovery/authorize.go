@@ -12,10 +12,15 @@ type Policy struct {
 	NodeAccounts []string
 	// NodeTypes are the type URLs that a node proxy may have.
 	NodeTypes []string
+	// WaypointTypes are the type URLs that a waypoint may have. WaypointShared are those of them that are the same for
+	// all; of the others Waypoint finds the scope. Nil: waypoints are not served.
+	WaypointTypes, WaypointShared []string
+	Waypoint                      func(c Client, typeURL string) (scope string, err error)
 }
 
 // Authorize checks that a client is who it says it is and may have a type. A node of type ztunnel must be one of
-// NodeAccounts, since it learns of the whole mesh, and gets NodeTypes only. Other node types are not served yet.
+// NodeAccounts, since it learns of the whole mesh, and gets NodeTypes only. A waypoint is any account of the namespace
+// of a Gateway. Other node types are not served.
 func (p Policy) Authorize(c Client, typeURL string) (Set, error) {
 	account := c.Caller.Namespace + "/" + c.Caller.ServiceAccount
 	if ns := c.Metadata["NAMESPACE"]; ns != "" && ns != c.Caller.Namespace {
@@ -28,6 +33,9 @@ func (p Policy) Authorize(c Client, typeURL string) (Set, error) {
 		return Set{}, fmt.Errorf("node says it is on %q, its token is for %q", node, c.Caller.Node)
 	}
 	kind, _, _ := strings.Cut(c.NodeID, "~")
+	if kind == "waypoint" && p.Waypoint != nil {
+		return p.waypoint(c, typeURL)
+	}
 	if kind != "ztunnel" {
 		return Set{}, fmt.Errorf("nodes of type %q are not served", kind)
 	}
@@ -38,4 +46,15 @@ func (p Policy) Authorize(c Client, typeURL string) (Set, error) {
 		return Set{}, fmt.Errorf("a node proxy may not have %s", typeURL)
 	}
 	return Set{TypeURL: typeURL}, nil
+}
+
+func (p Policy) waypoint(c Client, typeURL string) (Set, error) {
+	switch {
+	case slices.Contains(p.WaypointShared, typeURL):
+		return Set{TypeURL: typeURL}, nil
+	case !slices.Contains(p.WaypointTypes, typeURL):
+		return Set{}, fmt.Errorf("a waypoint may not have %s", typeURL)
+	}
+	scope, err := p.Waypoint(c, typeURL)
+	return Set{TypeURL: typeURL, Scope: scope}, err
 }

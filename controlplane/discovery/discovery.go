@@ -64,6 +64,8 @@ type Client struct {
 	// NodeID and Metadata are what it says of itself in its first request. Authorize decides how far to believe it.
 	NodeID   string
 	Metadata map[string]string
+	// Labels are those of its metadata.
+	Labels map[string]string
 }
 
 // Config is what a Server needs. It must not be modified after NewServer.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/ambit-mesh/ambit/internal/xds"
 )
 
 // rpc is the server's end of a stream.
@@ -142,6 +145,12 @@ func (st *stream) greet(req *discoverypb.DeltaDiscoveryRequest) {
 		if text := v.GetStringValue(); text != "" {
 			st.client.Metadata[k] = text
 		}
+		if k == "LABELS" {
+			st.client.Labels = map[string]string{}
+			for name, label := range v.GetStructValue().GetFields() {
+				st.client.Labels[name] = label.GetStringValue()
+			}
+		}
 	}
 	st.srv.log.Info("xds client connected", slog.String("peer", st.peer), slog.String("client", st.client.NodeID), slog.String("caller", callerKey(st.caller)))
 }
@@ -206,6 +215,7 @@ func (st *stream) response(url string) (*discoverypb.DeltaDiscoveryResponse, err
 	if len(d.up) == 0 && len(d.removed) == 0 && !d.always {
 		return nil, nil
 	}
+	st.refreshEndpoints(url, d)
 	st.nonce++
 	sub.outstanding = strconv.FormatUint(st.id, 36) + "-" + strconv.FormatUint(st.nonce, 10)
 	sub.sentAt = time.Now()
@@ -221,6 +231,20 @@ func (st *stream) response(url string) (*discoverypb.DeltaDiscoveryResponse, err
 		RemovedResources:  d.removed,
 		Nonce:             sub.outstanding,
 	}, nil
+}
+
+// refreshEndpoints has the endpoints of re-sent clusters sent again: an Envoy waits for them before it uses the new
+// cluster, and does not ask. Needs mu.
+func (st *stream) refreshEndpoints(url string, d delta) {
+	sub := st.subs[xds.EndpointType]
+	if url != xds.ClusterType || sub == nil {
+		return
+	}
+	for _, r := range d.up {
+		if sub.keys[r.Name] && !slices.Contains(sub.pending, r.Name) {
+			sub.pending = append(sub.pending, r.Name)
+		}
+	}
 }
 
 func (st *stream) clientName() string {

@@ -110,7 +110,7 @@ func TestBadManifestsAreExplained(t *testing.T) {
 }
 
 func TestForeignKindsAreReportedAndIgnored(t *testing.T) {
-	objects, problems := Decode("f.yaml", []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: y}\n"))
+	objects, problems := Decode("f.yaml", []byte("apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: y}\n"))
 	if len(objects) != 1 || len(problems) != 1 || problems[0].Severity != Ignored {
 		t.Errorf("got %d objects and problems %v", len(objects), problems)
 	}

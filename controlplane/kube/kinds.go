@@ -19,6 +19,7 @@ const (
 	KindServiceAccount        Kind = "ServiceAccount"
 	KindPod                   Kind = "Pod"
 	KindService               Kind = "Service"
+	KindConfigMap             Kind = "ConfigMap"
 	KindEndpointSlice         Kind = "EndpointSlice"
 	KindDeployment            Kind = "Deployment"
 	KindReplicaSet            Kind = "ReplicaSet"
@@ -65,6 +66,7 @@ var kinds = []kindInfo{
 	{kind: KindServiceAccount, versions: []string{"v1"}, create: func() Object { return &corev1.ServiceAccount{} }},
 	{kind: KindPod, versions: []string{"v1"}, create: func() Object { return &corev1.Pod{} }},
 	{kind: KindService, versions: []string{"v1"}, create: func() Object { return &corev1.Service{} }},
+	{kind: KindConfigMap, versions: []string{"v1"}, create: func() Object { return &corev1.ConfigMap{} }},
 	{kind: KindEndpointSlice, group: "discovery.k8s.io", versions: []string{"v1"}, create: func() Object { return &discoveryv1.EndpointSlice{} }},
 	{kind: KindDeployment, group: "apps", versions: []string{"v1"}, create: func() Object { return &appsv1.Deployment{} }},
 	{kind: KindReplicaSet, group: "apps", versions: []string{"v1"}, create: func() Object { return &appsv1.ReplicaSet{} }},
@@ -146,6 +148,8 @@ func kindOf(o any) Kind {
 		return KindPod
 	case *corev1.Service:
 		return KindService
+	case *corev1.ConfigMap:
+		return KindConfigMap
 	case *discoveryv1.EndpointSlice:
 		return KindEndpointSlice
 	case *appsv1.Deployment:

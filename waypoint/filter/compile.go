@@ -39,8 +39,11 @@ var kinds = map[string]kind{
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication": {compile: typed(compileJWT)},
 	"envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig":    {part: part(compileJWTPart)},
 
-	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":         {compile: typed(compileExtAuthz)},
-	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": {part: part(compileExtAuthzPart)},
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":             {compile: typed(compileExtAuthz)},
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute":     {part: part(compileExtAuthzPart)},
+	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": {compile: typed(compileLocalLimit), part: part(compileLocalLimitPart)},
+	"envoy.extensions.filters.http.ratelimit.v3.RateLimit":            {compile: typed(compileGlobalLimit)},
+	"envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute":    {part: part(compileGlobalPart)},
 
 	// Done by the data path: the end of the chain, the state that a tunnel carries, and metrics.
 	"envoy.extensions.filters.http.router.v3.Router":           {},
@@ -48,6 +51,8 @@ var kinds = map[string]kind{
 	"envoy.extensions.filters.http.set_filter_state.v3.Config": {},
 	"stats.PluginConfig":                 {},
 	"io.istio.http.peer_metadata.Config": {},
+	// Done by the cluster that it is meant for, which resolves the request's host (cluster.Dynamic).
+	"envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig": {},
 }
 
 // typed makes a compile function of one that takes the message.

@@ -203,7 +203,9 @@ func (c *ClientConn) final(more bool) error {
 		r.ContentLength = -1
 		kind, s.keep = untilClose, false
 		c.w = writer{kind: untilClose}
-		c.fin = s.outDone
+		if c.fin = s.outDone; c.fin {
+			c.touch()
+		}
 	} else if s.asksTunnel() {
 		s.outDone = true // refused: the request was complete with its head
 	}

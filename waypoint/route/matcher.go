@@ -75,7 +75,7 @@ func CompileString(m *matcherv3.StringMatcher) (*StringMatcher, error) {
 	case nil:
 		return nil, errors.New("no pattern")
 	default:
-		return nil, field.Errorf("match_pattern", "unsupported pattern %T", p)
+		return nil, field.Unsupported(m, "match_pattern")
 	}
 	if name != "" && s.text == "" {
 		return nil, field.Errorf(name, "empty pattern")
@@ -196,7 +196,7 @@ func CompileHeader(h *routev3.HeaderMatcher) (*HeaderMatcher, error) {
 	case *routev3.HeaderMatcher_SafeRegexMatch:
 		err = str("safe_regex_match", &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: p.SafeRegexMatch}})
 	default:
-		err = field.Errorf("header_match_specifier", "unsupported match %T", p)
+		err = field.Unsupported(h, "header_match_specifier")
 	}
 	if err != nil {
 		return nil, err

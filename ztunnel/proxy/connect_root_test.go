@@ -45,8 +45,8 @@ func (m *mesh) tunnelFrom(from, by, to *meshPod) *rawTunnel {
 	return r
 }
 
-// ask sends a request and tells how it was answered: a status, the code of a reset, or the end of the tunnel.
-func (r *rawTunnel) ask(kv ...string) string {
+// send sends a request and returns the number of its stream.
+func (r *rawTunnel) send(kv ...string) uint32 {
 	r.t.Helper()
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
@@ -59,6 +59,13 @@ func (r *rawTunnel) ask(kv ...string) string {
 	if err := r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: end}); err != nil {
 		r.t.Fatal(err)
 	}
+	return id
+}
+
+// ask sends a request and tells how it was answered: a status, the code of a reset, or the end of the tunnel.
+func (r *rawTunnel) ask(kv ...string) string {
+	r.t.Helper()
+	id := r.send(kv...)
 	for {
 		f, err := r.fr.ReadFrame()
 		switch f := f.(type) {
@@ -150,4 +157,37 @@ func TestRootMeshATunnelLeadsNowhereButIntoItsPod(t *testing.T) { // B22, I3, th
 		t.Errorf("pod %s was reached once more than allowed", name)
 	case <-time.After(50 * time.Millisecond):
 	}
+}
+
+func TestRootMeshAStreamThatWaitsHearsOfItsPeersResetAtOnce(t *testing.T) {
+	m := newMesh(t, func(c *Config) { c.WorkloadWait = time.Minute })
+	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
+	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
+	m.capture(a, b)
+	r := m.tunnelFrom(out, a, b)
+	connect := []string{":method", "CONNECT", ":authority", "10.99.0.3:8080"}
+	if got := r.ask(connect...); got != "503" { // nobody listens
+		t.Fatalf("got %s", got)
+	}
+	p := m.nodes["n2"].proxy
+	open := func(want int) bool {
+		for end := time.Now().Add(5 * time.Second); p.Open() != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				return false
+			}
+		}
+		return true
+	}
+	m.nodes["n2"].wl.Apply(nil, []string{"c//Pod/shop/b"})
+	id := r.send(connect...)
+	if !open(1) {
+		t.Fatal("the stream does not wait for the pod's record")
+	}
+	if err := r.fr.WriteRSTStream(id, http2.ErrCodeCancel); err != nil {
+		t.Fatal(err)
+	}
+	if !open(0) {
+		t.Error("a stream that its peer has given up still waits")
+	}
+	m.line(`direction="inbound"`, "the client is gone")
 }

@@ -57,6 +57,7 @@ type meshPod struct {
 	name, node, ns, sa string
 	space              *netns.NS
 	v4, v6             netip.Addr
+	anon               bool // its source does not know its addresses
 }
 
 type syncBuffer struct {
@@ -162,8 +163,11 @@ func (m *mesh) capture(pods ...*meshPod) {
 			}
 			return zds.NewFile(d)
 		}
-		w := &zds.Workload{UID: p.name, Name: p.name, Namespace: p.ns, ServiceAccount: p.sa, Addrs: addrs, Files: zds.Files{
+		w := &zds.Workload{UID: p.name, Name: p.name, Namespace: p.ns, ServiceAccount: p.sa, Files: zds.Files{
 			NetNS: dup(p.space.FD()), Outbound: dup(l.Outbound), Plaintext: dup(l.Plaintext), HBONE: dup(l.HBONE)}}
+		if !p.anon {
+			w.Addrs = addrs
+		}
 		l.Close()
 		if err := n.proxy.StartPod(m.t.Context(), w); err != nil {
 			m.t.Fatal(err)

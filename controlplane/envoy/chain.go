@@ -1,0 +1,130 @@
+package envoy
+
+import (
+	"fmt"
+
+	udpav1 "github.com/cncf/xds/go/udpa/type/v1"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	grpcwebv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_web/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	netstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	networking "istio.io/api/networking/v1alpha3"
+)
+
+// typedStruct is a message whose type we have no code for.
+func typedStruct(name string, value map[string]any) *udpav1.TypedStruct {
+	return &udpav1.TypedStruct{TypeUrl: "type.googleapis.com/" + name, Value: structOf(value)}
+}
+
+func metadataExchange() *listenerv3.Filter {
+	return networkFilter("istio.metadata_exchange", exchangeConfig())
+}
+
+func exchangeConfig() *udpav1.TypedStruct {
+	return typedStruct("envoy.tcp.metadataexchange.config.MetadataExchange", map[string]any{"enable_discovery": true, "protocol": "istio-peer-exchange"})
+}
+
+// target is what a chain belongs to, for policies and telemetry: a service, or the waypoint itself.
+type target struct {
+	service *service // nil for connections to workloads
+	port    port
+}
+
+// portChains are the chains of a port: HTTP, TCP, or both where the protocol is found out per connection.
+func (b *builder) portChains(s *service, p port) []*listenerv3.FilterChain {
+	var out []*listenerv3.FilterChain
+	at := target{service: s, port: p}
+	for _, kind := range kindsOf(p.protocol) {
+		name := inboundName(p.number, kind, "", s.host())
+		chain := &listenerv3.FilterChain{Name: name}
+		if kind == kindHTTP {
+			chain.Filters = []*listenerv3.Filter{b.httpManager(at, p.number, b.serviceRoutes(s, p))}
+		} else {
+			chain.Filters = b.tcpFilters(at, b.tcpProxy(s, p, name))
+		}
+		out = append(out, chain)
+	}
+	return out
+}
+
+// directChains serve connections to the address of a workload: they go on to the same address.
+func (b *builder) directChains() []*listenerv3.FilterChain {
+	keep := networkFilter("connect_authority", &netstatev3.Config{OnNewConnection: []*statev3.FilterStateValue{
+		state(stateLocal, "", "%FILTER_STATE("+stateLocal+":PLAIN)%", statev3.FilterStateValue_ONCE),
+	}})
+	proxy := &tcpv3.TcpProxy{StatPrefix: nameEncap, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: nameEncap}}
+	routes := routeConfig(nameEncap, 0, "*", []*routev3.Route{defaultRoute(nameEncap, "", 0, nil)})
+	routes.MaxDirectResponseBodySizeBytes = u32(1 << 20)
+	return []*listenerv3.FilterChain{
+		{Name: nameDirectTCP, Filters: append([]*listenerv3.Filter{keep}, b.tcpFilters(target{}, proxy)...)},
+		{Name: nameDirectHTTP, Filters: []*listenerv3.Filter{keep, b.httpManager(target{}, 0, routes)}},
+	}
+}
+
+// tcpFilters are the network filters of a chain that does not look into the connection (3.8).
+func (b *builder) tcpFilters(at target, proxy *tcpv3.TcpProxy) []*listenerv3.Filter {
+	out := []*listenerv3.Filter{metadataExchange()}
+	out = append(out, b.networkAuthorization(at)...)
+	out = append(out, networkFilter("istio.stats", b.statsConfig(at)))
+	proxy.AccessLog = b.accessLogs(at)
+	out = append(out, byServerName(at)...)
+	return append(out, networkFilter("envoy.filters.network.tcp_proxy", proxy))
+}
+
+// httpManager is the filter that serves HTTP (3.8).
+func (b *builder) httpManager(at target, number uint32, routes *routev3.RouteConfiguration) *listenerv3.Filter {
+	m := &hcmv3.HttpConnectionManager{
+		StatPrefix:         fmt.Sprintf("inbound_0.0.0.0_%d;", number),
+		RouteSpecifier:     &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes},
+		HttpFilters:        b.httpFilters(at),
+		Tracing:            b.tracing(at),
+		AccessLog:          b.accessLogs(at),
+		ServerName:         "istio-envoy",
+		StreamIdleTimeout:  durationpb.New(0),
+		UseRemoteAddress:   wrapperspb.Bool(false),
+		Proxy_100Continue:  true,
+		UpgradeConfigs:     []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		NormalizePath:      wrapperspb.Bool(true),
+		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(true)})},
+
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+	}
+	if at.port.protocol.http2() {
+		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
+	}
+	return networkFilter("envoy.filters.network.http_connection_manager", m)
+}
+
+// httpFilters are in the order that istiod gives them (3.8).
+func (b *builder) httpFilters(at target) []*hcmv3.HttpFilter {
+	out := b.httpAuthentication(at)
+	if at.port.protocol == protoGRPCWeb {
+		out = append(out, httpFilter("envoy.filters.http.grpc_web", &grpcwebv3.GrpcWeb{}))
+	}
+	out = append(out,
+		httpFilter("envoy.filters.http.grpc_stats", &grpcstatsv3.FilterConfig{
+			EmitFilterState: true, PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{StatsForAllMethods: wrapperspb.Bool(false)},
+		}),
+		httpFilter("envoy.filters.http.fault", &faultv3.HTTPFault{}),
+		httpFilter("envoy.filters.http.cors", &corsv3.Cors{}))
+	if s := at.service; s != nil && s.resolution() == networking.ServiceEntry_DYNAMIC_DNS {
+		out = append(out, httpFilter("envoy.filters.http.dynamic_forward_proxy", b.forwardProxyFilter(s)))
+	}
+	return append(out,
+		httpFilter("waypoint_upstream_peer_metadata", typedStruct("io.istio.http.peer_metadata.Config", map[string]any{
+			"upstream_discovery": []any{map[string]any{"workload_discovery": map[string]any{}}},
+		})),
+		httpFilter("istio.stats", b.statsConfig(at)),
+		httpFilter("envoy.filters.http.router", &routerv3.Router{}))
+}

@@ -1,0 +1,181 @@
+package controlplane
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambit-mesh/ambit/api/workloadpb"
+	"github.com/ambit-mesh/ambit/controlplane/discovery"
+	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/internal/xds"
+)
+
+const labelGateway = "gateway.networking.k8s.io/gateway-name"
+
+// view is one waypoint as a kind of client at a place sees it.
+type view struct {
+	gateway kube.Name
+	// plain clients do not know the filters of Istio's build of Envoy.
+	plain bool
+	// node is where the instance runs, "" = not known.
+	node string
+}
+
+// config and endpoints are the scopes of its sets: endpoints depend on the place, and clusters and listeners on the kind.
+func (v view) config() string {
+	if v.plain {
+		return v.gateway.String() + " plain"
+	}
+	return v.gateway.String()
+}
+
+func (v view) endpoints() string { return v.gateway.String() + "@" + v.node }
+
+// waypoints makes the resources of waypoints and publishes those that some client has asked for. Safe for any goroutine.
+type waypoints struct {
+	cfg envoy.Config
+	srv *discovery.Server
+
+	mu        sync.Mutex
+	objects   *kube.Objects
+	addresses map[string]*workloadpb.Address // by resource name
+	built     map[kube.Name]*envoy.Resources // nil before the first set of objects
+	index     *envoy.Index
+	views     map[view]bool // that somebody asked for
+}
+
+func newWaypoints(cfg envoy.Config) *waypoints {
+	return &waypoints{cfg: cfg, addresses: map[string]*workloadpb.Address{}, views: map[view]bool{}}
+}
+
+// update takes in a new set of objects and what translate changed, and publishes the result.
+func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	first := w.built == nil
+	quiet := !first && len(change.Updated)+len(change.Removed) == 0 && len(objects.Diff(w.objects)) == 0
+	w.objects = objects
+	for _, r := range change.Updated {
+		w.addresses[r.Name] = r.Message.(*workloadpb.Address)
+	}
+	for _, name := range change.Removed {
+		delete(w.addresses, name)
+	}
+	if quiet {
+		return
+	}
+	w.index = envoy.NewIndex(w.cfg, objects, slices.Collect(maps.Values(w.addresses)))
+	w.built = map[kube.Name]*envoy.Resources{}
+	for _, name := range w.index.Waypoints() {
+		w.built[name] = w.index.Build(name)
+	}
+	for v := range w.views {
+		w.publishLocked(v)
+	}
+}
+
+// problems lists what of the objects is not served as written.
+func (w *waypoints) problems() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seen := map[string]bool{}
+	for _, r := range w.built {
+		for _, p := range r.Problems {
+			seen[p.Error()] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// want makes sure that a view is published from now on.
+func (w *waypoints) want(v view) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.views[v] {
+		w.views[v] = true
+		w.publishLocked(v)
+	}
+}
+
+func (w *waypoints) publishLocked(v view) {
+	if w.built == nil {
+		return // the first set of objects is still to come
+	}
+	r := w.built[v.gateway]
+	if r == nil {
+		r = w.index.Build(v.gateway) // the Gateway is gone: what every waypoint has
+	}
+	clusters, listeners := r.Clusters, r.Listeners
+	if v.plain {
+		clusters, listeners = envoy.Plain(clusters), envoy.Plain(listeners)
+	}
+	// Endpoints before what needs them would be dropped by the client; listeners come last so that their clusters exist.
+	w.srv.Publish(discovery.Set{TypeURL: xds.ClusterType, Scope: v.config()}, published(clusters))
+	w.srv.Publish(discovery.Set{TypeURL: xds.EndpointType, Scope: v.endpoints()}, published(r.Endpoints(w.place(v.node))))
+	w.srv.Publish(discovery.Set{TypeURL: xds.ListenerType, Scope: v.config()}, published(listeners))
+	for _, url := range []string{xds.RouteType, xds.ExtensionType, xds.SecretType} {
+		w.srv.Publish(discovery.Set{TypeURL: url, Scope: v.config()}, nil)
+	}
+}
+
+// place is where a node is.
+func (w *waypoints) place(node string) envoy.Place {
+	p := envoy.Place{Node: node}
+	if n := kube.Get[*corev1.Node](w.objects, "", node); n != nil {
+		p.Region, p.Zone = n.Labels[corev1.LabelTopologyRegion], n.Labels[corev1.LabelTopologyZone]
+		p.Subzone = n.Labels["topology.istio.io/subzone"]
+	}
+	return p
+}
+
+func published(list []envoy.Resource) []discovery.Resource {
+	out := make([]discovery.Resource, len(list))
+	for i, r := range list {
+		out[i] = discovery.Resource{Name: r.Name, Version: r.Version, Body: r.Body}
+	}
+	return out
+}
+
+// scope answers discovery: which set a waypoint gets for a type. A waypoint is known by the label of its pod, or, when
+// there is no such pod, by the label that it says it has (4.1); its namespace has been checked before.
+func (w *waypoints) scope(c discovery.Client, typeURL string) (string, error) {
+	w.mu.Lock()
+	objects := w.objects
+	w.mu.Unlock()
+	labels, node := c.Labels, c.Caller.Node
+	if node == "" {
+		node = c.Metadata["NODE_NAME"]
+	}
+	if pod := kube.Get[*corev1.Pod](objects, c.Caller.Namespace, podName(c)); pod != nil {
+		labels, node = pod.Labels, pod.Spec.NodeName
+	}
+	name := labels[labelGateway]
+	if name == "" {
+		return "", fmt.Errorf("%s/%s is no waypoint: neither its pod nor its metadata has a label %s", c.Caller.Namespace, podName(c), labelGateway)
+	}
+	v := view{gateway: kube.Name{Namespace: c.Caller.Namespace, Name: name}, node: node, plain: c.Metadata["ISTIO_VERSION"] == ""}
+	w.want(v)
+	if typeURL == xds.EndpointType {
+		return v.endpoints(), nil
+	}
+	return v.config(), nil
+}
+
+// podName is that of the token, else that of the node's id: type~ip~pod.namespace~domain.
+func podName(c discovery.Client) string {
+	if c.Caller.Pod != "" {
+		return c.Caller.Pod
+	}
+	if parts := strings.Split(c.NodeID, "~"); len(parts) == 4 {
+		name, _, _ := strings.Cut(parts[2], ".")
+		return name
+	}
+	return ""
+}

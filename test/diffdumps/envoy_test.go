@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/ambit-mesh/ambit/controlplane/envoy"
+)
+
+// findEnvoy is the Envoy that ENVOY_BIN names, or that was installed for tests; "" when there is none.
+func findEnvoy() string {
+	for _, p := range []string{os.Getenv("ENVOY_BIN"), "/opt/peers/envoy/envoy/_bin/envoy"} {
+		if _, err := os.Stat(p); p != "" && err == nil {
+			return p
+		}
+	}
+	p, _ := exec.LookPath("envoy")
+	return p
+}
+
+// static writes a bootstrap with resources as static ones.
+func static(t *testing.T, resources map[string][]envoy.Resource) string {
+	t.Helper()
+	list := func(in []envoy.Resource) []json.RawMessage {
+		var out []json.RawMessage
+		for _, r := range envoy.Plain(in) {
+			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, text)
+		}
+		return out
+	}
+	local := func(name string) json.RawMessage {
+		return json.RawMessage(`{"name":"` + name + `","type":"STATIC","load_assignment":{"cluster_name":"` + name + `"},
+			"typed_extension_protocol_options":{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{"@type":"type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions","explicit_http_config":{"http2_protocol_options":{}}}}}`)
+	}
+	boot := map[string]any{
+		"node": map[string]any{"id": "waypoint~1.2.3.4~w.demo~demo.svc.cluster.local", "cluster": "waypoint.demo"},
+		"dynamic_resources": map[string]any{"ads_config": map[string]any{
+			"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": []any{map[string]any{"envoy_grpc": map[string]any{"cluster_name": "xds-grpc"}}},
+		}},
+		"static_resources": map[string]any{
+			"clusters": append(list(resources["CDS"]), local("xds-grpc"), local("sds-grpc")), "listeners": list(resources["LDS"]),
+		},
+		"bootstrap_extensions": []any{map[string]any{"name": "envoy.bootstrap.internal_listener", "typed_config": map[string]any{
+			"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+		}}},
+	}
+	text, err := json.Marshal(boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "bootstrap.json")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestEnvoyTakesWhatWeMakeOfTheRecordedInputs(t *testing.T) {
+	bin, dir := findEnvoy(), find()
+	if bin == "" || dir == "" {
+		t.Skip("no Envoy (ENVOY_BIN) or no recordings of istiod (shared/waypoint-dumps in a folder above)")
+	}
+	names, err := recordedScenarios(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			resources, _, err := resourcesOf(dir, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command(bin, "--mode", "validate", "-l", "error", "-c", static(t, resources)).CombinedOutput()
+			if err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}
