@@ -24,6 +24,7 @@ import (
 const (
 	churnMarker    = "AMBIT-CHURN-MARKER-c41e"
 	outsiderMarker = "AMBIT-OUTSIDER-MARKER-07"
+	neighbour      = "AMBIT-NEIGHBOUR-MARKER-3"
 )
 
 // churnManifests close the mesh: STRICT everywhere, and nobody may do anything but the account "starter" speak to the
@@ -93,9 +94,9 @@ spec:
 `, n, generation)
 }
 
-// intruder speaks plaintext, from a pod outside of the mesh, to the addresses of the pods that come and go and to those that
-// the next ones will get.
-type intruder struct {
+// caller speaks, from one pod and without pause, to the addresses of pods that come and go.
+type caller struct {
+	callerConfig
 	w    *world
 	from *lab.Access
 	stop chan struct{}
@@ -105,11 +106,18 @@ type intruder struct {
 	tried, connected, answered, hung atomic.Int64
 }
 
-func (w *world) intrude() *intruder {
+type callerConfig struct {
+	namespace, pod, marker string
+	prefix                 string // of the names of the pods that are called
+	ahead                  int    // addresses behind a pod's own that are tried too: a node hands them out in turn
+}
+
+// startCaller starts one; end ends it.
+func (w *world) startCaller(cfg callerConfig) *caller {
 	w.t.Helper()
-	from, err := w.c.Access(w.t.Context(), "outside", "outsider", "")
+	from, err := w.c.Access(w.t.Context(), cfg.namespace, cfg.pod, "")
 	must(w.t, err)
-	in := &intruder{w: w, from: from, stop: make(chan struct{})}
+	in := &caller{callerConfig: cfg, w: w, from: from, stop: make(chan struct{})}
 	in.targets.Store(&[]netip.AddrPort{})
 	in.wg.Go(in.watch)
 	for range 4 {
@@ -118,7 +126,7 @@ func (w *world) intrude() *intruder {
 	return in
 }
 
-func (in *intruder) ended() bool {
+func (in *caller) ended() bool {
 	select {
 	case <-in.stop:
 		return true
@@ -128,12 +136,15 @@ func (in *intruder) ended() bool {
 }
 
 // watch keeps the list of targets.
-func (in *intruder) watch() {
+func (in *caller) watch() {
 	for ; !in.ended(); time.Sleep(20 * time.Millisecond) {
 		set := map[netip.AddrPort]bool{}
 		for _, p := range in.w.pods("churn") {
+			if !strings.HasPrefix(p.Metadata.Name, in.prefix) {
+				continue
+			}
 			for _, a := range p.addrs(in.w.t) {
-				for range 6 { // a node hands its addresses out in turn
+				for range 1 + in.ahead {
 					set[netip.AddrPortFrom(a, 8080)] = true
 					a = a.Next()
 				}
@@ -144,7 +155,7 @@ func (in *intruder) watch() {
 	}
 }
 
-func (in *intruder) run() {
+func (in *caller) run() {
 	for !in.ended() {
 		list := *in.targets.Load()
 		if len(list) == 0 {
@@ -155,7 +166,7 @@ func (in *intruder) run() {
 	}
 }
 
-func (in *intruder) try(to netip.AddrPort) {
+func (in *caller) try(to netip.AddrPort) {
 	in.tried.Add(1)
 	var conn net.Conn
 	err := in.from.Do(func() (err error) {
@@ -168,7 +179,7 @@ func (in *intruder) try(to netip.AddrPort) {
 	defer conn.Close()
 	in.connected.Add(1)
 	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-	_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n%s: 1\r\n\r\n", outsiderMarker)
+	_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n%s: 1\r\n\r\n", in.marker)
 	n, err := conn.Read(make([]byte, 1))
 	switch {
 	case n > 0:
@@ -178,7 +189,7 @@ func (in *intruder) try(to netip.AddrPort) {
 	}
 }
 
-func (in *intruder) end() {
+func (in *caller) end() {
 	close(in.stop)
 	in.wg.Wait()
 }
@@ -219,11 +230,14 @@ func TestRootNoPodHasAMomentInPlaintext(t *testing.T) {
 	})
 	outsider := w.addrs("outside", "outsider")
 	taps := []func() wire.Report{w.tap("node-1", churnMarker), w.tap("node-2", churnMarker)}
-	in := w.intrude()
-	end := sync.OnceFunc(in.end)
+	in := w.startCaller(callerConfig{namespace: "outside", pod: "outsider", marker: outsiderMarker, ahead: 5})
+	beside := w.startCaller(callerConfig{namespace: "shop", pod: "client", marker: neighbour, prefix: "replica-"})
+	end := sync.OnceFunc(func() { in.end(); beside.end() })
 	defer end()
+	logged := len(w.log("ztunnel/node-1", "proxy"))
 	c.run()
 	end()
+	c.neighbours(t, beside, w.log("ztunnel/node-1", "proxy")[logged:])
 	for i, stop := range taps {
 		r := stop()
 		inside, tls13 := c.check(t, r, outsider)
@@ -237,12 +251,34 @@ func TestRootNoPodHasAMomentInPlaintext(t *testing.T) {
 	}
 }
 
-// check looks at a capture: nothing but the intruder's own bytes may be plaintext.
+// neighbours checks that a pod of the mesh that speaks to the addresses of new ones sent plaintext to none that its node
+// knew. An address that it does not know may be anybody's (O6).
+func (c *churn) neighbours(t *testing.T, beside *caller, log string) {
+	t.Helper()
+	unknown := 0
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, `src.workload="client"`) || !strings.Contains(line, `direction="outbound"`) ||
+			strings.Contains(line, "dst.hbone_addr=") || strings.Contains(line, `via="same-node"`) {
+			continue
+		}
+		if strings.Contains(line, `dst.namespace="churn"`) {
+			t.Errorf("plaintext to a pod of the mesh: %s", line)
+		}
+		unknown++
+	}
+	t.Logf("a neighbour made %d calls to pods by address, %d were answered, %d went to addresses that its node did not know", beside.tried.Load(), beside.answered.Load(), unknown)
+	if beside.answered.Load() == 0 {
+		t.Error("no pod ever answered its neighbour")
+	}
+}
+
+// check looks at a capture: nothing but the intruder's own bytes, and what the neighbour sent to addresses that nobody
+// knew, may be plaintext.
 func (c *churn) check(t *testing.T, r wire.Report, outsider []netip.Addr) (inside, tls13 int) {
 	t.Helper()
 	own := wire.Report{Packets: r.Packets, Dropped: r.Dropped}
 	for _, f := range r.Flows {
-		foreign := false
+		foreign := strings.Contains(string(f.First), neighbour)
 		for _, a := range outsider {
 			foreign = foreign || f.Client.Addr() == a || f.Server.Addr() == a
 		}
