@@ -253,7 +253,7 @@ func (m *mesh) serviceTargets(namespace, name string) (out []netip.AddrPort) {
 	return out
 }
 
-// post calls the control plane's administration from its own host and returns the answer's body.
+// control calls the control plane's administration from its own host and returns the answer's body.
 func (m *mesh) control(method, path string) (string, error) {
 	a, err := m.c.Access(m.t.Context(), "", "controlplane", "")
 	if err != nil {
