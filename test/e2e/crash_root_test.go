@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -158,13 +159,20 @@ func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 	}
 	flight := sum.count(func(f failure) bool { return f.within(died) })
 	t.Logf("of %d failed connections %d were in flight when a proxy died, %d of these were held open", len(sum.failures), flight, sum.count(held))
+	ends := 0
 	for _, f := range sum.failures {
 		if errors.Is(f.err, os.ErrDeadlineExceeded) {
 			t.Errorf("a connection of %s hung: %v", f.from.Format(stamp), f)
 		}
+		if errors.Is(f.err, io.EOF) { // as if the server had ended its answer
+			ends++
+		}
 		if !f.within(died) {
 			t.Errorf("a connection of %s that was not in flight failed after %.3f s: %v", f.from.Format(stamp), f.to.Sub(f.from).Seconds(), f)
 		}
+	}
+	if ends > 0 {
+		t.Errorf("%d connections that died with a proxy ended with a FIN, want a reset", ends)
 	}
 }
 
