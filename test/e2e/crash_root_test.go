@@ -203,9 +203,10 @@ func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		words [][]string
+		pause time.Duration
 	}{
-		{"capture", [][]string{{"capture", "--node=node-1"}, {"capture", "--node=node-2"}}},
-		{"controlplane", [][]string{{"--manifests=/run/ambit-lab/e2eside/manifests"}}},
+		{"capture", [][]string{{"capture", "--node=node-1"}, {"capture", "--node=node-2"}}, 3 * time.Second},
+		{"controlplane", [][]string{{"--manifests=/run/ambit-lab/e2eside/manifests"}}, 6 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := &mesh{t: t, l: m.l, c: m.c, echo: m.echo}
@@ -219,7 +220,7 @@ func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 				if _, err := m.process(c.words[i%len(c.words)]...).kill(); err != nil {
 					t.Error(err)
 				}
-				time.Sleep(pick(1500*time.Millisecond, 3*time.Second))
+				time.Sleep(pick(1500*time.Millisecond, c.pause)) // what lived for less than 5 s is not started at once
 			}
 			sum := load.end()
 			t.Logf("%s killed %d times: %s", c.name, kills, sum.words())

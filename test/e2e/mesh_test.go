@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -119,7 +120,7 @@ func (m *mesh) keepLogs(name string) {
 // log is what a program has written so far.
 func (m *mesh) log(target, part string) string {
 	m.t.Helper()
-	path, err := m.c.LogFile(m.t.Context(), "", target, part)
+	path, err := m.c.LogFile(context.WithoutCancel(m.t.Context()), "", target, part) // also during clean-up
 	if err != nil {
 		m.t.Error(err)
 		return ""
