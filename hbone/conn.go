@@ -80,7 +80,6 @@ type conn struct {
 	dec     *headerDecoder
 	limits  buckets
 	settled bool // the peer's first SETTINGS have come
-	fed     bool // something arrived in this visit
 
 	// streams
 	streams  map[uint32]*Stream
@@ -164,7 +163,6 @@ func (c *conn) Ready(f *loop.FD) {
 		c.post(s, evPump)
 	}
 	c.revisit = c.revisit[:0]
-	c.fed = false
 	for i := 0; f.Readable() && !c.dead; i++ {
 		if i == readBursts {
 			f.Wake()
@@ -176,9 +174,6 @@ func (c *conn) Ready(f *loop.FD) {
 			c.readFailed(err)
 			break
 		}
-	}
-	if c.fed {
-		c.lastRead = c.l.Now()
 	}
 }
 

@@ -243,6 +243,11 @@ func TestASilentPeerIsPingedAndThenGivenUp(t *testing.T) {
 		at(r, 31)
 		at(r, 40)
 		r.wantFrames("PING", "PING") // at 10 and, after new silence, at 31
+		r.c.lastRead = 0
+		r.recv(rawFrame(framePing, flagAck, 0, make([]byte, 8)))
+		if r.c.lastRead != r.l.Now() {
+			t.Error("what arrives is not noted")
+		}
 		if r.c.dead {
 			t.Error("given up")
 		}

@@ -85,6 +85,7 @@ func (p *parser) start() {
 // feed parses a piece of the byte stream. It is the fn of ReadRecords.
 func (c *conn) feed(seg []byte) error {
 	p := &c.in
+	c.lastRead = c.l.Now()
 	// a frame without payload has nothing to wait for, even if it ends the piece
 	for len(seg) > 0 || (p.hn == frameHeaderLen && p.left == 0) {
 		if p.preface > 0 {

@@ -293,3 +293,34 @@ func TestAnAnswerOtherThan200IsAStatusError(t *testing.T) {
 		}
 	})
 }
+
+// 3.2: a tunnel lives as long as its peer answers, whether streams are busy or not.
+func TestATunnelOutlivesItsPingTimeout(t *testing.T) {
+	ka := hbone.KeepAlive{Interval: 20 * time.Millisecond, Timeout: 200 * time.Millisecond}
+	m := newMesh(t, hbone.PoolConfig{KeepAlive: ka}, hbone.ServerConfig{KeepAlive: ka})
+	a, b := m.connect()
+	end := time.NewTimer(600 * time.Millisecond)
+	defer end.Stop()
+	busy := 0
+	for on := true; on; busy++ {
+		select {
+		case <-end.C:
+			on = false
+		default:
+		}
+		if busy < 1000 {
+			if _, err := a.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+				t.Fatalf("after %d exchanges: %v", busy, err)
+			}
+		} else {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	a.Write([]byte("y"))
+	if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+		t.Errorf("after a time without data: %v", err)
+	}
+}

@@ -26,6 +26,7 @@ func labCommand() *cobra.Command {
 		upCommand(f), superviseCommand(f), downCommand(f), listCommand(),
 		applyCommand(f), deleteCommand(f), getCommand(f), waitCommand(f),
 		execCommand(f), logsCommand(f), netnsCommand(f), demoCommand(),
+		envoyCommand(),
 		programCommand(f, "restart", "Restart a program as planned: the new one takes over before the old one ends"),
 		programCommand(f, "kill", "Kill a program as a crash would (SIGKILL); the lab starts it again"),
 		programCommand(f, "stop", "Stop a program and keep it down"),

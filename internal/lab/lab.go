@@ -52,10 +52,17 @@ type Programs struct {
 	Controlplane string
 	// ZtunnelOf replaces Ztunnel for single nodes, by the node's name.
 	ZtunnelOf map[string]string
+	// Waypoint is run for Gateways of class istio-waypoint, unless Envoy names an Envoy to be run by EnvoyAgent.
+	Waypoint string
+	// Envoy is a real Envoy, to be judged against; EnvoyAgent the command that feeds it certificates.
+	Envoy      string
+	EnvoyAgent []string
 	// Echo is the command behind the image ambit/echo; arguments of the container follow it.
 	Echo []string
 	// CaptureArgs, ProxyArgs and ControlplaneArgs follow the lab's own arguments.
 	CaptureArgs, ProxyArgs, ControlplaneArgs []string
+	// WaypointArgs follow the arguments of Waypoint or EnvoyAgent.
+	WaypointArgs []string
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -104,6 +111,7 @@ type Lab struct {
 	pods     map[key]*pod // by namespace and name, also those that end
 	clusters *addresses   // of services
 	pub      publisher
+	secret   []byte // signs tokens; nil without mesh, immutable once a pod runs
 	warned   map[string]bool
 }
 

@@ -106,7 +106,7 @@ func TestDeletingANamespaceDeletesWhatIsInIt(t *testing.T) {
 	if _, err := l.Delete([]key{{Kind: "Namespace", Name: "n"}, {Kind: "Namespace", Name: "m"}}); err == nil || !strings.Contains(err.Error(), "namespace/m: no such object") {
 		t.Errorf("got %v, want an error about m only", err)
 	}
-	if len(l.objects) != 2 || len(l.clusters.used) != 0 {
+	if len(l.objects) != 3 || len(l.clusters.used) != 0 {
 		t.Errorf("%d objects and addresses %v are left", len(l.objects), l.clusters.used)
 	}
 }

@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/netns"
@@ -34,9 +36,13 @@ func (l *Lab) startMesh(ctx, run context.Context) error {
 			return fmt.Errorf("find program %s: %w", p.name, err)
 		}
 	}
-	secret := make([]byte, 32)
-	rand.Read(secret)
-	if err := os.WriteFile(l.paths.tokenKey(), []byte(hex.EncodeToString(secret)), 0o600); err != nil {
+	random := make([]byte, 32)
+	rand.Read(random)
+	secret := []byte(hex.EncodeToString(random))
+	l.mu.Lock()
+	l.secret = secret
+	l.mu.Unlock()
+	if err := os.WriteFile(l.paths.tokenKey(), secret, 0o600); err != nil {
 		return fmt.Errorf("write token key: %w", err)
 	}
 	if err := l.prepareControlplane(); err != nil {
@@ -49,8 +55,8 @@ func (l *Lab) startMesh(ctx, run context.Context) error {
 			return err
 		}
 	}
-	l.wg.Go(func() { l.renewTokens(run, []byte(hex.EncodeToString(secret))) })
-	if err := l.writeTokens([]byte(hex.EncodeToString(secret))); err != nil {
+	l.wg.Go(func() { l.renewTokens(run, secret) })
+	if err := l.writeTokens(secret); err != nil {
 		return err
 	}
 	l.log.Info("waiting for the control plane")
@@ -222,20 +228,41 @@ func (l *Lab) renewTokens(ctx context.Context, secret []byte) {
 
 func (l *Lab) writeTokens(secret []byte) error {
 	for _, n := range l.nodes {
-		claims, err := json.Marshal(map[string]any{
-			"namespace": systemNS, "serviceAccount": "ztunnel", "pod": "ztunnel-" + n.name, "uid": "ztunnel-" + n.name,
-			"node": n.name, "exp": time.Now().Add(tokenLife).Unix(),
-		})
-		if err != nil {
-			return fmt.Errorf("encode token: %w", err)
+		if err := writeToken(secret, l.tokenFile(n), systemNS, "ztunnel", "ztunnel-"+n.name, "ztunnel-"+n.name, n.name); err != nil {
+			return err
 		}
-		tmp := l.tokenFile(n) + ".tmp"
-		if err := os.WriteFile(tmp, []byte(Token(secret, claims)), 0o600); err != nil {
-			return fmt.Errorf("write token: %w", err)
+	}
+	l.mu.Lock()
+	pods := slices.Collect(maps.Values(l.pods))
+	l.mu.Unlock()
+	for _, p := range pods {
+		if err := p.writeToken(secret); err != nil && p.ctx.Err() == nil {
+			return err
 		}
-		if err := os.Rename(tmp, l.tokenFile(n)); err != nil {
-			return fmt.Errorf("write token: %w", err)
-		}
+	}
+	return nil
+}
+
+// writeToken gives the pod the token of its service account, where a cluster would project one.
+func (p *pod) writeToken(secret []byte) error {
+	if secret == nil {
+		return nil
+	}
+	return writeToken(secret, filepath.Join(p.dir(), "token"), p.key.Namespace, p.account(), p.key.Name, p.uid, p.node.name)
+}
+
+func writeToken(secret []byte, path, namespace, account, pod, uid, node string) error {
+	claims, err := json.Marshal(map[string]any{
+		"namespace": namespace, "serviceAccount": account, "pod": pod, "uid": uid, "node": node, "exp": time.Now().Add(tokenLife).Unix(),
+	})
+	if err != nil {
+		return fmt.Errorf("encode token: %w", err)
+	}
+	if err := os.WriteFile(path+".tmp", []byte(Token(secret, claims)), 0o600); err != nil {
+		return fmt.Errorf("write token: %w", err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return fmt.Errorf("write token: %w", err)
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ type object struct {
 	hash   string // of the Deployment's template
 	svc    *corev1.Service
 	vips   []netip.Addr
+	// gateway owns the object; zero for what a user made.
+	gateway key
 }
 
 // Result says what an Apply or Delete did to one object.
@@ -222,6 +224,8 @@ func warning(o *object) string {
 		return "spec.sessionAffinity is ignored by the lab"
 	case o.svc != nil && (o.svc.Spec.Type == corev1.ServiceTypeNodePort || o.svc.Spec.Type == corev1.ServiceTypeLoadBalancer):
 		return "the lab serves the cluster IP only, no node port and no load balancer"
+	case o.m.Kind.Name == "Gateway":
+		return waypointWarning(o)
 	case o.pod != nil:
 		return podWarning(&o.pod.Spec)
 	case o.deploy != nil:
@@ -294,7 +298,9 @@ func (l *Lab) baseObjects() {
 	for _, ns := range []string{"default", systemNS} {
 		objs = append(objs, manifest.New("Namespace", "", ns, map[string]any{"labels": map[string]any{"kubernetes.io/metadata.name": ns}}))
 	}
-	if _, err := l.Apply(objs); err != nil {
+	class := manifest.New("GatewayClass", "", waypointClass, nil)
+	class.Data["spec"] = map[string]any{"controllerName": meshController}
+	if _, err := l.Apply(append(objs, class)); err != nil {
 		panic(err) // our own objects are right
 	}
 }

@@ -127,6 +127,12 @@ func (p *pod) build() (_ *sandbox, err error) {
 	if err := os.MkdirAll(p.dir(), 0o755); err != nil {
 		return nil, fmt.Errorf("create pod directory: %w", err)
 	}
+	p.l.mu.Lock()
+	secret := p.l.secret
+	p.l.mu.Unlock()
+	if err := p.writeToken(secret); err != nil {
+		return nil, err
+	}
 	sb := &sandbox{hosts: filepath.Join(p.dir(), "hosts")}
 	if sb.cg, err = p.l.cg.sub("pod-" + p.uid); err != nil {
 		return nil, err

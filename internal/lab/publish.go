@@ -99,6 +99,8 @@ func (l *Lab) render() map[key][]byte {
 			if l.pods[k] == nil {
 				docs[k] = encode(renderPending(o))
 			}
+		case k.Kind == "Gateway":
+			docs[k] = l.renderGateway(o)
 		default:
 			docs[k] = o.data
 		}

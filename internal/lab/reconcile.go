@@ -28,6 +28,7 @@ func (l *Lab) reconcileLoop(ctx context.Context) {
 // whole: a pod that is to end leaves the VIPs before its processes are told.
 func (l *Lab) reconcile(ctx context.Context) {
 	l.mu.Lock()
+	l.followGateways()
 	l.scaleDeployments(ctx)
 	l.followPods(ctx)
 	ending := l.endingPods()

@@ -242,7 +242,7 @@ func TestChecksAgreeWithTheOracle(t *testing.T) { // I10-I13, 10,000 policies an
 				names = append(names, p.Namespace+"/"+p.Name)
 			}
 		}
-		set := v.Set(ns, names)
+		set := v.Set(ns, names, nil)
 		for range 20 {
 			c, a := r.conn()
 			want := oracle(list, ns, names, c)

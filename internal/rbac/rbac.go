@@ -27,13 +27,15 @@ const (
 	AllowedBy                    // allowed by Policy
 	DeniedBy                     // denied by Policy
 	NotInAllowList               // denied: ALLOW policies apply and none matches
+	UnknownPolicy                // denied: the workload lists a policy, Missing, that was never delivered
 )
 
 // Decision is the outcome of one check.
 type Decision struct {
 	Allowed bool
 	Reason  Reason
-	Policy  *Policy // the one that matched; nil for NoPolicy and NotInAllowList
+	Policy  *Policy // the one that matched, for AllowedBy and DeniedBy
+	Missing string  // the key of the policy that is not there, for UnknownPolicy
 
 	// What dry-run policies would have done; they never change Allowed (I11, I19).
 	DryRunDeny    *Policy // the first that would deny
@@ -48,6 +50,8 @@ func (d *Decision) Error() string {
 		return "policy rejection: explicitly denied by " + d.Policy.Key
 	case NotInAllowList:
 		return "policy rejection: allow policies exist, but none allowed"
+	case UnknownPolicy:
+		return "policy rejection: policy " + d.Missing + " applies, but the control plane has not delivered it"
 	}
 	return ""
 }

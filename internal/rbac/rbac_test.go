@@ -189,7 +189,7 @@ func TestAlgorithm(t *testing.T) { // I11: assert_rbac_logic_deny_allow, dry_run
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			d := storeOf(t, tc.list...).View().Set("ns", nil).Check(conn())
+			d := storeOf(t, tc.list...).View().Set("ns", nil, nil).Check(conn())
 			key := ""
 			if d.Policy != nil {
 				key = d.Policy.Key
@@ -211,7 +211,7 @@ func TestScopes(t *testing.T) { // I10, I15: assert_rbac_with_dest_workload_info
 	scoped := func(name, ns string, s pb.Scope) *pb.Authorization {
 		return &pb.Authorization{Name: name, Namespace: ns, Scope: s, Action: pb.Action_DENY, Rules: []*pb.Rule{{}}}
 	}
-	denied := func(s *Store, ns string, names ...string) bool { return !s.View().Set(ns, names).Check(conn()).Allowed }
+	denied := func(s *Store, ns string, names ...string) bool { return !s.View().Set(ns, names, nil).Check(conn()).Allowed }
 	s := storeOf(t, scoped("p", "a", pb.Scope_NAMESPACE))
 	if !denied(s, "a") || denied(s, "b") {
 		t.Error("a NAMESPACE policy must apply to its namespace only")
@@ -238,9 +238,38 @@ func TestScopes(t *testing.T) { // I10, I15: assert_rbac_with_dest_workload_info
 		t.Error("a WORKLOAD_SELECTOR policy must apply to those that list it only")
 	}
 	apply(nil, "a/p", "never/was")
-	set := s.View().Set("b", []string{"a/p"})
-	if !set.Empty() || !slices.Equal(set.Missing, []string{"a/p"}) {
-		t.Errorf("Empty, Missing = %v, %v", set.Empty(), set.Missing)
+}
+
+func TestAListedPolicyThatNeverCameDeniesAndOneThatWasRemovedIsSkipped(t *testing.T) { // style 20: unknown policy = deny
+	all := &pb.Authorization{
+		Name: "none", Namespace: "a", Scope: pb.Scope_WORKLOAD_SELECTOR, Action: pb.Action_DENY, Rules: []*pb.Rule{{}},
+	}
+	s := storeOf(t, all)
+	names := []string{"a/none", "a/late"}
+	set := s.View().Set("a", names, nil)
+	if d := set.Check(conn()); d.Allowed || d.Reason != DeniedBy || d.Policy.Key != "a/none" {
+		t.Errorf("a DENY that matches must be the reason even with another policy missing: %+v", d)
+	}
+	s.Apply(nil, []string{"a/none"})
+	late := s.View().Set("a", names, set)
+	d := late.Check(conn())
+	if d.Allowed || d.Reason != UnknownPolicy || d.Missing != "a/late" || late.Empty() {
+		t.Errorf("a policy that never came must deny: %+v", d)
+	}
+	if want := "policy rejection: policy a/late applies, but the control plane has not delivered it"; d.Error() != want {
+		t.Errorf("got %q, want %q", d.Error(), want)
+	}
+	s.Apply([]xds.Resource[*Policy]{{Name: "a/late", Value: &Policy{Key: "a/late", Name: "late", Namespace: "a", Scope: WorkloadSelector, Action: Deny}}}, nil)
+	came := s.View().Set("a", names, late)
+	if d := came.Check(conn()); !d.Allowed {
+		t.Errorf("the policy came and the removed one is to be skipped: %+v", d)
+	}
+	if again := s.View().Set("a", names, came); !again.Check(conn()).Allowed {
+		t.Error("a removed policy must stay skipped while the workload lists it")
+	}
+	without := s.View().Set("a", names[1:], came)
+	if anew := s.View().Set("a", names, without); anew.Check(conn()).Reason != UnknownPolicy {
+		t.Error("a name that the workload lists anew must not be taken for the policy that was removed")
 	}
 }
 
@@ -265,7 +294,7 @@ func TestStrictMTLSAsTheControlPlaneSaysIt(t *testing.T) { // I17
 		"plaintext on another port":   {"ns/converted_peer_authentication_pa", conn(plaintext), false},
 		"mTLS anywhere, port or none": {"ns/converted_peer_authentication_pa", conn(), true},
 	} {
-		if got := v.Set("ns", []string{tc.policy}).Check(tc.a).Allowed; got != tc.want {
+		if got := v.Set("ns", []string{tc.policy}, nil).Check(tc.a).Allowed; got != tc.want {
 			t.Errorf("%s: Allowed = %v, want %v", name, got, tc.want)
 		}
 	}
@@ -310,12 +339,12 @@ func TestChangesSayWhomTheyAffect(t *testing.T) { // I18, B6
 	s.Watch(func(c *Change) {
 		got = append(got, c.Affects("ns", nil), c.Affects("other", nil), c.Affects("other", []string{"ns/p"}), c.New == s.View())
 	})
-	before := s.View().Set("other", nil).base
+	before := s.View().Set("other", nil, nil).base
 	_ = s.Apply(nil, []string{"ns/p"})
 	if want := []bool{true, false, true, true}; !slices.Equal(got, want) {
 		t.Errorf("Affects = %v, want %v", got, want)
 	}
-	if s.View().Set("other", nil).base != before {
+	if s.View().Set("other", nil, nil).base != before {
 		t.Error("the policies of an untouched namespace were compiled again")
 	}
 }
@@ -325,7 +354,7 @@ func TestCheckAllocatesNothing(t *testing.T) {
 	for i := range 100 {
 		ranges = append(ranges, policy(fmt.Sprint("p", i), pb.Action_DENY, rules(&pb.Match{SourceIps: cidr(fmt.Sprintf("10.0.0.0/%d", 8+i%16)), Namespaces: eq("x")})))
 	}
-	for name, set := range map[string]*Set{"principals": benchSet(t, 1000), "source ranges": storeOf(t, ranges...).View().Set("ns", nil)} {
+	for name, set := range map[string]*Set{"principals": benchSet(t, 1000), "source ranges": storeOf(t, ranges...).View().Set("ns", nil, nil)} {
 		a := conn()
 		if n := testing.AllocsPerRun(100, func() { _ = set.Check(a) }); n != 0 {
 			t.Errorf("%s: allocations = %v, want 0", name, n)
@@ -375,7 +404,7 @@ func benchSet(t testing.TB, n int) *Set {
 		}
 		list = append(list, policy(fmt.Sprintf("p%05d", i), pb.Action_ALLOW, rs...))
 	}
-	return storeOf(t, list...).View().Set("ns", nil)
+	return storeOf(t, list...).View().Set("ns", nil, nil)
 }
 
 // BenchmarkCheck is the reference's: n policies of 10 rules each.
@@ -408,7 +437,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		s := NewStore()
 		_ = s.Apply([]xds.Resource[*Policy]{{Name: p.Key, Value: p}}, nil)
-		set := s.View().Set(p.Namespace, []string{p.Key})
+		set := s.View().Set(p.Namespace, []string{p.Key}, nil)
 		d := set.Check(conn())
 		if d.Allowed && p.Action == Deny && !p.DryRun && p.Matches(conn()) {
 			t.Fatal("a matching DENY allowed")

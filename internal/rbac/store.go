@@ -38,8 +38,12 @@ func (v *View) Policies() iter.Seq[*Policy] { return maps.Values(v.byName) }
 // Set gathers the policies of a workload: those of its namespace, the global ones, and those it lists by "namespace/name"
 // (I10). The result does not follow later changes of the store; ask again for each generation and each change of the
 // workload. It takes a lock shared by callers of Set, so call it per workload, not per connection.
-func (v *View) Set(ns string, names []string) *Set {
-	s := &Set{base: v.group(ns)}
+//
+// A name that the store lacks is Missing, and its Set lets nobody in: what the policy forbids is not known. Unless before,
+// the Set that the workload had until now (nil if there was none), knew the policy: then the policy was removed, the
+// workload's own update is still on its way, and the name is skipped.
+func (v *View) Set(ns string, names []string, before *Set) *Set {
+	s := &Set{base: v.group(ns), names: names}
 	if len(names) == 0 {
 		return s
 	}
@@ -48,7 +52,9 @@ func (v *View) Set(ns string, names []string) *Set {
 		p := v.byKey[n]
 		switch {
 		case p == nil:
-			s.Missing = append(s.Missing, n)
+			if !before.knew(n) {
+				s.Missing = append(s.Missing, n)
+			}
 		case p.Scope == Global || p.Scope == Namespace && p.Namespace == ns:
 			// already there
 		case !slices.Contains(named, p):
@@ -94,26 +100,37 @@ func newGroup(list []*Policy) *group {
 // Set is the policies that apply to one workload. Immutable.
 type Set struct {
 	base, named *group
-	// Missing are the names that the workload lists and the store lacks. They are skipped, as peers do; worth a warning,
-	// because until they arrive less is enforced than meant.
+	names       []string // as listed by the workload
+	// Missing are the names that the workload lists and that were never delivered. Until they are, or the workload lists
+	// them no more, nobody is allowed. (Other implementations skip them, I10, and so enforce less than is meant.)
 	Missing []string
+}
+
+// knew tells whether the workload listed a policy that was there, or had been removed.
+func (s *Set) knew(name string) bool {
+	return s != nil && slices.Contains(s.names, name) && !slices.Contains(s.Missing, name)
 }
 
 // Empty tells whether no policy applies, so that every check allows.
 func (s *Set) Empty() bool {
-	return s.base.empty() && (s.named == nil || s.named.empty())
+	return s.base.empty() && (s.named == nil || s.named.empty()) && len(s.Missing) == 0
 }
 
 func (g *group) empty() bool {
 	return len(g.deny.policies)+len(g.allow.policies)+len(g.dryDeny.policies)+len(g.dryAllow.policies) == 0
 }
 
-// Check decides (I11): dry-run DENY is noted; an enforced DENY that matches denies; dry-run ALLOW is noted; without
-// enforced ALLOW the connection is allowed, else one of them must match. It allocates nothing. Safe from any goroutine.
+// Check decides (I11): dry-run DENY is noted; an enforced DENY that matches denies; so does a policy that is Missing;
+// dry-run ALLOW is noted; without enforced ALLOW the connection is allowed, else one of them must match. It allocates
+// nothing. Safe from any goroutine.
 func (s *Set) Check(a *Attributes) Decision {
 	d := Decision{DryRunDeny: s.first(a, func(g *group) *matcher { return g.dryDeny })}
 	if p := s.first(a, func(g *group) *matcher { return g.deny }); p != nil {
 		d.Reason, d.Policy = DeniedBy, p
+		return d
+	}
+	if len(s.Missing) > 0 {
+		d.Reason, d.Missing = UnknownPolicy, s.Missing[0]
 		return d
 	}
 	allows, dryAllows := len(s.base.allow.policies), len(s.base.dryAllow.policies)

@@ -66,6 +66,7 @@ func (r *Registry) Expose(out io.Writer) error {
 		}
 	}
 	r.tcp.write(w)
+	r.http.write(w)
 	if _, err := w.WriteString("# EOF\n"); err != nil {
 		return err
 	}
@@ -101,10 +102,7 @@ func (t *tcpTable) write(w *bufio.Writer) {
 	all := t.snapshot()
 	var line []byte
 	for _, fam := range tcpFamilies {
-		line = append(append(append(line[:0], "# HELP "...), fam.name...), ' ')
-		line = append(append(line, fam.help...), '\n')
-		line = append(append(append(line, "# TYPE "...), fam.name...), " counter\n"...)
-		w.Write(line)
+		writeFamily(w, fam.name, fam.help, "counter")
 		for _, s := range all {
 			for f := range numFlags {
 				n, ok := fam.value(s, f)
@@ -132,6 +130,17 @@ func sourceLabels() []string {
 
 // append appends the label set T in the protocol's order (9.3).
 func (l *Labels) append(b []byte, f Flag) []byte {
+	return l.appendWith(b, func(add func(name, value string)) {
+		add("request_protocol", "tcp")
+		add("response_flags", f.String())
+	}, "")
+}
+
+// emptyValue stands for a label value that is empty and not unknown.
+const emptyValue = "\x00"
+
+// appendWith appends the label set with those of a kind of metric in their place, and le if it is not "".
+func (l *Labels) appendWith(b []byte, kind func(add func(name, value string)), le string) []byte {
 	first := true
 	add := func(name, value string) {
 		c := byte(',')
@@ -139,7 +148,10 @@ func (l *Labels) append(b []byte, f Flag) []byte {
 			c, first = '{', false
 		}
 		b = append(append(append(b, c), name...), `="`...)
-		b = append(appendLabelValue(b, unknown(value)), '"')
+		if value != emptyValue {
+			b = appendLabelValue(b, unknown(value))
+		}
+		b = append(b, '"')
 	}
 	s, d := &l.Source, &l.Dest
 	add("reporter", l.Reporter.String())
@@ -162,14 +174,16 @@ func (l *Labels) append(b []byte, f Flag) []byte {
 	add("destination_app", d.CanonicalService)
 	add("destination_version", d.CanonicalRevision)
 	add("destination_cluster", d.Cluster)
-	add("request_protocol", "tcp")
-	add("response_flags", f.String())
+	kind(add)
 	add("connection_security_policy", l.Security.String())
 	if s.Region != "" || s.Zone != "" || d.Region != "" || d.Zone != "" {
 		add("source_region", s.Region)
 		add("source_zone", s.Zone)
 		add("destination_region", d.Region)
 		add("destination_zone", d.Zone)
+	}
+	if le != "" {
+		add("le", le)
 	}
 	return append(b, '}')
 }

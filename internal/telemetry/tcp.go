@@ -1,11 +1,6 @@
 package telemetry
 
-import (
-	"hash/maphash"
-	"sync"
-	"sync/atomic"
-	"time"
-)
+import "sync/atomic"
 
 // Reporter says which side of a connection counts it.
 type Reporter uint8
@@ -14,12 +9,17 @@ type Reporter uint8
 const (
 	Source Reporter = iota
 	Destination
+	Waypoint
+	numReporters
 )
 
 // String returns the label value.
 func (r Reporter) String() string {
-	if r == Destination {
+	switch r {
+	case Destination:
 		return "destination"
+	case Waypoint:
+		return "waypoint"
 	}
 	return "source"
 }
@@ -92,12 +92,10 @@ type Labels struct {
 
 // TCPSeries counts the connections of one label set. Safe from any goroutine. It is used between Acquire and Release.
 type TCPSeries struct {
-	labels   Labels
-	overflow bool
+	labels  Labels
+	holders use
 
 	// atomic
-	refs     atomic.Int64 // connections that hold it
-	lastUsed atomic.Int64 // unix nanoseconds of the last Release
 	opened   atomic.Uint64
 	received atomic.Uint64
 	sent     atomic.Uint64
@@ -125,103 +123,34 @@ func (s *TCPSeries) Sent(n uint64) {
 func (s *TCPSeries) Closed(f Flag) { s.closed[min(f, numFlags-1)].Add(1) }
 
 // Release gives the handle back; it must not be used after.
-func (s *TCPSeries) Release() {
-	s.lastUsed.Store(time.Now().UnixNano())
-	s.refs.Add(-1)
-}
+func (s *TCPSeries) Release() { s.holders.release() }
 
-const tcpShards = 16
+func (s *TCPSeries) use() *use { return &s.holders }
 
-type tcpTable struct {
-	seed      maphash.Seed
-	max       int
-	count     atomic.Int64
-	overflows Counter
-	shards    [tcpShards]struct {
-		mu     sync.RWMutex
-		series map[Labels]*TCPSeries
-	}
-	overflow [2]*TCPSeries // by reporter
-}
+// tcpTable holds the connection metrics.
+type tcpTable struct{ *table[Labels, *TCPSeries] }
 
 func (t *tcpTable) init(maxSeries int, overflows Counter) {
-	t.seed, t.max, t.overflows = maphash.MakeSeed(), maxSeries, overflows
-	for i := range t.shards {
-		t.shards[i].series = make(map[Labels]*TCPSeries)
+	var over [numReporters]*TCPSeries
+	for r := range over {
+		over[r] = &TCPSeries{labels: overflowLabels(Reporter(r))}
 	}
+	t.table = newTable(maxSeries, overflows,
+		func(l *Labels) (string, string, string) { return l.Source.Workload, l.Service, l.Dest.Workload },
+		func(l *Labels) *TCPSeries { return &TCPSeries{labels: *l} },
+		func(l *Labels) *TCPSeries { return over[min(l.Reporter, numReporters-1)] })
+	for _, s := range over {
+		t.extra = append(t.extra, s)
+	}
+}
+
+// overflowLabels are those of what is beyond the bound.
+func overflowLabels(r Reporter) Labels {
 	const o = "overflow"
 	p := Peer{Workload: o, Namespace: o, CanonicalService: o, CanonicalRevision: o, Principal: o, Cluster: o}
-	for _, r := range []Reporter{Source, Destination} {
-		t.overflow[r] = &TCPSeries{overflow: true, labels: Labels{
-			Reporter: r, Source: p, Dest: p, Service: o, ServiceNamespace: o, ServiceName: o,
-		}}
-	}
+	return Labels{Reporter: r, Source: p, Dest: p, Service: o, ServiceNamespace: o, ServiceName: o}
 }
 
 // TCP returns the series of a label set, for one connection; the connection must Release it. It takes a read lock for the
 // time of a map lookup and allocates only for a new set. Above the bound it returns the overflow series.
 func (r *Registry) TCP(l *Labels) *TCPSeries { return r.tcp.acquire(l) }
-
-func (t *tcpTable) acquire(l *Labels) *TCPSeries {
-	// Few fields tell most sets apart; equality is checked in full by the map.
-	h := maphash.String(t.seed, l.Source.Workload) ^ maphash.String(t.seed, l.Service)*3 ^ maphash.String(t.seed, l.Dest.Workload)*5
-	sh := &t.shards[h%tcpShards]
-	sh.mu.RLock()
-	s := sh.series[*l]
-	if s != nil {
-		s.refs.Add(1)
-	}
-	sh.mu.RUnlock()
-	if s != nil {
-		return s
-	}
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if s = sh.series[*l]; s == nil {
-		if n := t.count.Add(1); t.max >= 0 && n > int64(t.max) {
-			t.count.Add(-1)
-			t.overflows.Inc()
-			s = t.overflow[min(l.Reporter, Destination)]
-			s.refs.Add(1)
-			return s
-		}
-		s = &TCPSeries{labels: *l}
-		sh.series[*l] = s
-	}
-	s.refs.Add(1)
-	return s
-}
-
-// sweep forgets the series that nobody holds and that were last used before t0.
-func (t *tcpTable) sweep(t0 time.Time) {
-	for i := range t.shards {
-		sh := &t.shards[i]
-		sh.mu.Lock()
-		for l, s := range sh.series {
-			if s.refs.Load() == 0 && s.lastUsed.Load() < t0.UnixNano() {
-				delete(sh.series, l)
-				t.count.Add(-1)
-			}
-		}
-		sh.mu.Unlock()
-	}
-}
-
-// snapshot returns all series that exist now.
-func (t *tcpTable) snapshot() []*TCPSeries {
-	out := make([]*TCPSeries, 0, t.count.Load()+2)
-	for i := range t.shards {
-		sh := &t.shards[i]
-		sh.mu.RLock()
-		for _, s := range sh.series {
-			out = append(out, s)
-		}
-		sh.mu.RUnlock()
-	}
-	for _, s := range t.overflow {
-		if s.opened.Load() > 0 {
-			out = append(out, s)
-		}
-	}
-	return out
-}

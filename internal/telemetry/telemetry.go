@@ -43,6 +43,7 @@ type Registry struct {
 	cfg  Config
 	prom *prometheus.Registry
 	tcp  tcpTable
+	http httpTable
 
 	SeriesOverflows Counter // connections counted under "overflow"
 }
@@ -64,6 +65,7 @@ func NewRegistry(cfg Config) *Registry {
 	r.Gauges("istio_build", "Build of the component.", "component", "tag").WithLabelValues(cfg.Component, unknown(cfg.Tag)).Set(1)
 	r.SeriesOverflows = r.Counter("ambit_metric_series_overflow_total", "Connections counted under the label value overflow.")
 	r.tcp.init(cfg.MaxSeries, r.SeriesOverflows)
+	r.http.init(cfg.MaxSeries, r.SeriesOverflows)
 	return r
 }
 
@@ -81,6 +83,7 @@ func (r *Registry) Run(ctx context.Context) error {
 			return nil
 		case now := <-tick.C:
 			r.tcp.sweep(now.Add(-r.cfg.SeriesTTL))
+			r.http.sweep(now.Add(-r.cfg.SeriesTTL))
 		}
 	}
 }

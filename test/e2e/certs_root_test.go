@@ -30,7 +30,7 @@ func (m *mesh) issued(node, account string) int {
 
 func TestRootSoakCertificatesOfShortLifeAreRenewedUnderLoad(t *testing.T) {
 	netnstest.RequireRoot(t)
-	m := up(t, "e2erenew", lab.Programs{ProxyArgs: []string{"--cert-ttl=" + shortLife().String()}}, mart())
+	m := start(t, "e2erenew", lab.Programs{ProxyArgs: []string{"--cert-ttl=" + shortLife().String()}}, mart())
 	g := m.generator(pick(100, 200), 20)
 	before := m.descriptors()
 	wire := m.tap("node-1")
@@ -67,7 +67,7 @@ func (m *mesh) authority() (a authority) {
 func TestRootSoakTheRootRotatesUnderLoad(t *testing.T) {
 	netnstest.RequireRoot(t)
 	life := "=" + shortLife().String()
-	m := up(t, "e2eroot", lab.Programs{ProxyArgs: []string{"--cert-ttl" + life}, ControlplaneArgs: []string{"--max-cert-ttl" + life}}, mart())
+	m := start(t, "e2eroot", lab.Programs{ProxyArgs: []string{"--cert-ttl" + life}, ControlplaneArgs: []string{"--max-cert-ttl" + life}}, mart())
 	g := m.generator(pick(100, 200), 20)
 	before := m.descriptors()
 	wire := m.tap("node-1")

@@ -129,7 +129,7 @@ func (m *mesh) descriptors() map[string]int {
 // waits in the listeners, which capture holds too.
 func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 	netnstest.RequireRoot(t)
-	m := up(t, "e2ekill", lab.Programs{}, mart())
+	m := start(t, "e2ekill", lab.Programs{}, mart())
 	g := m.generator(pick(200, 500), 16)
 	g.again = true
 	before := m.descriptors()
@@ -178,7 +178,7 @@ func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 
 func TestRootSoakAPlannedRestartOfTheProxyLosesNothing(t *testing.T) {
 	netnstest.RequireRoot(t)
-	m := up(t, "e2eplan", lab.Programs{}, mart())
+	m := start(t, "e2eplan", lab.Programs{}, mart())
 	g := m.generator(pick(200, 500), 0)
 	before := m.descriptors()
 	wire := m.tap("node-1")
@@ -199,7 +199,7 @@ func TestRootSoakAPlannedRestartOfTheProxyLosesNothing(t *testing.T) {
 // Neither capture nor the control plane is on the path of a byte: connections that are open go on too.
 func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 	netnstest.RequireRoot(t)
-	m := up(t, "e2eside", lab.Programs{}, mart())
+	m := start(t, "e2eside", lab.Programs{}, mart())
 	for _, c := range []struct {
 		name  string
 		words [][]string

@@ -1,44 +1,15 @@
 package e2e
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/lab/echo"
-	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
-// upShop starts the shop of the demo: a client on node-1, a server on node-2, both in the mesh. STRICT: what is served came
-// by a tunnel.
-func upShop(t *testing.T, name string, life time.Duration) *mesh {
-	t.Helper()
-	return up(t, name, lab.Programs{ProxyArgs: []string{"--cert-ttl=" + life.String()}},
-		demoFiles(t, "start/namespaces.yaml", "enroll.yaml", "start/shop.yaml", "strict.yaml")...)
-}
-
-// ask makes n new connections of the client to the server.
-func (m *mesh) ask(n string) echo.Summary {
-	m.t.Helper()
-	argv := append(append([]string{}, m.echo...), "client", "--json", "--fresh", "--timeout=3s", "--count="+n, "http://server.shop/")
-	out, err := m.c.Run(m.t.Context(), "shop", "client", argv...)
-	var sum echo.Summary
-	if err == nil {
-		err = json.Unmarshal([]byte(out), &sum)
-	}
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return sum
-}
-
 func TestRootWithoutACAConnectionsWorkUntilExpiryAndAreRefusedAfterwards(t *testing.T) {
-	netnstest.RequireRoot(t)
 	life := pick(5*time.Second, 8*time.Second)
-	m := upShop(t, "e2eexpiry", life)
-	m.eventually("the first answer", 20*time.Second, func() bool { return m.ask("1").OK == 1 })
+	m := up(t, "e2eexpiry", "--cert-ttl="+life.String())
+	m.apply("strict.yaml") // what is served came by a tunnel
 	if err := m.c.Program(t.Context(), "stop", "controlplane", ""); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/lab/echo"
 	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
@@ -75,8 +76,8 @@ type mesh struct {
 	echo []string
 }
 
-// up makes a lab and applies manifests to it.
-func up(t *testing.T, name string, programs lab.Programs, files ...lab.File) *mesh {
+// start makes a lab and applies manifests to it.
+func start(t *testing.T, name string, programs lab.Programs, files ...lab.File) *mesh {
 	t.Helper()
 	m := &mesh{t: t, echo: []string{filepath.Join(bin, "ambit"), "echo"}}
 	programs.Ztunnel, programs.Controlplane = filepath.Join(bin, "ztunnel"), filepath.Join(bin, "controlplane")
@@ -132,17 +133,54 @@ func (m *mesh) log(target, part string) string {
 	return string(log)
 }
 
-// demoFiles are manifests of the demo.
-func demoFiles(t *testing.T, names ...string) (out []lab.File) {
+// up starts the shop of the demo: a client on node-1, a server on node-2, both in the mesh, and outside of it a pod on
+// node-1.
+func up(t *testing.T, name string, proxyArgs ...string) *mesh {
 	t.Helper()
-	for _, n := range names {
-		files, err := manifest.Read(filepath.Join("../../deploy/examples/demo", n))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, files...)
+	netnstest.RequireRoot(t)
+	m := start(t, name, lab.Programs{ProxyArgs: proxyArgs})
+	m.apply("start/namespaces.yaml", "enroll.yaml", "start/shop.yaml")
+	if err := m.c.WaitReady(t.Context(), nil); err != nil {
+		t.Fatal(err)
 	}
-	return out
+	// that the server is ready reaches the ztunnels a moment later
+	m.eventually("the first answer", 20*time.Second, func() bool { return m.ask("1").OK == 1 })
+	return m
+}
+
+// apply applies files of the demo.
+func (m *mesh) apply(files ...string) {
+	m.t.Helper()
+	for _, f := range files {
+		files, err := manifest.Read(filepath.Join("../../deploy/examples/demo", f))
+		if err == nil {
+			_, err = m.c.Apply(m.t.Context(), files...)
+		}
+		if err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// ask makes n new connections of the client to the server.
+func (m *mesh) ask(n string) echo.Summary {
+	m.t.Helper()
+	return m.from("shop", "client", "--fresh", "--timeout=3s", "--count="+n, "http://server.shop/")
+}
+
+// from runs the echo client in a pod.
+func (m *mesh) from(namespace, pod string, args ...string) echo.Summary {
+	m.t.Helper()
+	argv := append(append([]string{}, m.echo...), "client", "--json")
+	out, err := m.c.Run(m.t.Context(), namespace, pod, append(argv, args...)...)
+	var sum echo.Summary
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &sum)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return sum
 }
 
 func (m *mesh) eventually(what string, limit time.Duration, f func() bool) {

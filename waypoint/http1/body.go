@@ -44,12 +44,12 @@ type reader struct {
 // start begins a body.
 func (r *reader) start(kind bodyKind, length int64) {
 	r.trailer.Reset()
-	*r = reader{kind: kind, left: length, trailer: r.trailer}
+	*r = reader{kind: kind, left: max(length, 0), trailer: r.trailer}
 }
 
 // step looks at the beginning of b: skip bytes of framing to be dropped, then data bytes of payload. done says that the
 // body ends behind the skipped bytes; then there is no payload. If all is zero, more has to come.
-func (r *reader) step(b []byte, lim *Limits) (skip, data int, done bool, err error) {
+func (r *reader) step(b []byte, lim *limits) (skip, data int, done bool, err error) {
 	switch r.kind {
 	case noBody:
 		return 0, 0, true, nil
@@ -66,11 +66,11 @@ func (r *reader) step(b []byte, lim *Limits) (skip, data int, done bool, err err
 		case chunkData:
 			return skip, int(min(r.left, int64(len(b)-skip))), false, nil
 		case chunkTrailer:
-			n, err := r.scan.next(b[skip:], lim.HeadBytes)
+			n, err := r.scan.next(b[skip:], lim.head)
 			if n == 0 || err != nil {
 				return skip, 0, false, err
 			}
-			return skip + n, 0, true, parseTrailer(b[skip:skip+n], &r.trailer, lim.Fields)
+			return skip + n, 0, true, parseTrailer(b[skip:skip+n], &r.trailer, lim.fields)
 		}
 		if err := r.octet(b[skip]); err != nil {
 			return skip, 0, false, err

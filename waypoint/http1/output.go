@@ -17,32 +17,33 @@ func (c *conn) buffer() []byte {
 
 func (c *conn) setBuffer(b []byte) {
 	*c.out = b
+	if c.sunk {
+		c.dropOut()
+		return
+	}
 	c.touch()
 }
 
-// drop drops what waits to be written.
+// dropOut drops what waits to be written.
 func (c *conn) dropOut() {
 	if c.out != nil {
 		putBuffer(c.out)
-		c.out = nil
+		c.out, c.outAt = nil, 0
 	}
 }
 
 // flush writes what the pipe takes.
 func (c *conn) flush() {
-	if c.out == nil || c.broken != nil || c.gone {
+	if c.out == nil || c.sunk || c.gone || !c.p.Writable() {
 		return
 	}
 	b := (*c.out)[c.outAt:]
 	n, err := c.p.Write(b)
-	if n > 0 {
-		c.last = c.l.Now()
-	}
+	c.wrote(n, err)
 	c.outAt += n
 	switch {
 	case err != nil:
-		c.broken = err
-		c.touch()
+		c.dropOut()
 	case n == len(b):
 		c.dropOut()
 	case c.outAt >= maxOut/2: // make the room at the front usable
@@ -51,28 +52,43 @@ func (c *conn) flush() {
 	}
 }
 
-// write writes the turn's output, and tells who waits for room.
-func (c *conn) write() {
-	if c.gone {
-		return
+// wrote accounts for a write. After one that failed all output is dropped; what the peer has sent before is still read.
+func (c *conn) wrote(n int, err error) {
+	if n > 0 {
+		c.last = c.l.Now()
 	}
+	if err != nil {
+		c.broken, c.sunk = err, true
+		c.touch()
+	}
+}
+
+// write writes the turn's output, tells who waits for room, and takes the connection's end on its way.
+func (c *conn) write() {
 	c.flush()
-	if c.full && c.broken == nil && c.room() >= maxOut/2 && c.state != dead {
+	if c.full && (c.sunk || c.room() >= maxOut/2) && c.state != dead {
 		c.full = false
 		if c.taker != nil {
 			c.taker.Room()
 		}
+		if c.gone {
+			return
+		}
 		c.flush()
-		if c.full && c.out == nil && !c.gone { // the pipe takes more, but others have their turn
+		if c.full && c.p.Writable() { // the pipe takes more, but others have their turn
 			c.p.Wake()
-			c.touch()
 		}
 	}
-	if c.closing && c.out == nil && !c.gone {
-		c.closing = false
-		if c.p.CloseWrite() != nil || c.ended {
-			c.shut()
+	switch {
+	case c.state == dead:
+		c.pass()
+	case c.fin && c.out == nil:
+		c.fin = false
+		if !c.sunk {
+			c.p.CloseWrite()
 		}
+	case c.out != nil:
+		c.arm()
 	}
 }
 
@@ -87,118 +103,98 @@ func (c *conn) room() int {
 // chunkFrame is what a chunk costs besides its data, at most.
 const chunkFrame = 12
 
-// send gathers body bytes and returns how many there was room for.
+// send takes body bytes and returns how many there was room for.
 func (c *conn) send(p []byte) int {
-	switch c.w.kind {
-	case noBody:
+	if c.w.kind == noBody || c.sunk || c.gone {
 		return len(p)
-	case byLength:
-		if int64(len(p)) > c.w.left {
-			c.broken = errLonger
-			c.touch()
-			return len(p)
-		}
+	}
+	if c.w.kind == byLength && int64(len(p)) > c.w.left {
+		c.wrote(0, &message.StreamError{Code: message.CodeInternal, Cause: errBodyLength})
+		return len(p)
 	}
 	done := 0
-	for done < len(p) && c.broken == nil {
+	for done < len(p) && !c.sunk {
+		rest := p[done:]
+		if len(rest) >= directMin && c.room() > maxOut-directMin && c.p.Writable() {
+			done += c.sendDirect(rest[:min(len(rest), maxOut)])
+			continue
+		}
 		room := c.room() - chunkFrame
 		if room <= 0 {
-			if c.flush(); c.room() <= chunkFrame {
+			if c.p.Writable() {
+				c.flush()
+			}
+			if c.room() <= chunkFrame {
 				c.full = true
 				break
 			}
 			continue
 		}
-		n := min(room, len(p)-done)
+		n := min(room, len(rest))
 		b := c.buffer()
 		if c.w.kind == chunked {
 			b = strconv.AppendInt(b, int64(n), 16)
 			b = append(b, "\r\n"...)
-			b = append(b, p[done:done+n]...)
+			b = append(b, rest[:n]...)
 			b = append(b, "\r\n"...)
 		} else {
-			b = append(b, p[done:done+n]...)
+			b = append(b, rest[:n]...)
 		}
 		c.setBuffer(b)
 		done += n
-		if len(b)-c.outAt >= flushAt && c.p.Writable() {
-			c.flush()
-		}
 	}
 	if c.w.kind == byLength {
 		c.w.left -= int64(done)
 	}
-	if c.broken != nil {
+	if c.sunk {
 		return len(p)
 	}
 	return done
 }
 
-// finish gathers what ends the body.
-func (c *conn) finish(trailer *message.Header) {
-	switch c.w.kind {
-	case chunked:
-		c.setBuffer(appendEnd(c.buffer(), trailer))
-	case byLength:
-		if c.w.left > 0 {
-			c.broken = errShorter
-			c.touch()
+var crlf = []byte("\r\n")
+
+// sendDirect writes a large piece from where it is, behind what waits; what the pipe does not take is kept. It takes all.
+func (c *conn) sendDirect(p []byte) int {
+	q := c.pieces[:0]
+	if c.out != nil {
+		q = append(q, (*c.out)[c.outAt:])
+	}
+	if c.w.kind == chunked {
+		h := strconv.AppendInt(c.frame[:0], int64(len(p)), 16)
+		q = append(q, append(h, "\r\n"...), p, crlf)
+	} else {
+		q = append(q, p)
+	}
+	n, err := c.p.Writev(q)
+	c.wrote(n, err)
+	left := q
+	if c.out != nil {
+		k := min(n, len(q[0]))
+		if c.outAt += k; k == len(q[0]) {
+			c.dropOut()
+		}
+		n -= k
+		left = q[1:]
+	}
+	for _, b := range left {
+		k := min(n, len(b))
+		n -= k
+		if k < len(b) && !c.sunk {
+			c.setBuffer(append(c.buffer(), b[k:]...))
 		}
 	}
+	clear(c.pieces[:])
+	return len(p)
+}
+
+// finish takes the end of the body.
+func (c *conn) finish(trailer *message.Header) {
+	switch {
+	case c.w.kind == chunked:
+		c.setBuffer(appendEnd(c.buffer(), trailer))
+	case c.w.kind == byLength && c.w.left > 0 && !c.sunk:
+		c.wrote(0, &message.StreamError{Code: message.CodeInternal, Cause: errBodyLength})
+	}
 	c.w = writer{}
-}
-
-// errLonger and errShorter are faults of ours.
-var (
-	errLonger  = &message.StreamError{Code: message.CodeInternal, Cause: errLengthOurs}
-	errShorter = errLonger
-)
-
-var errLengthOurs = malformed("body is not as long as its Content-Length")
-
-// die ends the connection: at once with a reset, or in good order behind what waits to be written.
-func (c *conn) die(err error, reset bool) {
-	if c.state == dead || c.gone {
-		return
-	}
-	c.state, c.why, c.taker = dead, err, nil
-	c.headFrom = 0
-	c.last = c.l.Now()
-	if c.rest != nil {
-		c.keep(nil)
-	}
-	if reset {
-		c.dropOut()
-		c.p.Reset()
-		c.shut()
-		return
-	}
-	c.closing = true
-	c.touch()
-	c.arm(linger)
-	if c.p.Readable() {
-		c.p.Wake()
-	}
-}
-
-// shut closes the pipe and says so.
-func (c *conn) shut() {
-	if c.gone {
-		return
-	}
-	c.gone, c.state = true, dead
-	c.timer.Stop()
-	c.dropOut()
-	c.keep(nil)
-	c.p.Close()
-	c.notify.Closed(c.why)
-}
-
-// Abort implements loop.Aborter: a panic of ours costs this connection.
-func (c *conn) Abort(err error) {
-	if c.state == dead {
-		c.shut()
-		return
-	}
-	c.role.failed(&message.StreamError{Code: message.CodeInternal, Cause: err})
 }

@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"net/http"
 	"strconv"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -11,30 +10,76 @@ import (
 type writer struct {
 	kind bodyKind
 	left int64 // byLength
-	drop bool  // the message has no body, whatever is given (HEAD, 204, 304)
 }
 
-// appendFields appends the fields of h that are not the connection's. hasLength and length are those of Content-Length,
-// which is not appended. What could not be a field never gets on the wire.
-func appendFields(b []byte, h *message.Header) (out []byte, length int64, hasLength bool) {
+// reasons are the phrases of status lines; for others there is none.
+var reasons = map[int]string{
+	100: "Continue", 101: "Switching Protocols", 102: "Processing", 103: "Early Hints",
+	200: "OK", 201: "Created", 202: "Accepted", 203: "Non-Authoritative Information", 204: "No Content", 205: "Reset Content",
+	206: "Partial Content", 207: "Multi-Status", 208: "Already Reported", 226: "IM Used",
+	300: "Multiple Choices", 301: "Moved Permanently", 302: "Found", 303: "See Other", 304: "Not Modified", 305: "Use Proxy",
+	307: "Temporary Redirect", 308: "Permanent Redirect",
+	400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+	406: "Not Acceptable", 407: "Proxy Authentication Required", 408: "Request Timeout", 409: "Conflict", 410: "Gone",
+	411: "Length Required", 412: "Precondition Failed", 413: "Payload Too Large", 414: "URI Too Long",
+	415: "Unsupported Media Type", 416: "Range Not Satisfiable", 417: "Expectation Failed", 421: "Misdirected Request",
+	422: "Unprocessable Entity", 423: "Locked", 424: "Failed Dependency", 425: "Too Early", 426: "Upgrade Required",
+	428: "Precondition Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
+	500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
+	505: "HTTP Version Not Supported", 507: "Insufficient Storage", 508: "Loop Detected", 511: "Network Authentication Required",
+}
+
+// statusLines are whole status lines of HTTP/1.1, by status less 100.
+var statusLines = func() (t [500]string) {
+	for i := range t {
+		s := i + 100
+		t[i] = "HTTP/1.1 " + strconv.Itoa(s) + " " + reasons[s] + "\r\n"
+	}
+	return t
+}()
+
+// appendStatus appends a status line. A client of HTTP/1.0 gets its own version, as Envoy and net/http do.
+func appendStatus(b []byte, status int, old bool) []byte {
+	at := len(b)
+	b = append(b, statusLines[status-100]...)
+	if old {
+		b[at+len("HTTP/1.")] = '0'
+	}
+	return b
+}
+
+// appendFields appends the fields of h that are not the connection's, whatever h has. length is that of Content-Length,
+// which is not appended, or -1. What could not be a field never gets on the wire; ok is false if lengths contradict.
+func appendFields(b []byte, h *message.Header) (out []byte, length int64, ok bool) {
+	length, ok = -1, true
 	for _, f := range h.Fields() {
 		switch f.Name {
 		case "content-length":
-			length, hasLength = message.Length(f.Value)
-			continue
+			n, valid := message.Length(f.Value)
+			if !valid || length >= 0 && length != n {
+				ok = false
+			}
+			length = n
 		case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "http2-settings", "host", "expect":
-			continue
+		default:
+			b = appendField(b, f)
 		}
-		b = appendField(b, f)
 	}
-	return b, length, hasLength
+	return b, length, ok
 }
 
 func appendField(b []byte, f message.Field) []byte {
-	if !message.LowerToken(f.Name) || !message.Value(f.Value) {
-		return b
+	at := len(b)
+	for i := range len(f.Name) {
+		c := f.Name[i]
+		if lowerToken[c] != c || c == 0 {
+			return b[:at]
+		}
+		b = append(b, c)
 	}
-	b = append(b, f.Name...)
+	if len(b) == at || !validValue(f.Value) {
+		return b[:at]
+	}
 	b = append(b, ": "...)
 	b = append(b, f.Value...)
 	return append(b, "\r\n"...)
@@ -48,8 +93,32 @@ func appendLength(b []byte, n int64) []byte {
 
 const codingLine = "transfer-encoding: chunked\r\n"
 
+// writableRequest says that a request line can be made of r.
+func writableRequest(r *message.Request) bool {
+	switch {
+	case !message.Token(r.Method) || r.Authority != "" && !message.Authority(r.Authority):
+		return false
+	case r.Method == "CONNECT":
+		return r.Authority != ""
+	case r.Path == "*":
+		return r.Method == "OPTIONS"
+	}
+	if r.Path == "" || r.Path[0] != '/' {
+		return false
+	}
+	for i := range len(r.Path) {
+		if !inTarget[r.Path[i]] {
+			return false
+		}
+	}
+	return r.Upgrade == "" || upgradeToken(r.Upgrade)
+}
+
 // appendRequest appends the head of a request and says how its body is delimited.
-func appendRequest(b []byte, r *message.Request, end bool) ([]byte, writer) {
+func appendRequest(b []byte, r *message.Request, end bool) ([]byte, writer, bool) {
+	if !writableRequest(r) {
+		return b, writer{}, false
+	}
 	b = append(b, r.Method...)
 	b = append(b, ' ')
 	if r.Method == "CONNECT" {
@@ -60,7 +129,10 @@ func appendRequest(b []byte, r *message.Request, end bool) ([]byte, writer) {
 	b = append(b, " HTTP/1.1\r\nhost: "...)
 	b = append(b, r.Authority...)
 	b = append(b, "\r\n"...)
-	b, n, has := appendFields(b, &r.Header)
+	b, length, ok := appendFields(b, &r.Header)
+	if !ok {
+		return b, writer{}, false
+	}
 	te := r.Header.Has("te")
 	switch {
 	case r.Upgrade != "" && te:
@@ -74,25 +146,24 @@ func appendRequest(b []byte, r *message.Request, end bool) ([]byte, writer) {
 		b = append(b, r.Upgrade...)
 		b = append(b, "\r\n"...)
 	}
-	if r.Expect100 && !end {
-		b = append(b, "expect: 100-continue\r\n"...)
-	}
 	w := writer{kind: noBody}
 	switch {
-	case r.Method == "CONNECT":
+	case r.Method == "CONNECT", r.Upgrade != "": // what follows is the tunnel
 	case end:
-		if has && n == 0 || !has && bodyExpected(r.Method) {
+		if length == 0 || bodyExpected(r.Method) {
 			b = appendLength(b, 0)
 		}
-	case r.Upgrade != "" && (!has || n == 0): // what follows is the tunnel
-	case has:
-		b = appendLength(b, n)
-		w = writer{kind: byLength, left: n}
+	case length >= 0:
+		b = appendLength(b, length)
+		w = writer{kind: byLength, left: length}
 	default:
 		b = append(b, codingLine...)
 		w.kind = chunked
 	}
-	return append(b, "\r\n"...), w
+	if r.Expect100 && w.kind != noBody {
+		b = append(b, "expect: 100-continue\r\n"...)
+	}
+	return append(b, "\r\n"...), w, true
 }
 
 // bodyExpected says that a request of the method without a body says so (RFC 9110 section 8.6).
@@ -100,65 +171,60 @@ func bodyExpected(method string) bool {
 	return method == "POST" || method == "PUT" || method == "PATCH"
 }
 
-// appendStatus appends a status line.
-func appendStatus(b []byte, status int) []byte {
-	b = append(b, "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(status), 10)
-	b = append(b, ' ')
-	b = append(b, http.StatusText(status)...)
-	return append(b, "\r\n"...)
-}
-
 // answering is what the head of a response depends on besides itself.
 type answering struct {
 	head    bool // the request was HEAD
 	connect bool // ... CONNECT
 	old     bool // the client speaks HTTP/1.0
-	closing bool // the connection ends after this answer
-	keep    bool // an HTTP/1.0 client asked to keep it
+	keep    bool // the connection goes on after this answer
+	said    bool // ... and an HTTP/1.0 client has to be told
 }
 
 // appendResponse appends the head of a final response other than 101, says how its body is delimited, and whether the
-// connection has to end with it.
-func appendResponse(b []byte, r *message.Response, end bool, a answering) ([]byte, writer, bool) {
-	b = appendStatus(b, r.Status)
-	b, n, has := appendFields(b, &r.Header)
-	w := writer{kind: noBody}
+// connection goes on.
+func appendResponse(b []byte, r *message.Response, end bool, a answering) (out []byte, w writer, keep, ok bool) {
+	if r.Status < 200 || r.Status > 599 {
+		return b, w, false, false
+	}
+	b = appendStatus(b, r.Status, a.old)
+	b, length, ok := appendFields(b, &r.Header)
+	if !ok {
+		return b, w, false, false
+	}
+	w.kind, keep = noBody, a.keep
 	switch {
 	case a.connect && r.Status/100 == 2:
-		return append(b, "\r\n"...), writer{kind: untilClose}, true
+		return append(b, "\r\n"...), writer{kind: untilClose}, false, true
 	case r.Status == 204:
-		w.drop = true
 	case a.head || r.Status == 304:
-		w.drop = true
-		if has {
-			b = appendLength(b, n)
-		} else if !a.old && !end {
+		if length >= 0 {
+			b = appendLength(b, length)
+		} else if a.head && !a.old && !end {
 			b = append(b, codingLine...)
 		}
 	case end:
 		b = appendLength(b, 0)
-	case has:
-		b = appendLength(b, n)
-		w = writer{kind: byLength, left: n}
+	case length >= 0:
+		b = appendLength(b, length)
+		w = writer{kind: byLength, left: length}
 	case a.old:
-		w.kind, a.closing = untilClose, true
+		w.kind, keep = untilClose, false
 	default:
 		b = append(b, codingLine...)
 		w.kind = chunked
 	}
 	switch {
-	case a.closing:
+	case !keep:
 		b = append(b, "connection: close\r\n"...)
-	case a.keep:
+	case a.said:
 		b = append(b, "connection: keep-alive\r\n"...)
 	}
-	return append(b, "\r\n"...), w, a.closing
+	return append(b, "\r\n"...), w, keep, true
 }
 
 // appendSwitch appends the head of a 101.
 func appendSwitch(b []byte, r *message.Response, proto string) []byte {
-	b = appendStatus(b, 101)
+	b = appendStatus(b, 101, false)
 	b, _, _ = appendFields(b, &r.Header)
 	b = append(b, "connection: upgrade\r\nupgrade: "...)
 	b = append(b, proto...)
@@ -167,7 +233,7 @@ func appendSwitch(b []byte, r *message.Response, proto string) []byte {
 
 // appendInterim appends a 1xx response.
 func appendInterim(b []byte, r *message.Response) []byte {
-	b = appendStatus(b, r.Status)
+	b = appendStatus(b, r.Status, false)
 	b, _, _ = appendFields(b, &r.Header)
 	return append(b, "\r\n"...)
 }
@@ -177,10 +243,21 @@ func appendEnd(b []byte, trailer *message.Header) []byte {
 	b = append(b, "0\r\n"...)
 	if trailer != nil {
 		for _, f := range trailer.Fields() {
-			if !message.ConnectionField(f.Name) && f.Name != "content-length" && f.Name != "host" {
+			if !notInTrailer(f.Name) {
 				b = appendField(b, f)
 			}
 		}
 	}
 	return append(b, "\r\n"...)
+}
+
+// notInTrailer tells names that speak of the framing, of routing or of the content: they have no place in a trailer (RFC
+// 9110 section 6.5.1).
+func notInTrailer(name string) bool {
+	switch name {
+	case "content-length", "transfer-encoding", "host", "te", "trailer", "connection", "upgrade", "keep-alive", "proxy-connection",
+		"content-encoding", "content-type", "content-range", "authorization", "set-cookie", "expect", "http2-settings":
+		return true
+	}
+	return false
 }

@@ -170,6 +170,9 @@ func (h *Header) HoldLower(s string) string {
 	return String(b)
 }
 
+// Take takes n bytes of the arena for the caller to fill and to make strings of by String. They are valid until Reset.
+func (h *Header) Take(n int) []byte { return h.grow(n) }
+
 // grow takes n bytes of the arena. A full one is replaced, not moved.
 func (h *Header) grow(n int) []byte {
 	at := len(h.arena)

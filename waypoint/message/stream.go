@@ -18,6 +18,9 @@ type Taker interface {
 // The stream is over once its answer is complete (SendEnd, or SendHead with end), after Reset, and after Taker.Failed: the
 // taker is not called any more, what the client still sends is dropped, and the stream must not be used any more. It, and
 // the Request, stay valid until the end of that turn of the loop; calls in that turn do nothing.
+//
+// A tunnel (101, 2xx to CONNECT) has two directions that end each for itself: SendEnd ends ours, Taker.End tells of the
+// client's, and the stream is over after both.
 type ServerStream interface {
 	// Request is the head of the request. It may be changed.
 	Request() *Request
@@ -57,7 +60,8 @@ type ClientHandler interface {
 }
 
 // ClientStream is one request to a server. It is over after End and Failed of its handler and after Reset: it must not be
-// used any more then. If the answer ends before the request, the codec gives up the rest of the request.
+// used any more then. If the answer ends before the request, the codec gives up the rest of the request. A tunnel is over
+// after End and SendEnd.
 type ClientStream interface {
 	// SendData, SendEnd, Resume and Reset are as in ServerStream. After Reset the handler is not called any more.
 	SendData(p []byte) int

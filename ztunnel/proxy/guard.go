@@ -1,17 +1,30 @@
 package proxy
 
 import (
+	"errors"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
+// errPolicyPending says that a connection is to wait: the pod's record names a policy that may be on its way.
+var errPolicyPending = errors.New("a policy has not been delivered yet")
+
 // guard is a pod's policy on one worker, and the inbound connections that it let in. Loop only.
 type guard struct {
 	w      *worker
+	pod    *Pod
 	record *workload.Workload // nil while unknown
 	view   *rbac.View
 	set    *rbac.Set
 	conns  guardedList
+	// grace runs from the moment that the record names a policy which is not there: workloads and policies are two streams,
+	// and neither waits for the other. New connections are parked meanwhile and those that were let in go on. overdue says
+	// that the policy did not come in that time: everybody is refused until it does.
+	grace   loop.Timer
+	overdue bool
 	// stale says that the set has changed since conns were last checked against it: a new connection may be the first to
 	// see the change.
 	stale bool
@@ -29,37 +42,63 @@ type guarded struct {
 func (w *worker) guard(pod *Pod) *guard {
 	g := w.guards[pod]
 	if g == nil {
-		g = &guard{w: w}
+		g = &guard{w: w, pod: pod}
 		w.guards[pod] = g
 	}
-	g.refresh(pod)
+	g.refresh()
 	return g
 }
 
 // refresh looks the pod's record and policies up again.
-func (g *guard) refresh(pod *Pod) {
+func (g *guard) refresh() {
 	wv, pv := g.w.views()
-	rec := g.w.p.record(pod, wv)
+	rec := g.w.p.record(g.pod, wv)
 	if rec == g.record && pv == g.view {
 		return
 	}
 	g.record, g.view = rec, pv
-	if rec == nil {
-		g.set = nil
+	before := g.set
+	if g.set = nil; rec != nil {
+		g.set = pv.Set(rec.Namespace, rec.Policies, before)
+	}
+	g.stale = true
+	g.await(before)
+}
+
+// await starts or ends the grace of policies that are missing. A further one that is missing has a grace of its own.
+func (g *guard) await(before *rbac.Set) {
+	if g.set == nil || len(g.set.Missing) == 0 {
+		g.grace.Stop()
+		g.overdue = false
 		return
 	}
-	g.set = pv.Set(rec.Namespace, rec.Policies)
-	g.stale = true
+	known := func(n string) bool { return before != nil && slices.Contains(before.Missing, n) }
+	if !slices.ContainsFunc(g.set.Missing, func(n string) bool { return !known(n) }) {
+		return
+	}
+	g.overdue = false
+	g.w.loop.Start(&g.grace, g.w.p.cfg.WorkloadWait, g)
+}
+
+// Expired implements loop.TimerHandler: the grace is over.
+func (g *guard) Expired(*loop.Timer) {
+	g.overdue, g.stale = true, true
+	g.w.p.log.Warn("a policy that a pod is under has not been delivered: its connections are refused",
+		"policy", g.set.Missing[0], "missing", len(g.set.Missing), "pod", g.pod.Name, "namespace", g.pod.Namespace)
+	g.w.changed() // for those that wait, and those that were let in
 }
 
 // admit decides whether a connection may enter the pod and, if so, keeps it under watch until leave. A pod without a
-// record lets nobody in.
+// record lets nobody in. On errPolicyPending the caller parks and asks again when it is told to.
 func (g *guard) admit(c *guarded, attrs rbac.Attributes, end cutter) error {
 	if g.set == nil {
 		return errUnknownWorkload
 	}
 	c.attrs, c.end, c.g = attrs, end, g
 	d := g.set.Check(&c.attrs)
+	if d.Reason == rbac.UnknownPolicy && !g.overdue {
+		return errPolicyPending
+	}
 	g.w.reportDryRun(d, &c.attrs)
 	if !d.Allowed {
 		return deniedError{decision: d}
@@ -85,7 +124,7 @@ func (g *guard) recheck() {
 	var denied []*guarded // ending one connection may end others
 	var why []rbac.Decision
 	for c := g.conns.head; c != nil; c = c.next {
-		if d := g.set.Check(&c.attrs); !d.Allowed {
+		if d := g.set.Check(&c.attrs); !d.Allowed && (d.Reason != rbac.UnknownPolicy || g.overdue) {
 			denied, why = append(denied, c), append(why, d)
 		}
 	}

@@ -119,6 +119,7 @@ func (h inboundHandler) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 	c.peer, c.orig, c.actual = t.peer, t.local, t.local
 	c.sourceID, c.security = t.id, mutualTLS
 	c.begin(h.w, t.pod, c, inboundDir)
+	st.OnReset(c.peerReset)
 	c.check()
 }
 
@@ -165,7 +166,10 @@ func (c *inbound) check() {
 	c.describe(v)
 	c.rec.open(&c.flow)
 	attrs := rbac.Attributes{Source: c.sourceID, SourceIP: c.peer.Addr(), Dest: c.actual}
-	if err := g.admit(&c.watch, attrs, c); err != nil {
+	if err := g.admit(&c.watch, attrs, c); err == errPolicyPending {
+		w.park(c)
+		return
+	} else if err != nil {
 		c.fail(err)
 		return
 	}
@@ -178,7 +182,6 @@ func (c *inbound) check() {
 		c.fail(connectError{addr: target.Dial, err: err})
 		return
 	}
-	c.st.OnReset(c.peerReset)
 	c.up.start(w, fd, c)
 }
 

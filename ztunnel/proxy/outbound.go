@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -9,6 +10,8 @@ import (
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // outbound is a connection that a pod's application made. Its life: routed (perhaps after a wait for the pod's record),
@@ -25,7 +28,12 @@ type outbound struct {
 	opening *hbone.Opening
 
 	decision Decision
+	// avoid are the endpoints of the service that could not be reached.
+	avoid []*workload.Workload
 }
+
+// maxElsewhere is the number of further endpoints that are tried.
+const maxElsewhere = 2
 
 // takeOutbound begins with an accepted connection. Descriptor fd is taken over.
 func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
@@ -123,7 +131,13 @@ func (o *outbound) resolve() {
 }
 
 // retry implements parked.
-func (o *outbound) retry() { o.route() }
+func (o *outbound) retry() {
+	if o.dest != nil {
+		o.enterPod()
+		return
+	}
+	o.route()
+}
 
 // Expired implements loop.TimerHandler: the pod's record did not come in time.
 func (o *outbound) Expired(*loop.Timer) {
@@ -157,7 +171,9 @@ func (o *outbound) dialed(err error) {
 		return
 	}
 	if err != nil {
-		o.fail(connectError{addr: o.actual, err: err})
+		if err := (connectError{addr: o.actual, err: err}); !o.elsewhere(err) {
+			o.fail(err)
+		}
 		return
 	}
 	o.up.fd.ResetOnClose()
@@ -207,7 +223,42 @@ func (o *outbound) StreamOpened(st *hbone.Stream, _ *hbone.Response) {
 // StreamFailed implements hbone.OpenHandler.
 func (o *outbound) StreamFailed(err error) {
 	o.opening = nil
-	o.fail(tunnelError{addr: o.actual, err: err})
+	if err := (tunnelError{addr: o.actual, err: err}); !o.elsewhere(err) {
+		o.fail(err)
+	}
+}
+
+// elsewhere begins again with another endpoint of the service, if there is one, after err kept the connection from being
+// opened: nothing that the application sent has left its socket yet. A stale endpoint (its address has another pod by
+// now, its process is gone) costs time, not the connection. A refusal by policy stays one.
+func (o *outbound) elsewhere(err error) bool {
+	if !o.listed || o.service == nil || o.decision.Workload == nil || len(o.avoid) == maxElsewhere || statusOf(err) != 503 {
+		return false
+	}
+	var answer *hbone.StatusError
+	var own identityError // no certificate of ours: none for another endpoint either
+	if errors.As(err, &answer) && answer.Status != 503 || errors.As(err, &own) {
+		return false
+	}
+	o.avoid = append(o.avoid, o.decision.Workload)
+	avoid := func(w *workload.Workload) bool {
+		return slices.ContainsFunc(o.avoid, func(a *workload.Workload) bool { return a.UID == w.UID })
+	}
+	v, _ := o.w.views()
+	d, rerr := Route(v, Query{Source: o.source, Peer: o.peer.Addr(), Dst: o.orig, Network: o.w.p.cfg.Network, Rand: o.w.rand, Avoid: avoid})
+	if rerr != nil || d.Workload == nil || avoid(d.Workload) || d.Resolve != "" {
+		return false
+	}
+	o.w.p.log.Debug("endpoint cannot be reached, another one is tried", "err", err, "service", o.service.Key, "peer", o.peer)
+	if o.dest != nil {
+		o.dest.over(err, 0, 0)
+		o.dest = nil
+	}
+	o.rec.restart(err)
+	o.decision = d
+	o.destination, o.service, o.destinationID = d.Workload, d.Service, spiffe.ID{}
+	o.open()
+	return true
 }
 
 // streamJoin keeps the two kinds of Joined apart.
@@ -238,12 +289,20 @@ func (o *outbound) openSameNode(pod *Pod) {
 	}
 	o.rec.open(&o.flow)
 	o.dest = newInPod(o, pod)
+	o.enterPod()
+}
+
+// enterPod asks the destination's policy, or waits for it.
+func (o *outbound) enterPod() {
 	attrs := rbac.Attributes{Source: o.sourceID, SourceIP: o.peer.Addr(), Dest: o.actual}
-	if err := o.dest.admit(attrs); err != nil {
+	if err := o.dest.admit(attrs); err == errPolicyPending {
+		o.w.park(o)
+		return
+	} else if err != nil {
 		o.fail(err)
 		return
 	}
-	fd, err := o.w.p.sock().App(pod, o.peer.Addr(), o.actual)
+	fd, err := o.w.p.sock().App(o.dest.pod, o.peer.Addr(), o.actual)
 	if err != nil {
 		o.fail(connectError{addr: o.actual, err: err})
 		return

@@ -57,7 +57,10 @@ func (c *inboundPlain) check() {
 	c.destinationID = c.destination.ID
 	c.rec.open(&c.flow)
 	err := g.admit(&c.watch, rbac.Attributes{SourceIP: c.peer.Addr(), Dest: c.orig}, c)
-	if err != nil {
+	if err == errPolicyPending {
+		w.park(c)
+		return
+	} else if err != nil {
 		c.fail(err)
 		return
 	}

@@ -35,6 +35,16 @@ func (r *record) open(f *flow) {
 	r.series.Opened()
 }
 
+// restart counts the end of an attempt; open may be called again.
+func (r *record) restart(err error) {
+	if r.series == nil {
+		return
+	}
+	r.series.Closed(flagOf(err))
+	r.series.Release()
+	r.series = nil
+}
+
 // close counts and logs the end. sent and received are bytes from the connection's client to its server and back.
 func (r *record) close(f *flow, err error, fromClient, toClient int64) {
 	p := f.w.p

@@ -72,10 +72,10 @@ func (w *worker) changed() {
 		x.retry()
 	}
 	for pod, g := range w.guards {
-		g.refresh(pod)
+		g.refresh()
 		g.recheck()
 		if g.conns.empty() && w.p.pods.Load().byUID[pod.UID] != pod {
-			delete(w.guards, pod)
+			w.dropGuard(pod)
 		}
 	}
 }
@@ -133,7 +133,14 @@ func (w *worker) cutWhere(err error, match func(*flow) bool) {
 func (w *worker) cutPod(pod *Pod) {
 	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod == pod })
 	w.eachTunnel(pod, func(c *hbone.ServerConn) { c.Cut(errPodGone) })
-	delete(w.guards, pod)
+	w.dropGuard(pod)
+}
+
+func (w *worker) dropGuard(pod *Pod) {
+	if g := w.guards[pod]; g != nil {
+		g.grace.Stop()
+		delete(w.guards, pod)
+	}
 }
 
 // leavePod has the tunnels into a pod that leaves the mesh take no new streams.

@@ -135,3 +135,89 @@ func TestAPodsConnectionsAllEndThoughOneTakesItsOtherHalfAlong(t *testing.T) { /
 		t.Error("a connection of the pod that is gone was not cut")
 	}
 }
+
+// listed gives workload a, with the policies that it lists.
+func (w *worker) listed(t *testing.T, policies ...string) {
+	t.Helper()
+	w.tellWorkload(t, wl("a", "10.0.0.1", func(m *pb.Workload) { m.AuthorizationPolicies = policies }))
+}
+
+// selectorPolicy makes an ALLOW policy of everybody in namespace default for those that list it, or removes it.
+func (w *worker) selectorPolicy(t *testing.T, name string, there bool) {
+	t.Helper()
+	if !there {
+		w.p.cfg.Policies.Apply(nil, []string{"default/" + name})
+		return
+	}
+	v, err := rbac.FromProto(&securitypb.Authorization{
+		Name: name, Namespace: "default", Scope: securitypb.Scope_WORKLOAD_SELECTOR, Action: securitypb.Action_ALLOW,
+		Rules: []*securitypb.Rule{{}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.p.cfg.Policies.Apply([]xds.Resource[*rbac.Policy]{{Name: v.Key, Value: v}}, nil)
+}
+
+func TestAPolicyThatHasNotArrivedLetsNobodyInAndCutsNobodyAtOnce(t *testing.T) { // B49; style 20: unknown policy = deny
+	w := idleWorker(t)
+	w.listed(t)
+	pod := &Pod{UID: "a", Name: "a", Namespace: "default", ServiceAccount: "a"}
+	attrs := rbac.Attributes{SourceIP: netip.MustParseAddr("10.0.0.2"), Dest: netip.MustParseAddrPort("10.0.0.1:80")}
+	var live, late guarded
+	var ended cuts
+	if err := w.guard(pod).admit(&live, attrs, &ended); err != nil {
+		t.Fatal(err)
+	}
+	w.listed(t, "default/p") // the record overtakes the policy
+	w.changed()
+	if err := w.guard(pod).admit(&late, attrs, &cuts{}); err != errPolicyPending {
+		t.Fatalf("a new connection did not wait for the policy: %v", err)
+	}
+	if ended.err != nil {
+		t.Fatalf("a live connection was cut by a policy that nobody has seen: %v", ended.err)
+	}
+	g := w.guard(pod)
+	if !g.grace.Running() {
+		t.Fatal("the wait has no end")
+	}
+	g.grace.Stop()
+	g.Expired(nil) // the policy does not come
+	var denied deniedError
+	if err := w.guard(pod).admit(&late, attrs, &cuts{}); !errors.As(err, &denied) || denied.decision.Missing != "default/p" {
+		t.Errorf("a new connection after the wait: %v, want a refusal that names the policy", err)
+	}
+	var changed policyChangedError
+	if !errors.As(ended.err, &changed) || changed.decision.Missing != "default/p" {
+		t.Errorf("the live connection after the wait: %v, want an end that names the policy", ended.err)
+	}
+	w.selectorPolicy(t, "p", true)
+	if err := w.guard(pod).admit(&late, attrs, &cuts{}); err != nil {
+		t.Errorf("the policy has come and allows: %v", err)
+	}
+}
+
+func TestAPolicyRemovedBeforeTheRecordDropsItIsSkipped(t *testing.T) {
+	w := idleWorker(t)
+	w.listed(t, "default/p")
+	w.selectorPolicy(t, "p", true)
+	pod := &Pod{UID: "a", Name: "a", Namespace: "default", ServiceAccount: "a"}
+	attrs := rbac.Attributes{SourceIP: netip.MustParseAddr("10.0.0.2"), Dest: netip.MustParseAddrPort("10.0.0.1:80")}
+	var live, late guarded
+	var ended cuts
+	if err := w.guard(pod).admit(&live, attrs, &ended); err != nil {
+		t.Fatal(err)
+	}
+	w.selectorPolicy(t, "p", false)
+	w.changed()
+	if err := w.guard(pod).admit(&late, attrs, &cuts{}); err != nil || ended.err != nil {
+		t.Errorf("a removal refuses a new connection (%v) or cuts a live one (%v)", err, ended.err)
+	}
+	w.listed(t) // the record follows
+	w.changed()
+	w.listed(t, "default/p")
+	w.changed()
+	if err := w.guard(pod).admit(&guarded{}, attrs, &cuts{}); err != errPolicyPending {
+		t.Errorf("the policy is listed anew and not there: %v, want a wait", err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -64,8 +65,18 @@ var kinds = []*Kind{
 	{Name: "WorkloadEntry", Plural: "workloadentries", Short: []string{"we"}, Groups: istioNet, check: protoSpec(&networking.WorkloadEntry{})},
 	{Name: "PeerAuthentication", Plural: "peerauthentications", Short: []string{"pa"}, Groups: istioSec, check: protoSpec(&security.PeerAuthentication{})},
 	{Name: "AuthorizationPolicy", Plural: "authorizationpolicies", Short: []string{"ap", "authz"}, Groups: istioSec, check: protoSpec(&security.AuthorizationPolicy{})},
+	{Name: "RequestAuthentication", Plural: "requestauthentications", Short: []string{"ra"}, Groups: istioSec, check: protoSpec(&security.RequestAuthentication{})},
+	{Name: "VirtualService", Plural: "virtualservices", Short: []string{"vs"}, Groups: istioNet, check: protoSpec(&networking.VirtualService{})},
+	{Name: "DestinationRule", Plural: "destinationrules", Short: []string{"dr"}, Groups: istioNet, check: protoSpec(&networking.DestinationRule{})},
+	{Name: "Telemetry", Plural: "telemetries", Short: []string{"telemetry"}, Groups: []string{"telemetry.istio.io"}, check: protoSpec(&telemetry.Telemetry{})},
 	{Name: "GatewayClass", Plural: "gatewayclasses", Short: []string{"gc"}, Groups: gatewayAPI, Cluster: true},
 	{Name: "Gateway", Plural: "gateways", Short: []string{"gtw"}, Groups: gatewayAPI},
+	{Name: "HTTPRoute", Plural: "httproutes", Groups: gatewayAPI},
+	{Name: "GRPCRoute", Plural: "grpcroutes", Groups: gatewayAPI},
+	{Name: "TCPRoute", Plural: "tcproutes", Groups: gatewayAPI},
+	{Name: "TLSRoute", Plural: "tlsroutes", Groups: gatewayAPI},
+	{Name: "ReferenceGrant", Plural: "referencegrants", Short: []string{"refgrant"}, Groups: gatewayAPI},
+	{Name: "BackendTLSPolicy", Plural: "backendtlspolicies", Groups: gatewayAPI},
 }
 
 func protoSpec(m protoreflect.ProtoMessage) func(c *checker, n *yaml.Node) {
