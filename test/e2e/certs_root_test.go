@@ -32,7 +32,7 @@ func TestRootSoakCertificatesOfShortLifeAreRenewedUnderLoad(t *testing.T) {
 	netnstest.RequireRoot(t)
 	m := start(t, "e2erenew", lab.Programs{ProxyArgs: []string{"--cert-ttl=" + shortLife().String()}}, mart())
 	g := m.generator(pick(100, 200), 20)
-	before := m.descriptors()
+	before := m.usage()
 	wire := m.tap("node-1")
 	client, far := m.issued("node-1", "client"), m.issued("node-2", "far")
 	load := g.start(t.Context())
@@ -69,7 +69,7 @@ func TestRootSoakTheRootRotatesUnderLoad(t *testing.T) {
 	life := "=" + shortLife().String()
 	m := start(t, "e2eroot", lab.Programs{ProxyArgs: []string{"--cert-ttl" + life}, ControlplaneArgs: []string{"--max-cert-ttl" + life}}, mart())
 	g := m.generator(pick(100, 200), 20)
-	before := m.descriptors()
+	before := m.usage()
 	wire := m.tap("node-1")
 	load := g.start(t.Context())
 	roots := m.authority().Roots

@@ -100,29 +100,40 @@ func (m *mesh) generator(rate, held int) *generator {
 	return g
 }
 
-// settled waits until the nodes' proxies have as few descriptors open as before the load, give or take some.
-func (m *mesh) settled(before map[string]int) {
+// usage is what a proxy holds.
+type usage struct{ descriptors, residentMiB int }
+
+func (m *mesh) usage() map[string]usage {
 	m.t.Helper()
-	after := map[string]int{}
+	out := map[string]usage{}
+	for _, node := range []string{"node-1", "node-2"} {
+		p := m.proxyOf(node)
+		out[node] = usage{p.fds(), p.resident()}
+		p.close()
+	}
+	return out
+}
+
+// What a proxy may hold more after a load than before it: descriptors and MiB..
+const moreDescriptors, moreMemory = 32, 96
+
+// settled waits until the nodes' proxies hold about as much as before the load.
+func (m *mesh) settled(before map[string]usage) {
+	m.t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		fine := true
-		for node, n := range before {
-			after[node] = m.proxyOf(node).fds()
-			fine = fine && after[node] >= 0 && after[node] <= n+32
+		fine, after := true, m.usage()
+		for node, b := range before {
+			a := after[node]
+			fine = fine && a.descriptors >= 0 && a.descriptors <= b.descriptors+moreDescriptors && a.residentMiB <= b.residentMiB+moreMemory
 		}
 		if fine || time.Now().After(end) {
 			if !fine {
-				m.t.Errorf("the proxies keep descriptors: %v before the load, %v after it", before, after)
+				m.t.Error("the proxies do not give back what they took")
 			}
-			m.t.Logf("descriptors of the proxies: %v before the load, %v after it", before, after)
+			m.t.Logf("proxies before the load: %+v, after it: %+v", before, after)
 			return
 		}
 	}
-}
-
-func (m *mesh) descriptors() map[string]int {
-	m.t.Helper()
-	return map[string]int{"node-1": m.proxyOf("node-1").fds(), "node-2": m.proxyOf("node-2").fds()}
 }
 
 // A proxy that dies takes the streams in flight with it and nothing else: what its pods and its peers dial while it is away
@@ -132,7 +143,7 @@ func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 	m := start(t, "e2ekill", lab.Programs{}, mart())
 	g := m.generator(pick(200, 500), 16)
 	g.again = true
-	before := m.descriptors()
+	before := m.usage()
 	wire := m.tap("node-1")
 	load := g.start(t.Context())
 	var died []window
@@ -180,7 +191,7 @@ func TestRootSoakAPlannedRestartOfTheProxyLosesNothing(t *testing.T) {
 	netnstest.RequireRoot(t)
 	m := start(t, "e2eplan", lab.Programs{}, mart())
 	g := m.generator(pick(200, 500), 0)
-	before := m.descriptors()
+	before := m.usage()
 	wire := m.tap("node-1")
 	load := g.start(t.Context())
 	time.Sleep(time.Second)
@@ -211,7 +222,7 @@ func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := &mesh{t: t, l: m.l, c: m.c, echo: m.echo}
 			g := m.generator(pick(200, 500), 20)
-			before := m.descriptors()
+			before := m.usage()
 			wire := m.tap("node-1")
 			load := g.start(t.Context())
 			time.Sleep(time.Second)

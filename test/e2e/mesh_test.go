@@ -243,10 +243,21 @@ func (p process) fds() int {
 	return len(entries)
 }
 
+// resident is the process's resident memory in MiB.
+func (p process) resident() int {
+	statm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.pid)) // it may have ended
+	var size, pages int
+	fmt.Sscan(string(statm), &size, &pages)
+	return pages * os.Getpagesize() >> 20
+}
+
+// close releases what refers to the process.
+func (p process) close() { unix.Close(p.pidfd) }
+
 // kill sends SIGKILL and blocks until the process has ended, with all its descriptors closed. It says between which
 // times the process died.
 func (p process) kill() (died window, err error) {
-	defer unix.Close(p.pidfd)
+	defer p.close()
 	died.from = time.Now()
 	if err := unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0); err != nil {
 		return died, fmt.Errorf("kill %d: %w", p.pid, err)
