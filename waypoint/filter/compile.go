@@ -48,6 +48,8 @@ var kinds = map[string]kind{
 	"envoy.extensions.filters.http.set_filter_state.v3.Config": {},
 	"stats.PluginConfig":                 {},
 	"io.istio.http.peer_metadata.Config": {},
+	// Done by the cluster that it is meant for, which resolves the request's host (cluster.Dynamic).
+	"envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig": {},
 }
 
 // typed makes a compile function of one that takes the message.

@@ -1,0 +1,265 @@
+// Package listener compiles Envoy's Listener and decides by it: which chain of filters a connection gets, by the address
+// that it was meant for (Listener.Lookup), and then by the protocol that is spoken on it (Target).
+//
+// A waypoint receives several listeners (controlplane.md 3.3). main_internal is the one that decides about services. The
+// others describe how Envoy builds and ends tunnels by connections to itself; they are compiled, so that a fault in them is
+// found, and the data path does what they say by itself.
+//
+// Everything compiled is immutable and may be used by all loops. Compiling is pure; an error names the path of the field
+// that it is about (package field).
+package listener
+
+import (
+	"fmt"
+	"net/netip"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	snidfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
+	"github.com/ambit-mesh/ambit/waypoint/field"
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+)
+
+// Main is the name of the listener that decides about services.
+const Main = "main_internal"
+
+// Listener is a compiled Listener. It is immutable.
+type Listener struct {
+	Name string
+	// Address is where it listens; not valid of an internal one.
+	Address netip.AddrPort
+	// Chains are all chains, by name the ones that are chosen.
+	Chains []*Chain
+	// Logs are the access logs of connections that get no chain.
+	Logs []*accesslog.Log
+
+	root        *node
+	byAuthority map[string]*Target
+}
+
+// Chain is a compiled FilterChain: exactly one of HTTP and TCP is set.
+type Chain struct {
+	Name string
+	HTTP *HTTP
+	TCP  *TCP
+	// TLS are the settings of a server that ends TLS; nil: plaintext. Only a listener with an address has any.
+	TLS *cluster.TLS
+}
+
+// Target is what is done with connections to an address: a chain for each protocol that is told apart. If neither HTTP, H2C
+// nor Names is set, nothing has to be told apart.
+type Target struct {
+	// HTTP is for HTTP/1, H2C for HTTP/2 without TLS; nil: connections of that protocol get TCP.
+	HTTP, H2C *HTTP
+	// TCP is for what is not HTTP; nil: there must be nothing else.
+	TCP *TCP
+	// Names chooses for connections that begin with TLS; nil: they get TCP.
+	Names *Names
+}
+
+// Decode reads and compiles a resource; it has the form that package xds asks for.
+func Decode(_ string, body []byte) (*Listener, error) {
+	var p listenerv3.Listener
+	if err := proto.Unmarshal(body, &p); err != nil {
+		return nil, err
+	}
+	return Compile(&p)
+}
+
+// Compile compiles a listener. What would change which chain a connection gets, or what is done in it, and is not known
+// here is refused.
+func Compile(p *listenerv3.Listener) (*Listener, error) {
+	l := &Listener{Name: p.GetName()}
+	if l.Name == "" {
+		return nil, field.Errorf("name", "required")
+	}
+	if err := l.refuse(p); err != nil {
+		return nil, err
+	}
+	var err error
+	if l.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
+		return nil, err
+	}
+	c := &compiler{l: l, chains: map[string]*Chain{}}
+	for i, f := range p.GetFilterChains() {
+		x, err := c.chain(f)
+		if err != nil {
+			return nil, field.Index(err, "filter_chains", i)
+		}
+		l.Chains = append(l.Chains, x)
+	}
+	var fallback *node
+	if f := p.GetDefaultFilterChain(); f != nil {
+		x, err := c.chain(f)
+		if err != nil {
+			return nil, field.At(err, "default_filter_chain")
+		}
+		l.Chains = append(l.Chains, x)
+		fallback = &node{target: c.leaf(x).target()}
+	}
+	return l, c.matcher(p, fallback)
+}
+
+// refuse names what is not supported in a listener.
+func (l *Listener) refuse(p *listenerv3.Listener) error {
+	switch {
+	case p.GetApiListener() != nil:
+		return field.Errorf("api_listener", "unsupported")
+	case p.GetUdpListenerConfig() != nil:
+		return field.Errorf("udp_listener_config", "unsupported")
+	case p.GetFcdsConfig() != nil:
+		return field.Errorf("fcds_config", "unsupported")
+	case len(p.GetAdditionalAddresses()) > 0 && p.GetInternalListener() != nil:
+		return field.Errorf("additional_addresses", "an internal listener has no address")
+	}
+	if a := p.GetAddress().GetSocketAddress(); a != nil {
+		if a.GetProtocol() != corev3.SocketAddress_TCP {
+			return field.Errorf("address.socket_address.protocol", "unsupported %v", a.GetProtocol())
+		}
+		addr, err := field.Addr(a)
+		if err != nil {
+			return field.At(err, "address.socket_address")
+		}
+		l.Address = addr
+	} else if p.GetInternalListener() == nil {
+		return field.Errorf("address", "a socket address, or internal_listener, is required")
+	}
+	for i, f := range p.GetListenerFilters() {
+		switch n := string(f.GetTypedConfig().MessageName()); n {
+		case "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+			"envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
+			"envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+			"envoy.extensions.filters.listener.set_filter_state.v3.Config":
+		default:
+			return field.Index(field.Errorf("typed_config", "unknown type %q of listener filter %q", n, f.GetName()), "listener_filters", i)
+		}
+	}
+	return nil
+}
+
+// compiler compiles one listener.
+type compiler struct {
+	l      *Listener
+	chains map[string]*Chain
+}
+
+func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
+	x := &Chain{Name: p.GetName()}
+	if x.Name != "" {
+		if c.chains[x.Name] != nil {
+			return nil, field.Errorf("name", "%q is there twice", x.Name)
+		}
+		c.chains[x.Name] = x
+	}
+	if err := c.compileTLS(x, p.GetTransportSocket()); err != nil {
+		return nil, field.At(err, "transport_socket")
+	}
+	fs := p.GetFilters()
+	if len(fs) == 0 {
+		return nil, field.Errorf("filters", "required")
+	}
+	last := len(fs) - 1
+	var gates []filter.Gate
+	var names snidfpv3.FilterConfig
+	for i, f := range fs[:last] {
+		if f.GetTypedConfig().MessageIs(&names) {
+			if err := f.GetTypedConfig().UnmarshalTo(&names); err != nil {
+				return nil, field.Index(field.At(err, "typed_config"), "filters", i)
+			}
+			continue
+		}
+		g, err := compileGate(f)
+		if err != nil {
+			return nil, field.Index(err, "filters", i)
+		}
+		if g != nil {
+			gates = append(gates, g)
+		}
+	}
+	if err := x.compileLast(fs[last], gates); err != nil {
+		return nil, field.Index(err, "filters", last)
+	}
+	if port := names.GetPortValue(); port > 65535 {
+		return nil, field.Errorf("filters", "not a port: %d", port)
+	} else if x.TCP != nil {
+		x.TCP.NamePort = uint16(port)
+	}
+	return x, nil
+}
+
+func compileGate(f *listenerv3.Filter) (filter.Gate, error) {
+	if f.GetConfigDiscovery() != nil {
+		return nil, field.Errorf("config_discovery", "filters by extension discovery are not supported")
+	}
+	if f.GetTypedConfig() == nil {
+		return nil, field.Errorf("typed_config", "required")
+	}
+	g, err := filter.CompileGate(f.GetName(), f.GetTypedConfig())
+	return g, field.At(err, "typed_config")
+}
+
+// compileLast compiles the filter that ends a chain.
+func (x *Chain) compileLast(f *listenerv3.Filter, gates []filter.Gate) (err error) {
+	a := f.GetTypedConfig()
+	var h hcmv3.HttpConnectionManager
+	var t tcpv3.TcpProxy
+	switch {
+	case a.MessageIs(&h):
+		if err = a.UnmarshalTo(&h); err == nil {
+			x.HTTP, err = compileHTTP(&h)
+		}
+		if err == nil {
+			x.HTTP.Chain, x.HTTP.Gates = x, gates
+		}
+	case a.MessageIs(&t):
+		if err = a.UnmarshalTo(&t); err == nil {
+			x.TCP, err = compileTCP(&t)
+		}
+		if err == nil {
+			x.TCP.Chain, x.TCP.Gates = x, gates
+		}
+	default:
+		err = fmt.Errorf("the last filter %q of type %q is neither a connection manager nor a TCP proxy", f.GetName(), a.MessageName())
+	}
+	return field.At(err, "typed_config")
+}
+
+func (c *compiler) compileTLS(x *Chain, s *corev3.TransportSocket) error {
+	a := s.GetTypedConfig()
+	if s == nil || a == nil && s.GetName() == "envoy.transport_sockets.raw_buffer" || a.MessageName() == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" {
+		return nil
+	}
+	var d tlsv3.DownstreamTlsContext
+	switch {
+	case !a.MessageIs(&d):
+		return field.Errorf("typed_config", "unknown transport socket %q of type %q", s.GetName(), a.MessageName())
+	case !c.l.Address.IsValid():
+		return field.Errorf("typed_config", "unsupported: TLS is not ended behind the tunnel")
+	}
+	if err := a.UnmarshalTo(&d); err != nil {
+		return field.At(err, "typed_config")
+	}
+	t, err := cluster.CompileTLS(d.GetCommonTlsContext())
+	if err != nil {
+		return field.At(err, "typed_config.common_tls_context")
+	}
+	t.ClientCert = d.GetRequireClientCertificate().GetValue()
+	x.TLS = t
+	return nil
+}
+
+// Lookup is what is done with connections to an address; nil: they are refused. It does not allocate.
+func (l *Listener) Lookup(dst netip.AddrPort) *Target {
+	return l.root.lookup(netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()))
+}
+
+// LookupName is what is done with connections to "host:port", as tunnels between networks name their destination; nil: they
+// are refused.
+func (l *Listener) LookupName(authority string) *Target { return l.byAuthority[authority] }
