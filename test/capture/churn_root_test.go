@@ -1,0 +1,350 @@
+package capture
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/lab/echo"
+	"github.com/ambit-mesh/ambit/internal/lab/wire"
+)
+
+const (
+	churnMarker    = "AMBIT-CHURN-MARKER-c41e"
+	outsiderMarker = "AMBIT-OUTSIDER-MARKER-07"
+)
+
+// churnManifests close the mesh: STRICT everywhere, and nobody may do anything but the account "starter" speak to the
+// server and to the replicas that come and go, and the client to the replicas.
+const churnManifests = `
+{apiVersion: v1, kind: Namespace, metadata: {name: churn, labels: {istio.io/dataplane-mode: ambient}}}
+---
+{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: default, namespace: istio-system}, spec: {mtls: {mode: STRICT}}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: nothing, namespace: istio-system}, spec: {}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: starter, namespace: shop}
+spec:
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/churn/sa/starter]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: client, namespace: churn}
+spec:
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]
+---
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: starter, namespace: churn}}
+---
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: stranger, namespace: churn}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: replicas, namespace: churn}, spec: {selector: {app: replica}, ipFamilyPolicy: PreferDualStack, ports: [{name: http, port: 80, targetPort: 8080}]}}
+`
+
+// starterPod makes requests from its first instruction on: no shell, no probe, no pause before them.
+func (w *world) starterPod(i int, account string, to netip.AddrPort) string {
+	argv, err := json.Marshal([]string{w.ambit, "echo", "client", "--json", "--fresh", "--count=5", "--timeout=10s", "--data=" + churnMarker, "http://" + to.String() + "/"})
+	must(w.t, err)
+	return fmt.Sprintf(`
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pod-%d, namespace: churn, labels: {app: starter}}
+spec:
+  serviceAccountName: %s
+  nodeSelector: {kubernetes.io/hostname: node-%d}
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, command: %s}]
+`, i, account, 1+i%2, argv)
+}
+
+// replicaPods serve from their first instruction on, behind a service.
+func replicaPods(generation, n int) string {
+	return fmt.Sprintf(`
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: replica, namespace: churn}
+spec:
+  replicas: %d
+  selector: {matchLabels: {app: replica}}
+  strategy: {rollingUpdate: {maxSurge: 100%%, maxUnavailable: 0}}
+  template:
+    metadata: {labels: {app: replica, generation: "%d"}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: echo, image: ambit/echo}]
+`, n, generation)
+}
+
+// intruder speaks plaintext, from a pod outside of the mesh, to the addresses of the pods that come and go and to those that
+// the next ones will get.
+type intruder struct {
+	w    *world
+	from *lab.Access
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	targets                          atomic.Pointer[[]netip.AddrPort]
+	tried, connected, answered, hung atomic.Int64
+}
+
+func (w *world) intrude() *intruder {
+	w.t.Helper()
+	from, err := w.c.Access(w.t.Context(), "outside", "outsider", "")
+	must(w.t, err)
+	in := &intruder{w: w, from: from, stop: make(chan struct{})}
+	in.targets.Store(&[]netip.AddrPort{})
+	in.wg.Go(in.watch)
+	for range 4 {
+		in.wg.Go(in.run)
+	}
+	return in
+}
+
+func (in *intruder) ended() bool {
+	select {
+	case <-in.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// watch keeps the list of targets.
+func (in *intruder) watch() {
+	for ; !in.ended(); time.Sleep(20 * time.Millisecond) {
+		set := map[netip.AddrPort]bool{}
+		for _, p := range in.w.pods("churn") {
+			for _, a := range p.addrs(in.w.t) {
+				for range 6 { // a node hands its addresses out in turn
+					set[netip.AddrPortFrom(a, 8080)] = true
+					a = a.Next()
+				}
+			}
+		}
+		list := slices.Collect(maps.Keys(set))
+		in.targets.Store(&list)
+	}
+}
+
+func (in *intruder) run() {
+	for !in.ended() {
+		list := *in.targets.Load()
+		if len(list) == 0 {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		in.try(list[rand.IntN(len(list))])
+	}
+}
+
+func (in *intruder) try(to netip.AddrPort) {
+	in.tried.Add(1)
+	var conn net.Conn
+	err := in.from.Do(func() (err error) {
+		conn, err = net.DialTimeout("tcp", to.String(), 50*time.Millisecond)
+		return err
+	})
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	in.connected.Add(1)
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n%s: 1\r\n\r\n", outsiderMarker)
+	n, err := conn.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		in.answered.Add(1)
+	case errors.Is(err, os.ErrDeadlineExceeded): // its pod is gone
+		in.hung.Add(1)
+	}
+}
+
+func (in *intruder) end() {
+	close(in.stop)
+	in.wg.Wait()
+}
+
+// churn is a run of the test and its figures.
+type churn struct {
+	w              *world
+	total, wave    int
+	served, failed int
+	strangers      int
+}
+
+// Acceptance point 3: no moment of plaintext at pod start. Pods come and go in a mesh that denies by default; each sends,
+// or serves, from its first instruction. Both nodes' links are captured all the time.
+func TestRootNoPodHasAMomentInPlaintext(t *testing.T) {
+	w := newWorld(t, "capchurn", nil)
+	c := &churn{w: w, total: 20, wave: 10}
+	if soak() {
+		c.total, c.wave = 200, 20
+	}
+	w.demo("start", "enroll.yaml")
+	w.apply("{apiVersion: v1, kind: Namespace, metadata: {name: outside}}")
+	t.Run("a pod outside of the mesh is seen in plaintext", func(t *testing.T) {
+		stop := w.tap("node-1", churnMarker)
+		w.load("outside", "outsider", "--fresh", "--count=3", "--data="+churnMarker, "http://server.shop/")
+		if r := stop(); r.Markers() < 3 {
+			t.Errorf("the marker was seen %d times: the comparison is blind", r.Markers())
+		}
+	})
+	w.apply(churnManifests + replicaPods(0, 4))
+	w.tunnelled("node-1", "server-", true)
+	w.tunnelled("node-2", "server-", true)
+	w.await("the mesh to be closed", 20*time.Second, func() error {
+		if s := w.load("outside", "outsider", "--fresh", "--timeout=2s", "http://server.shop/"); s.OK > 0 {
+			return errors.New("an outsider is still served")
+		}
+		return nil
+	})
+	outsider := w.addrs("outside", "outsider")
+	taps := []func() wire.Report{w.tap("node-1", churnMarker), w.tap("node-2", churnMarker)}
+	in := w.intrude()
+	end := sync.OnceFunc(in.end)
+	defer end()
+	c.run()
+	end()
+	for i, stop := range taps {
+		r := stop()
+		inside, tls13 := c.check(t, r, outsider)
+		t.Logf("node-%d: %d packets, %d connections of pods in the mesh, %d of them seen whole and TLS 1.3, marker %d times, %d packets missed",
+			i+1, r.Packets, inside, tls13, r.Markers(), r.Dropped)
+	}
+	t.Logf("%d pods: %d requests from their first instruction served, %d not; %d by strangers served", c.total, c.served, c.failed, c.strangers)
+	t.Logf("an intruder made %d attempts in plaintext, %d met a listener, %d were answered, %d ended with their pod", in.tried.Load(), in.connected.Load(), in.answered.Load(), in.hung.Load())
+	if c.failed > 0 || c.strangers > 0 || in.answered.Load() > 0 || in.connected.Load() == 0 {
+		t.Error("want every request of the starters served, and nobody else's")
+	}
+}
+
+// check looks at a capture: nothing but the intruder's own bytes may be plaintext.
+func (c *churn) check(t *testing.T, r wire.Report, outsider []netip.Addr) (inside, tls13 int) {
+	t.Helper()
+	own := wire.Report{Packets: r.Packets, Dropped: r.Dropped}
+	for _, f := range r.Flows {
+		foreign := false
+		for _, a := range outsider {
+			foreign = foreign || f.Client.Addr() == a || f.Server.Addr() == a
+		}
+		if foreign {
+			if f.Markers > 0 {
+				t.Errorf("the marker went to the intruder: %+v", f)
+			}
+			continue
+		}
+		own.Flows = append(own.Flows, f)
+	}
+	if err := encrypted(own); err != nil {
+		t.Error(err)
+	}
+	tls13 = own.Count(func(f *wire.Flow) bool { return f.Whole && f.TLS13() })
+	if tls13 == 0 {
+		t.Error("no tunnel was seen")
+	}
+	return len(own.Flows), tls13
+}
+
+// run has the pods come and go, while the client speaks to the replicas, of which every wave replaces all.
+func (c *churn) run() {
+	w := c.w
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	replicas := &echo.Summary{Errors: map[string]int{}}
+	wg.Go(func() { w.whileOpen(stop, replicas) })
+	defer func() {
+		close(stop)
+		wg.Wait()
+		w.t.Logf("the client's requests to replicas that come and go: %d served, %d not: %v", replicas.OK, replicas.Failed, replicas.Errors)
+		if replicas.OK == 0 {
+			w.t.Error("no replica ever answered the client")
+		}
+	}()
+	to := append(ports(w.serverAddrs(), 8080), ports(w.vips("shop", "server"), 80)...)
+	for first := 0; first < c.total; first += c.wave {
+		var b strings.Builder
+		for i := first; i < min(first+c.wave, c.total); i++ {
+			account := "starter"
+			if i%5 == 4 {
+				account = "stranger"
+			}
+			b.WriteString(w.starterPod(i, account, to[i%len(to)]))
+		}
+		must(w.t, w.c.ApplyYAML(w.t.Context(), b.String()+replicaPods(1+first, 4)))
+		c.finish(first, min(first+c.wave, c.total))
+	}
+}
+
+// whileOpen makes requests to the replicas until stop is closed.
+func (w *world) whileOpen(stop <-chan struct{}, sum *echo.Summary) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		s := w.load("shop", "client", "--fresh", "--count=20", "--parallel=2", "--timeout=2s", "--data="+churnMarker, "http://replicas.churn/")
+		sum.OK, sum.Failed = sum.OK+s.OK, sum.Failed+s.Failed
+		for e, n := range s.Errors {
+			sum.Errors[e] += n
+		}
+	}
+}
+
+// finish waits for the pods of a wave to end, counts what they report, and deletes them.
+func (c *churn) finish(from, to int) {
+	w := c.w
+	w.t.Helper()
+	w.await(fmt.Sprintf("pods %d to %d to end", from, to-1), time.Minute, func() error {
+		running := 0
+		for _, p := range w.pods("churn") {
+			if strings.HasPrefix(p.Metadata.Name, "pod-") && p.Status.Phase != "Succeeded" {
+				running++
+			}
+		}
+		if running > 0 {
+			return fmt.Errorf("%d pods have not ended", running)
+		}
+		return nil
+	})
+	for i := from; i < to; i++ {
+		name := fmt.Sprint("pod-", i)
+		path, err := w.c.LogFile(w.t.Context(), "churn", name, "")
+		must(w.t, err)
+		text, err := os.ReadFile(path)
+		must(w.t, err)
+		var sum echo.Summary
+		if err := json.Unmarshal(text, &sum); err != nil {
+			w.t.Errorf("%s wrote %q: %v", name, text, err)
+		}
+		if i%5 == 4 {
+			c.strangers += sum.OK
+		} else {
+			c.served, c.failed = c.served+sum.OK, c.failed+sum.Failed
+			if sum.Failed > 0 {
+				w.t.Logf("%s: %v", name, sum.Errors)
+			}
+		}
+		must(w.t, w.c.DeleteObject(w.t.Context(), "Pod", "churn", name))
+	}
+	w.ready()
+}
