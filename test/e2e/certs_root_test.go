@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
 // shortLife is the lifetime of certificates in these tests. They are renewed at half of it.
@@ -29,18 +28,18 @@ func (m *mesh) issued(node, account string) int {
 }
 
 func TestRootSoakCertificatesOfShortLifeAreRenewedUnderLoad(t *testing.T) {
-	netnstest.RequireRoot(t)
-	m := start(t, "e2erenew", lab.Programs{ProxyArgs: []string{"--cert-ttl=" + shortLife().String()}}, mart())
+	m := start(t, lab.Options{Name: "e2erenew", Programs: lab.Programs{ProxyArgs: []string{"--cert-ttl=" + shortLife().String()}}})
+	m.apply(mart())
 	g := m.generator(pick(100, 200), 20)
 	before := m.usage()
-	wire := m.tap("node-1")
+	stop := m.tap("node-1")
 	client, far := m.issued("node-1", "client"), m.issued("node-2", "far")
 	load := g.start(t.Context())
 	time.Sleep(pick(11*time.Second, 10*time.Minute))
 	sum := load.end()
 	client, far = m.issued("node-1", "client")-client, m.issued("node-2", "far")-far
 	t.Logf("certificates of %s, renewed %d (client) and %d times (server): %s", shortLife(), client, far, sum.words())
-	t.Log(wire.end())
+	wantEncrypted(t, "node-1", stop())
 	m.settled(before)
 	sum.zero(t)
 	if want := int(sum.length / shortLife()); client < want || far < want {
@@ -65,12 +64,12 @@ func (m *mesh) authority() (a authority) {
 
 // Two roots one after the other; in the full form the control plane is killed in each phase of the second one as well.
 func TestRootSoakTheRootRotatesUnderLoad(t *testing.T) {
-	netnstest.RequireRoot(t)
 	life := "=" + shortLife().String()
-	m := start(t, "e2eroot", lab.Programs{ProxyArgs: []string{"--cert-ttl" + life}, ControlplaneArgs: []string{"--max-cert-ttl" + life}}, mart())
+	m := start(t, lab.Options{Name: "e2eroot", Programs: lab.Programs{ProxyArgs: []string{"--cert-ttl" + life}, ControlplaneArgs: []string{"--max-cert-ttl" + life}}})
+	m.apply(mart())
 	g := m.generator(pick(100, 200), 20)
 	before := m.usage()
-	wire := m.tap("node-1")
+	stop := m.tap("node-1")
 	load := g.start(t.Context())
 	roots := m.authority().Roots
 	for i := range pick(1, 2) {
@@ -102,7 +101,7 @@ func TestRootSoakTheRootRotatesUnderLoad(t *testing.T) {
 	}
 	sum := load.end()
 	t.Logf("root rotated: %s", sum.words())
-	t.Log(wire.end())
+	wantEncrypted(t, "node-1", stop())
 	m.settled(before)
 	sum.zero(t)
 }
@@ -110,19 +109,9 @@ func TestRootSoakTheRootRotatesUnderLoad(t *testing.T) {
 // signedBy fails the test unless the node's proxy holds a certificate of the account that leads to the roots.
 func (m *mesh) signedBy(node, account, roots string) {
 	m.t.Helper()
-	text, err := m.c.Fetch(m.t.Context(), "ztunnel/"+node, "http://127.0.0.1:15000/config_dump")
+	dump, err := m.dump(node)
 	if err != nil {
 		m.t.Error(err)
-		return
-	}
-	var dump struct {
-		Certificates []struct {
-			Identity  string
-			CertChain []struct{ PEM string }
-		}
-	}
-	if err := json.Unmarshal([]byte(text), &dump); err != nil {
-		m.t.Errorf("read config_dump of %s: %v", node, err)
 		return
 	}
 	pool := x509.NewCertPool()

@@ -11,12 +11,11 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/lab"
 	"github.com/ambit-mesh/ambit/internal/netns"
-	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
 // mart is a client on node-1 and two servers, one on each node. The service far has many ports: a client has about 28,000
 // of its own towards each address and port, and each is gone for a minute after use.
-func mart() lab.File {
+func mart() string {
 	var ports strings.Builder
 	for i := range 16 {
 		fmt.Fprintf(&ports, "\n  - {name: p%d, port: %d, targetPort: 8080}", i, 8001+i)
@@ -51,7 +50,7 @@ spec:
   ports:%[2]s
 `, name, ports.String())
 	}
-	return lab.File{Name: "mart", Data: []byte(`
+	return `
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -62,7 +61,7 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: default, namespace: mart}
 spec: {mtls: {mode: STRICT}}
-` + pod("client", "node-1") + pod("far", "node-2") + pod("near", "node-1") + service("far") + service("near"))}
+` + pod("client", "node-1") + pod("far", "node-2") + pod("near", "node-1") + service("far") + service("near")
 }
 
 // generator is a load of the client on both servers, three of four connections on the one of the other node. It waits until
@@ -88,7 +87,7 @@ func (m *mesh) generator(rate, held int) *generator {
 	}
 	for _, to := range g.targets {
 		m.eventually("an answer of "+to.String(), 20*time.Second, func() bool {
-			conn, err := dial(ns, to, time.Now().Add(2*time.Second))
+			conn, err := connect(ns, to, time.Now().Add(2*time.Second))
 			if err != nil {
 				return false
 			}
@@ -100,51 +99,15 @@ func (m *mesh) generator(rate, held int) *generator {
 	return g
 }
 
-// usage is what a proxy holds.
-type usage struct{ descriptors, residentMiB int }
-
-func (m *mesh) usage() map[string]usage {
-	m.t.Helper()
-	out := map[string]usage{}
-	for _, node := range []string{"node-1", "node-2"} {
-		p := m.proxyOf(node)
-		out[node] = usage{p.fds(), p.resident()}
-		p.close()
-	}
-	return out
-}
-
-// What a proxy may hold more after a load than before it: descriptors and MiB..
-const moreDescriptors, moreMemory = 32, 96
-
-// settled waits until the nodes' proxies hold about as much as before the load.
-func (m *mesh) settled(before map[string]usage) {
-	m.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		fine, after := true, m.usage()
-		for node, b := range before {
-			a := after[node]
-			fine = fine && a.descriptors >= 0 && a.descriptors <= b.descriptors+moreDescriptors && a.residentMiB <= b.residentMiB+moreMemory
-		}
-		if fine || time.Now().After(end) {
-			if !fine {
-				m.t.Error("the proxies do not give back what they took")
-			}
-			m.t.Logf("proxies before the load: %+v, after it: %+v", before, after)
-			return
-		}
-	}
-}
-
 // A proxy that dies takes the streams in flight with it and nothing else: what its pods and its peers dial while it is away
 // waits in the listeners, which capture holds too.
 func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
-	netnstest.RequireRoot(t)
-	m := start(t, "e2ekill", lab.Programs{}, mart())
+	m := start(t, lab.Options{Name: "e2ekill"})
+	m.apply(mart())
 	g := m.generator(pick(200, 500), 16)
 	g.again = true
 	before := m.usage()
-	wire := m.tap("node-1")
+	stop := m.tap("node-1")
 	load := g.start(t.Context())
 	var died []window
 	kills := pick(4, 20) // ten times each node's
@@ -163,7 +126,7 @@ func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 	time.Sleep(time.Duration(pick(2, 4)) * time.Second)
 	sum := load.end()
 	t.Logf("proxies killed %d times: %s", kills, sum.words())
-	t.Log(wire.end())
+	wantEncrypted(t, "node-1", stop())
 	m.settled(before)
 	if n := sum.count(refused); n > 0 {
 		t.Errorf("%d connections were refused, want none", n)
@@ -188,11 +151,11 @@ func TestRootSoakAKilledProxyRefusesNothingAndLeaksNothing(t *testing.T) {
 }
 
 func TestRootSoakAPlannedRestartOfTheProxyLosesNothing(t *testing.T) {
-	netnstest.RequireRoot(t)
-	m := start(t, "e2eplan", lab.Programs{}, mart())
+	m := start(t, lab.Options{Name: "e2eplan"})
+	m.apply(mart())
 	g := m.generator(pick(200, 500), 0)
 	before := m.usage()
-	wire := m.tap("node-1")
+	stop := m.tap("node-1")
 	load := g.start(t.Context())
 	time.Sleep(time.Second)
 	restarts := pick(2, 10)
@@ -202,15 +165,15 @@ func TestRootSoakAPlannedRestartOfTheProxyLosesNothing(t *testing.T) {
 	}
 	sum := load.end()
 	t.Logf("proxies restarted %d times: %s", restarts, sum.words())
-	t.Log(wire.end())
+	wantEncrypted(t, "node-1", stop())
 	m.settled(before)
 	sum.zero(t)
 }
 
 // Neither capture nor the control plane is on the path of a byte: connections that are open go on too.
 func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
-	netnstest.RequireRoot(t)
-	m := start(t, "e2eside", lab.Programs{}, mart())
+	m := start(t, lab.Options{Name: "e2eside"})
+	m.apply(mart())
 	for _, c := range []struct {
 		name  string
 		words [][]string
@@ -220,10 +183,10 @@ func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 		{"controlplane", [][]string{{"--manifests=/run/ambit-lab/e2eside/manifests"}}, 6 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := &mesh{t: t, l: m.l, c: m.c, echo: m.echo}
+			m := m.in(t)
 			g := m.generator(pick(200, 500), 20)
 			before := m.usage()
-			wire := m.tap("node-1")
+			stop := m.tap("node-1")
 			load := g.start(t.Context())
 			time.Sleep(time.Second)
 			kills := pick(2, 10)
@@ -235,7 +198,7 @@ func TestRootSoakKilledCaptureAndControlPlaneLoseNothing(t *testing.T) {
 			}
 			sum := load.end()
 			t.Logf("%s killed %d times: %s", c.name, kills, sum.words())
-			t.Log(wire.end())
+			wantEncrypted(t, "node-1", stop())
 			m.settled(before)
 			sum.zero(t)
 		})

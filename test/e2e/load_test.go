@@ -19,9 +19,6 @@ import (
 	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
-// marker is in every byte of load; it must never be seen on the wire.
-const marker = "AMBIT-E2E-MARKER-5d1c80"
-
 // loadTimeout is how long one exchange may take: far longer than any program needs to come back.
 const loadTimeout = 30 * time.Second
 
@@ -127,7 +124,7 @@ func (r *running) once(i int) {
 	begin := time.Now()
 	line := fmt.Sprintf("%s %d\n", marker, i)
 	step, err := "connect", error(nil)
-	conn, err := dial(r.g.ns, r.g.targets[i%len(r.g.targets)], begin.Add(loadTimeout))
+	conn, err := connect(r.g.ns, r.g.targets[i%len(r.g.targets)], begin.Add(loadTimeout))
 	if err == nil {
 		defer conn.Close()
 		step, err = exchange(conn, line)
@@ -156,7 +153,7 @@ func (r *running) holdOne(ctx context.Context, to netip.AddrPort) {
 		defer r.mu.Unlock()
 		r.sum.failures = append(r.sum.failures, failure{window{begin, time.Now()}, step, err, true})
 	}
-	conn, err := dial(r.g.ns, to, begin.Add(loadTimeout))
+	conn, err := connect(r.g.ns, to, begin.Add(loadTimeout))
 	if err != nil {
 		fail("held connection: connect", err)
 		return
@@ -179,8 +176,8 @@ func (r *running) holdOne(ctx context.Context, to netip.AddrPort) {
 	}
 }
 
-// dial connects out of the namespace. Reads and writes of the connection end at the deadline.
-func dial(ns *netns.NS, to netip.AddrPort, deadline time.Time) (*os.File, error) {
+// connect connects out of the namespace. Reads and writes of the connection end at the deadline.
+func connect(ns *netns.NS, to netip.AddrPort, deadline time.Time) (*os.File, error) {
 	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {
 		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
