@@ -22,8 +22,11 @@ import (
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
-// outsiderMarker is in what comes from outside of the mesh and may be seen.
-const outsiderMarker = "AMBIT-OUTSIDER-MARKER-07"
+// These may be seen on the wire.
+const (
+	outsiderMarker  = "AMBIT-OUTSIDER-MARKER-07"
+	neighbourMarker = "AMBIT-NEIGHBOUR-MARKER-3"
+)
 
 // churnManifests close the mesh: STRICT everywhere, and nobody may do anything but the account "starter" speak to the
 // server and to the replicas that come and go, and the client to the replicas.
@@ -92,9 +95,9 @@ spec:
 `, n, generation)
 }
 
-// intruder speaks plaintext, from a pod outside of the mesh, to the addresses of the pods that come and go and to those that
-// the next ones will get.
-type intruder struct {
+// caller speaks, from one pod and without pause, to the addresses of pods that come and go.
+type caller struct {
+	callerConfig
 	m    *mesh
 	from *lab.Access
 	stop chan struct{}
@@ -104,11 +107,18 @@ type intruder struct {
 	tried, connected, answered, hung atomic.Int64
 }
 
-func (m *mesh) intrude() *intruder {
+type callerConfig struct {
+	namespace, pod, marker string
+	prefix                 string // of the names of the pods that are called
+	ahead                  int    // addresses behind a pod's own that are tried too: a node hands them out in turn
+}
+
+// startCaller starts one; end ends it.
+func (m *mesh) startCaller(cfg callerConfig) *caller {
 	m.t.Helper()
-	from, err := m.c.Access(m.t.Context(), "outside", "outsider", "")
+	from, err := m.c.Access(m.t.Context(), cfg.namespace, cfg.pod, "")
 	netnstest.Must(m.t, err)
-	in := &intruder{m: m, from: from, stop: make(chan struct{})}
+	in := &caller{callerConfig: cfg, m: m, from: from, stop: make(chan struct{})}
 	in.targets.Store(&[]netip.AddrPort{})
 	in.wg.Go(in.watch)
 	for range 4 {
@@ -117,7 +127,7 @@ func (m *mesh) intrude() *intruder {
 	return in
 }
 
-func (in *intruder) ended() bool {
+func (in *caller) ended() bool {
 	select {
 	case <-in.stop:
 		return true
@@ -127,12 +137,15 @@ func (in *intruder) ended() bool {
 }
 
 // watch keeps the list of targets.
-func (in *intruder) watch() {
+func (in *caller) watch() {
 	for ; !in.ended(); time.Sleep(20 * time.Millisecond) {
 		set := map[netip.AddrPort]bool{}
 		for _, p := range in.m.pods("churn") {
+			if !strings.HasPrefix(p.Metadata.Name, in.prefix) {
+				continue
+			}
 			for _, a := range p.addrs() {
-				for range 6 { // a node hands its addresses out in turn
+				for range 1 + in.ahead {
 					set[netip.AddrPortFrom(a, 8080)] = true
 					a = a.Next()
 				}
@@ -143,7 +156,7 @@ func (in *intruder) watch() {
 	}
 }
 
-func (in *intruder) run() {
+func (in *caller) run() {
 	for !in.ended() {
 		list := *in.targets.Load()
 		if len(list) == 0 {
@@ -154,7 +167,7 @@ func (in *intruder) run() {
 	}
 }
 
-func (in *intruder) try(to netip.AddrPort) {
+func (in *caller) try(to netip.AddrPort) {
 	in.tried.Add(1)
 	var conn net.Conn
 	err := in.from.Do(func() (err error) {
@@ -167,7 +180,7 @@ func (in *intruder) try(to netip.AddrPort) {
 	defer conn.Close()
 	in.connected.Add(1)
 	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-	_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n%s: 1\r\n\r\n", outsiderMarker)
+	_, _ = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n%s: 1\r\n\r\n", in.marker)
 	n, err := conn.Read(make([]byte, 1))
 	switch {
 	case n > 0:
@@ -177,7 +190,7 @@ func (in *intruder) try(to netip.AddrPort) {
 	}
 }
 
-func (in *intruder) end() {
+func (in *caller) end() {
 	close(in.stop)
 	in.wg.Wait()
 }
@@ -218,11 +231,14 @@ func TestRootNoPodHasAMomentInPlaintext(t *testing.T) {
 	})
 	outsider := m.addrs("outside", "outsider")
 	taps := []func() wire.Report{m.tap("node-1"), m.tap("node-2")}
-	in := m.intrude()
-	end := sync.OnceFunc(in.end)
+	in := m.startCaller(callerConfig{namespace: "outside", pod: "outsider", marker: outsiderMarker, ahead: 5})
+	beside := m.startCaller(callerConfig{namespace: "shop", pod: "client", marker: neighbourMarker, prefix: "replica-"})
+	end := sync.OnceFunc(func() { in.end(); beside.end() })
 	defer end()
+	logged := len(m.log("ztunnel/node-1", "proxy"))
 	c.run()
 	end()
+	c.neighbours(t, beside, m.log("ztunnel/node-1", "proxy")[logged:])
 	for i, stop := range taps {
 		c.check(t, fmt.Sprint("node-", i+1), stop(), outsider)
 	}
@@ -233,12 +249,34 @@ func TestRootNoPodHasAMomentInPlaintext(t *testing.T) {
 	}
 }
 
-// check looks at a capture: nothing but the intruder's own bytes may be plaintext.
+// neighbours checks that a pod of the mesh that speaks to the addresses of new ones sent plaintext to none that its node
+// knew. An address that it does not know may be anybody's (O6).
+func (c *churn) neighbours(t *testing.T, beside *caller, log string) {
+	t.Helper()
+	unknown := 0
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, `src.workload="client"`) || !strings.Contains(line, `direction="outbound"`) ||
+			strings.Contains(line, "dst.hbone_addr=") || strings.Contains(line, `via="same-node"`) {
+			continue
+		}
+		if strings.Contains(line, `dst.namespace="churn"`) {
+			t.Errorf("plaintext to a pod of the mesh: %s", line)
+		}
+		unknown++
+	}
+	t.Logf("a neighbour made %d calls to pods by address, %d were answered, %d went to addresses that its node did not know", beside.tried.Load(), beside.answered.Load(), unknown)
+	if beside.answered.Load() == 0 {
+		t.Error("no pod ever answered its neighbour")
+	}
+}
+
+// check looks at a capture: nothing but the intruder's own bytes, and what the neighbour sent to addresses that nobody
+// knew, may be plaintext.
 func (c *churn) check(t *testing.T, node string, r wire.Report, outsider []netip.Addr) {
 	t.Helper()
 	own := wire.Report{Packets: r.Packets, Dropped: r.Dropped}
 	for _, f := range r.Flows {
-		foreign := false
+		foreign := strings.Contains(string(f.First), neighbourMarker)
 		for _, a := range outsider {
 			foreign = foreign || f.Client.Addr() == a || f.Server.Addr() == a
 		}
