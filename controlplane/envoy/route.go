@@ -55,25 +55,30 @@ func (b *builder) serviceRoutes(s *service, p port) *routev3.RouteConfiguration 
 	}
 	src := b.rulesFor(s, p)
 	var routes []*routev3.Route
+	said := false // some rule is for this port, if only for clients or paths that there are not
 	if src != nil {
 		for _, r := range src.http {
+			said = said || forPort(r, p)
 			routes = append(routes, b.httpRoutes(src, r, s, p)...)
 			if catchesAll(routes) {
 				break // what follows is never reached
 			}
 		}
 	}
-	if len(routes) == 0 {
-		if src != nil && len(src.http) > 0 {
-			// All rules are for other ports: nothing is said about this one.
-			src = nil
-		}
+	if !said {
 		routes = []*routev3.Route{defaultRoute(cluster, s.host(), p.number, b.hashPolicies(b.ruleFor(s), "", p.number))}
 		rc := routeConfig(cluster, p.number, domain, routes)
 		rc.MaxDirectResponseBodySizeBytes = u32(1 << 20)
 		return rc
 	}
 	return routeConfig(cluster, p.number, domain, routes)
+}
+
+// forPort says whether a rule is for a port and for the mesh.
+func forPort(r *httpRule, p port) bool {
+	return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(m *networking.HTTPMatchRequest) bool {
+		return m != nil && (m.Port == 0 || m.Port == p.number) && (len(m.Gateways) == 0 || slices.Contains(m.Gateways, "mesh"))
+	})
 }
 
 func routeConfig(name string, number uint32, domain string, routes []*routev3.Route) *routev3.RouteConfiguration {
@@ -90,7 +95,7 @@ func catchesAll(routes []*routev3.Route) bool {
 		return false
 	}
 	m := routes[len(routes)-1].Match
-	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters) == 0 && m.RuntimeFraction == nil
+	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters)+len(m.FilterState) == 0
 }
 
 // defaultRoute takes everything to one cluster.
@@ -111,12 +116,12 @@ func defaultRoute(cluster, host string, number uint32, hash []*routev3.RouteActi
 // VirtualService of its namespace or of the waypoint's that has its host.
 func (b *builder) rulesFor(s *service, p port) *ruleSource {
 	if src := b.gatewayRules(s, p); src != nil {
-		if vs := b.virtualService(s, kindsOf(p.protocol)[0]); vs != nil {
+		if vs := b.virtualService(s); vs != nil {
 			b.problem(kube.Ignored, kube.KeyOf(vs), "spec.hosts", "routes of the Gateway API are attached to "+s.host()+" and are used", "one of the two kinds of routes for each service")
 		}
 		return src
 	}
-	vs := b.virtualService(s, kindsOf(p.protocol)[0])
+	vs := b.virtualService(s)
 	if vs == nil {
 		return nil
 	}
@@ -125,7 +130,16 @@ func (b *builder) rulesFor(s *service, p port) *ruleSource {
 
 // virtualService is the one for a service: of the exact host before one of a pattern, the longer before the shorter, the
 // older before the younger. The others are reported.
-func (b *builder) virtualService(s *service, kind string) *networkingv1.VirtualService {
+func (b *builder) virtualService(s *service) *networkingv1.VirtualService {
+	v, known := b.virtualOf[s]
+	if !known {
+		v = b.findVirtual(s)
+		b.virtualOf[s] = v
+	}
+	return v
+}
+
+func (b *builder) findVirtual(s *service) *networkingv1.VirtualService {
 	var best *networkingv1.VirtualService
 	var host string
 	for _, v := range b.virtuals {

@@ -108,12 +108,18 @@ func (m *mesh) log(target, part string) string {
 func (m *mesh) demo(names ...string) {
 	m.t.Helper()
 	for _, name := range names {
-		files, err := manifest.Read(filepath.Join("../../deploy/examples/demo", name))
-		netnstest.Must(m.t, err)
-		_, err = m.c.Apply(m.t.Context(), files...)
-		netnstest.Must(m.t, err)
+		m.files(filepath.Join("../../deploy/examples/demo", name))
 	}
 	m.ready()
+}
+
+// files applies files together.
+func (m *mesh) files(paths ...string) {
+	m.t.Helper()
+	files, err := manifest.Read(paths...)
+	netnstest.Must(m.t, err)
+	_, err = m.c.Apply(m.t.Context(), files...)
+	netnstest.Must(m.t, err)
 }
 
 // apply applies manifests and waits until all is ready.
