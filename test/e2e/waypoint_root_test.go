@@ -3,13 +3,11 @@ package e2e
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
@@ -32,32 +30,11 @@ func envoyProgram(t *testing.T) string {
 func upEnvoy(t *testing.T, name string, files ...string) *mesh {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	envoy, bin := envoyProgram(t), programs(t)
-	ambit := filepath.Join(bin, "ambit")
-	m := &mesh{t: t, echo: []string{ambit, "echo"}}
-	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
-		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo,
-		Envoy: envoy, EnvoyAgent: []string{ambit, "lab", "envoy"},
+	m := start(t, lab.Options{Name: name, Programs: lab.Programs{
+		Envoy: envoyProgram(t), EnvoyAgent: []string{program(t, "ambit"), "lab", "envoy"},
 	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	m.c = l.Client()
-	manifests, err := manifest.Read(files...)
-	if err == nil {
-		_, err = m.c.Apply(t.Context(), manifests...)
-	}
-	if err == nil {
-		err = m.c.WaitReady(t.Context(), nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	m.files(files...)
+	m.ready()
 	return m
 }
 

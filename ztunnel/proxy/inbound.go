@@ -212,6 +212,7 @@ func (c *inbound) dialed(err error) {
 		c.fail(connectError{addr: c.actual, err: err})
 		return
 	}
+	c.up.fd.ResetOnClose()
 	if len(c.header) > 0 {
 		if n, err := c.up.fd.Write(c.header); err != nil || n < len(c.header) { // a fresh socket has room for it
 			c.fail(connectError{addr: c.actual, err: err})

@@ -43,6 +43,7 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 		return
 	}
 	w.p.tune(fd)
+	o.app.ResetOnClose()
 	o.peer, o.orig = peer, orig
 	o.begin(w, pod, o, outboundDir)
 	if o.selfCall() {
@@ -178,6 +179,7 @@ func (o *outbound) dialed(err error) {
 		}
 		return
 	}
+	o.up.fd.ResetOnClose()
 	o.join = loop.NewJoin(&o.app, &o.up.fd, nil, o)
 }
 

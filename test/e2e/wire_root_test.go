@@ -1,4 +1,4 @@
-package capture
+package e2e
 
 import (
 	"bytes"
@@ -17,15 +17,15 @@ import (
 
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/ambit-mesh/ambit/internal/lab"
 	"github.com/ambit-mesh/ambit/internal/lab/wire"
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
 const (
 	clientID = "spiffe://cluster.local/ns/shop/sa/client"
 	serverID = "spiffe://cluster.local/ns/shop/sa/server"
 	bareID   = "spiffe://cluster.local/ns/outside/sa/bare"
-
-	wireMarker = "AMBIT-WIRE-MARKER-51d0"
 )
 
 // The golden bytes of ztunnel.md 3.8: SETTINGS, and WINDOW_UPDATE on stream 0 by 16711681.
@@ -68,36 +68,29 @@ spec:
 
 // Acceptance point 4: what stands on the wire between two nodes, and what the running ztunnel says inside of it.
 func TestRootTheWireShowsTLS13AndTheGoldenBytes(t *testing.T) {
-	w := newWorld(t, "capwire", nil)
-	w.demo("start")
-	t.Run("before enrolment the capture sees the marker", w.markerIsSeen)
-	both := []func() wire.Report{w.tap("node-1", wireMarker), w.tap("node-2", wireMarker)} // from before the first handshake
-	w.demo("enroll.yaml")
-	w.apply(bareManifests)
-	w.tunnelled("node-1", "server-", true)
-	w.tunnelled("node-1", "bare", true)
+	m := start(t, lab.Options{Name: "e2ewire"})
+	m.demo("start")
+	t.Run("before enrolment the capture sees the marker", m.markerIsSeen)
+	both := []func() wire.Report{m.tap("node-1"), m.tap("node-2")} // from before the first handshake
+	m.demo("enroll.yaml")
+	m.apply(bareManifests)
+	m.tunnelled("node-1", "server-", true)
+	m.tunnelled("node-1", "bare", true)
 	t.Run("1,000 requests are TLS 1.3 only and show no marker", func(t *testing.T) {
-		w.thousand(t)
+		m.thousand(t)
 		for i, stop := range both {
-			r := stop()
-			whole := r.Count(func(f *wire.Flow) bool { return f.Whole && f.TLS13() })
-			t.Logf("node-%d: %d packets, %d connections, %d of them TLS 1.3 from their handshake on, marker %d times, %d packets missed",
-				i+1, r.Packets, len(r.Flows), whole, r.Markers(), r.Dropped)
-			if err := encrypted(r); err != nil {
-				t.Error(err)
-			}
-			if whole == 0 {
+			if wantEncrypted(t, fmt.Sprint("node-", i+1), stop()) == 0 {
 				t.Error("no tunnel was seen")
 			}
 		}
 	})
-	t.Run("a bare client sees the server's bytes", w.serversBytes)
-	t.Run("a bare server sees the client's bytes", w.clientsBytes)
+	t.Run("a bare client sees the server's bytes", m.serversBytes)
+	t.Run("a bare server sees the client's bytes", m.clientsBytes)
 }
 
-func (w *world) markerIsSeen(t *testing.T) {
-	stop := w.tap("node-1", wireMarker)
-	sum := w.load("shop", "client", "--fresh", "--count=10", "--data="+wireMarker, "http://server.shop/")
+func (m *mesh) markerIsSeen(t *testing.T) {
+	stop := m.tap("node-1")
+	sum := m.from("shop", "client", "--fresh", "--count=10", "--data="+marker, "http://server.shop/")
 	r := stop()
 	if sum.OK != 10 || r.Markers() < 10 || encrypted(r) == nil {
 		t.Errorf("%d of 10 served, marker seen %d times: the comparison is blind", sum.OK, r.Markers())
@@ -105,47 +98,43 @@ func (w *world) markerIsSeen(t *testing.T) {
 }
 
 // thousand makes 1,000 requests, the half of them over each family, by service and by pod.
-func (w *world) thousand(t *testing.T) {
+func (m *mesh) thousand(t *testing.T) {
 	t.Helper()
 	to := []string{"server.shop"}
-	for _, p := range w.pods("shop") {
-		if strings.HasPrefix(p.Metadata.Name, "server-") {
-			for _, a := range p.addrs(t) {
-				to = append(to, netip.AddrPortFrom(a, 8080).String())
-			}
-		}
+	for _, a := range ports(m.addrs("shop", "server-"), 8080) {
+		to = append(to, a.String())
 	}
-	to = append(to, netip.AddrPortFrom(w.vips("shop", "server")[1], 80).String())
+	to = append(to, netip.AddrPortFrom(m.vips("shop", "server")[1], 80).String())
 	for _, host := range to {
-		sum := w.load("shop", "client", "--fresh", "--count=250", "--parallel=4", "--data="+wireMarker, "http://"+host+"/")
-		if sum.OK != 250 || !strings.Contains(sum.First, wireMarker) {
+		sum := m.from("shop", "client", "--fresh", "--count=250", "--parallel=4", "--data="+marker, "http://"+host+"/")
+		if sum.OK != 250 || !strings.Contains(sum.First, marker) {
 			t.Errorf("to %s: %d of 250 served: %v", host, sum.OK, sum.Errors)
 		}
 	}
 }
 
 // serversBytes connects to the server's tunnel port with nothing but crypto/tls, from a pod that is not in the mesh.
-func (w *world) serversBytes(t *testing.T) {
-	server := w.serverAddrs()
-	good := w.credentials("node-1", "spiffe://cluster.local/ns/outside/sa/default")
+func (m *mesh) serversBytes(t *testing.T) {
+	server := m.addrs("shop", "server-")
+	good := m.credentials("node-1", "spiffe://cluster.local/ns/outside/sa/default")
 	for _, to := range server {
 		t.Run(to.String(), func(t *testing.T) {
-			c, err := w.openTunnel("outside", "outsider", to, good)
-			must(t, err)
+			c, err := m.openTunnel("outside", "outsider", to, good)
+			netnstest.Must(t, err)
 			cs := c.ConnectionState()
 			if cs.Version != tls.VersionTLS13 || cs.NegotiatedProtocol != "h2" {
 				t.Errorf("version %#x, protocol %q, want TLS 1.3 and h2", cs.Version, cs.NegotiatedProtocol)
 			}
 			wantOneURI(t, cs, serverID)
 			_, err = c.Write(append([]byte(preface), frame{typ: typeSettings}.bytes()...))
-			must(t, err)
+			netnstest.Must(t, err)
 			got := make([]byte, len(goldenServer)/2)
 			_, err = io.ReadFull(c, got)
 			if hex.EncodeToString(got) != goldenServer {
 				t.Errorf("the server begins with\n%x, %v, want\n%s", got, err, goldenServer)
 			}
 			stream, answer, err := c.connect(":method", "CONNECT", ":authority", netip.AddrPortFrom(to, 8080).String())
-			must(t, err)
+			netnstest.Must(t, err)
 			if len(answer) != 2 || answer[0] != ":status: 200" || !strings.HasPrefix(answer[1], "baggage: k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,") {
 				t.Errorf("answer %q, want status 200 and the server's baggage", answer)
 			}
@@ -158,14 +147,14 @@ func (w *world) serversBytes(t *testing.T) {
 	t.Run("TLS 1.2 is refused", func(t *testing.T) {
 		old := good.Clone()
 		old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-		if _, err := w.openTunnel("outside", "outsider", server[0], old); err == nil || !strings.Contains(err.Error(), "protocol version") {
+		if _, err := m.openTunnel("outside", "outsider", server[0], old); err == nil || !strings.Contains(err.Error(), "protocol version") {
 			t.Errorf("got %v, want an alert about the version", err)
 		}
 	})
 	t.Run("a client without certificate is refused", func(t *testing.T) {
 		none := good.Clone()
 		none.Certificates = nil
-		c, err := w.openTunnel("outside", "outsider", server[0], none)
+		c, err := m.openTunnel("outside", "outsider", server[0], none)
 		if err == nil { // in TLS 1.3 the client is done before its certificate is looked at
 			_, err = c.Read(make([]byte, 1))
 		}
@@ -179,17 +168,6 @@ func (w *world) serversBytes(t *testing.T) {
 func hostPort(a net.Addr) string {
 	s := netip.AddrPortFrom(a.(*net.TCPAddr).AddrPort().Addr().Unmap(), 0).String()
 	return strings.TrimSuffix(s, "0")
-}
-
-func (w *world) serverAddrs() []netip.Addr {
-	w.t.Helper()
-	for _, p := range w.pods("shop") {
-		if strings.HasPrefix(p.Metadata.Name, "server-") {
-			return p.addrs(w.t)
-		}
-	}
-	w.t.Fatal("no server")
-	return nil
 }
 
 // seen is what a bare server saw of one tunnel and its first request.
@@ -250,12 +228,12 @@ func serveBare(l net.Listener, cfg *tls.Config) (s seen) {
 
 // clientsBytes stands in for the tunnel port of a pod with nothing but crypto/tls, and looks at what the ztunnel of the
 // client's node sends. Each destination is another tunnel.
-func (w *world) clientsBytes(t *testing.T) {
-	cfg := w.credentials("node-2", bareID)
+func (m *mesh) clientsBytes(t *testing.T) {
+	cfg := m.credentials("node-2", bareID)
 	var l net.Listener
-	must(t, w.inside("outside", "bare", func() (err error) { l, err = net.Listen("tcp", ":15008"); return err }))
+	netnstest.Must(t, m.inside("outside", "bare", func() (err error) { l, err = net.Listen("tcp", ":15008"); return err }))
 	defer l.Close()
-	bare, vips, cart := w.addrs("outside", "bare"), w.vips("outside", "pay"), w.addrs("shop", "cart")
+	bare, vips, cart := m.addrs("outside", "bare"), m.vips("outside", "pay"), m.addrs("shop", "cart")
 	for _, c := range []struct {
 		name, host    string
 		to, authority netip.AddrPort
@@ -266,22 +244,22 @@ func (w *world) clientsBytes(t *testing.T) {
 		{"a service over IPv4", ";host=pay.outside.svc.cluster.local", netip.AddrPortFrom(vips[0], 80), netip.AddrPortFrom(bare[0], 8080), cart[0]},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			must(t, w.c.Program(t.Context(), "restart", "ztunnel/node-1", "proxy")) // no tunnel is there yet
+			m.in(t).program("restart", "ztunnel/node-1", "proxy") // no tunnel is there yet
 			got := make(chan seen, 1)
 			go func() { got <- serveBare(l, cfg) }() // ends with the connection below, or by its deadline
-			conn, err := w.dial("shop", "cart", c.to, 5*time.Second)
-			must(t, err)
+			conn, err := m.dial("shop", "cart", c.to, 5*time.Second)
+			netnstest.Must(t, err)
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 			_, err = io.WriteString(conn, "ping")
-			must(t, err)
-			must(t, conn.CloseWrite())
+			netnstest.Must(t, err)
+			netnstest.Must(t, conn.CloseWrite())
 			back, err := io.ReadAll(conn)
 			if string(back) != "ping" || err != nil {
 				t.Errorf("got %q, %v back, want what was sent and a FIN", back, err)
 			}
 			s := <-got
-			must(t, s.err)
+			netnstest.Must(t, s.err)
 			s.wantHello(t)
 			wantOneURI(t, s.state, clientID)
 			if hex.EncodeToString(s.first) != goldenClient {

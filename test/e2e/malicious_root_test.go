@@ -1,4 +1,4 @@
-package capture
+package e2e
 
 import (
 	"errors"
@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
 // maliciousManifests are the pods of the matrix, and services whose target is a port of the proxy.
@@ -56,8 +58,8 @@ const (
 const patience = 5 * time.Second
 
 // call makes one call of the table.
-func (w *world) call(namespace, pod string, to netip.AddrPort) (outcome, error) {
-	conn, err := w.dial(namespace, pod, to, patience)
+func (m *mesh) call(namespace, pod string, to netip.AddrPort) (outcome, error) {
+	conn, err := m.dial(namespace, pod, to, patience)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return "", fmt.Errorf("neither accepted nor refused: %w", err)
 	}
@@ -89,32 +91,18 @@ type target struct {
 	answer []uint16
 }
 
-// openFiles is the number of descriptors that a node's proxy holds: one that calls itself has ever more of them.
-func (w *world) openFiles(node string) (n float64) {
-	w.t.Helper()
-	text, err := w.c.Fetch(w.t.Context(), "ztunnel/"+node, "http://127.0.0.1:15020/metrics")
-	must(w.t, err)
-	for line := range strings.Lines(text) {
-		if v, ok := strings.CutPrefix(line, "process_open_fds "); ok {
-			_, err = fmt.Sscan(v, &n)
-			must(w.t, err)
-		}
-	}
-	if n == 0 {
-		w.t.Fatal("the proxy does not tell how many files it has open")
-	}
-	return n
-}
-
 // records counts the connections that a node's proxy has reported.
-func (w *world) records(node string) int {
-	return strings.Count(w.log("ztunnel/"+node, "proxy"), "\taccess\t")
+func (m *mesh) records(node string) int {
+	return strings.Count(m.log("ztunnel/"+node, "proxy"), "\taccess\t")
 }
 
 // proxyAddrs are the addresses of the namespace that a node's proxy has for itself.
-func (w *world) proxyAddrs(node string) (out []netip.Addr) {
-	w.t.Helper()
-	must(w.t, w.insideNetNS("ambit-"+w.name+"-ztunnel-"+node+".1", func() error {
+func (m *mesh) proxyAddrs(node string) (out []netip.Addr) {
+	m.t.Helper()
+	ns, err := netns.Open("/run/netns/ambit-" + m.name + "-ztunnel-" + node + ".1")
+	netnstest.Must(m.t, err)
+	defer ns.Close()
+	netnstest.Must(m.t, ns.Do(func() error {
 		as, err := net.InterfaceAddrs()
 		for _, a := range as {
 			if ip, ok := netip.AddrFromSlice(a.(*net.IPNet).IP); ok && ip.Unmap().IsGlobalUnicast() {
@@ -131,62 +119,62 @@ func (w *world) proxyAddrs(node string) (out []netip.Addr) {
 func TestRootMaliciousCalls(t *testing.T) {
 	for _, mode := range []string{"direct", "hbone"} {
 		t.Run("same-node="+mode, func(t *testing.T) {
-			w := newWorld(t, "capmal"+mode, func(o *lab.Options) { o.Programs.ProxyArgs = []string{"--same-node=" + mode} })
-			w.maliciousCalls(t)
+			m := start(t, lab.Options{Name: "e2emal" + mode, Programs: lab.Programs{ProxyArgs: []string{"--same-node=" + mode}}})
+			m.maliciousCalls(t)
 		})
 	}
 }
 
-func (w *world) maliciousCalls(t *testing.T) {
-	w.apply(maliciousManifests)
+func (m *mesh) maliciousCalls(t *testing.T) {
+	m.apply(maliciousManifests)
 	for _, pod := range []string{"client", "near", "far"} {
-		w.tunnelled("node-1", pod, true)
+		m.tunnelled("node-1", pod, true)
 	}
 	nodeAddrs := []netip.Addr{netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("fd00:172:30::b")}
 	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 	targets := []target{
-		{name: "a pod of the same node", addrs: w.addrs("shop", "near")},
-		{name: "a pod of another node", addrs: w.addrs("shop", "far")},
+		{name: "a pod of the same node", addrs: m.addrs("shop", "near")},
+		{name: "a pod of another node", addrs: m.addrs("shop", "far")},
 		{name: "the node", addrs: nodeAddrs},
-		{"the ztunnel", w.proxyAddrs("node-1"), []uint16{15020, 15021}},
+		{"the ztunnel", m.proxyAddrs("node-1"), []uint16{15020, 15021}},
 		{name: "localhost", addrs: loopback},
 	}
-	before, reported := map[string]float64{}, map[string]int{}
-	for _, node := range []string{"node-1", "node-2"} {
-		before[node], reported[node] = w.openFiles(node), w.records(node)
+	before, reported := m.usage(), map[string]int{} // a proxy that calls itself has ever more descriptors
+	for node := range before {
+		reported[node] = m.records(node)
 	}
 	cells := 0
 	t.Run("captured", func(t *testing.T) {
-		cells += w.matrix(t, "shop", "client", append(targets, target{name: "own address", addrs: w.addrs("shop", "client")}))
+		cells += m.matrix(t, "shop", "client", append(targets, target{name: "own address", addrs: m.addrs("shop", "client")}))
 	})
 	t.Run("uncaptured", func(t *testing.T) {
-		own := target{name: "own address", addrs: w.addrs("outside", "uncaptured")}
-		cells += w.matrix(t, "outside", "uncaptured", append(targets, own, target{name: "the captured pod", addrs: w.addrs("shop", "client")}))
+		own := target{name: "own address", addrs: m.addrs("outside", "uncaptured")}
+		cells += m.matrix(t, "outside", "uncaptured", append(targets, own, target{name: "the captured pod", addrs: m.addrs("shop", "client")}))
 	})
 	t.Run("a service that leads to the proxy's ports", func(t *testing.T) {
-		for _, vip := range w.vips("shop", "trap") {
+		for _, vip := range m.vips("shop", "trap") {
 			for _, port := range []uint16{81, 86, 88} {
 				for _, from := range [][2]string{{"shop", "client"}, {"outside", "uncaptured"}} {
 					cells++
 					to := netip.AddrPortFrom(vip, port)
-					if got, err := w.call(from[0], from[1], to); err != nil || got == answered {
+					if got, err := m.call(from[0], from[1], to); err != nil || got == answered {
 						t.Errorf("from %s to %s: %s %v", from[1], to, got, err)
 					}
 				}
 			}
 		}
 	})
-	t.Run("CONNECT", func(t *testing.T) { cells += w.maliciousConnects(t) })
+	t.Run("CONNECT", func(t *testing.T) { cells += m.maliciousConnects(t) })
 	t.Logf("%d calls", cells)
 	t.Run("no call became many", func(t *testing.T) {
 		for node, n := range before {
-			w.await(node+" to close what the calls opened", 10*time.Second, func() error {
-				if now := w.openFiles(node); now > n+40 { // the tunnels that were opened stay
-					return fmt.Errorf("%.0f files open, %.0f before", now, n)
+			m.await(node+" to close what the calls opened", 10*time.Second, func() error {
+				if now := m.usage()[node].descriptors; now < 0 || now > n.descriptors+40 { // the tunnels that were opened stay
+					return fmt.Errorf("%d files open, %d before", now, n.descriptors)
 				}
 				return nil
 			})
-			if now := w.records(node); now-reported[node] > 3*cells {
+			if now := m.records(node); now-reported[node] > 3*cells {
 				t.Errorf("%s reports %d connections for %d calls", node, now-reported[node], cells)
 			}
 		}
@@ -194,7 +182,7 @@ func (w *world) maliciousCalls(t *testing.T) {
 }
 
 // matrix makes every call from a pod and returns their number.
-func (w *world) matrix(t *testing.T, namespace, pod string, targets []target) (cells int) {
+func (m *mesh) matrix(t *testing.T, namespace, pod string, targets []target) (cells int) {
 	for _, to := range targets {
 		if len(to.addrs) != 2 {
 			t.Fatalf("%s has addresses %v, want one of each family", to.name, to.addrs)
@@ -203,7 +191,7 @@ func (w *world) matrix(t *testing.T, namespace, pod string, targets []target) (c
 			for _, a := range to.addrs {
 				for _, port := range proxyPorts {
 					cells++
-					t.Run(netip.AddrPortFrom(a, port).String(), func(t *testing.T) { w.cell(t, namespace, pod, netip.AddrPortFrom(a, port), to.answer) })
+					t.Run(netip.AddrPortFrom(a, port).String(), func(t *testing.T) { m.cell(t, namespace, pod, netip.AddrPortFrom(a, port), to.answer) })
 				}
 			}
 		})
@@ -211,8 +199,8 @@ func (w *world) matrix(t *testing.T, namespace, pod string, targets []target) (c
 	return cells
 }
 
-func (w *world) cell(t *testing.T, namespace, pod string, to netip.AddrPort, answer []uint16) {
-	got, err := w.call(namespace, pod, to)
+func (m *mesh) cell(t *testing.T, namespace, pod string, to netip.AddrPort, answer []uint16) {
+	got, err := m.call(namespace, pod, to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,14 +225,14 @@ type badConnect struct {
 }
 
 // maliciousConnects asks a pod's tunnel port, as a peer with a valid certificate, for what is not its business (B22, I3).
-func (w *world) maliciousConnects(t *testing.T) (cells int) {
-	cfg := w.credentials("node-1", "spiffe://cluster.local/ns/outside/sa/default")
-	near, far := w.addrs("shop", "near"), w.addrs("shop", "far")
+func (m *mesh) maliciousConnects(t *testing.T) (cells int) {
+	cfg := m.credentials("node-1", "spiffe://cluster.local/ns/outside/sa/default")
+	near, far := m.addrs("shop", "near"), m.addrs("shop", "far")
 	for i, own := range far {
-		c, err := w.openTunnel("outside", "uncaptured", own, cfg)
-		must(t, err)
+		c, err := m.openTunnel("outside", "uncaptured", own, cfg)
+		netnstest.Must(t, err)
 		_, err = c.Write(append([]byte(preface), frame{typ: typeSettings}.bytes()...))
-		must(t, err)
+		netnstest.Must(t, err)
 		at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 		ok := at(own, 8080)
 		calls := []badConnect{

@@ -1,4 +1,4 @@
-package capture
+package e2e
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
 // enrolManifests are a client and a server on two nodes, another server beside the client, and a client of a namespace that
@@ -76,7 +77,7 @@ func (k *talk) run(stop <-chan struct{}) error {
 
 // talks are all connections of a test.
 type talks struct {
-	w    *world
+	m    *mesh
 	stop chan struct{}
 	wg   sync.WaitGroup
 	all  []*talk
@@ -84,23 +85,23 @@ type talks struct {
 
 // open opens one connection for every pair of a client and an address of a server.
 func (ks *talks) open(generation string) {
-	w := ks.w
-	w.t.Helper()
-	far := ports(w.addrs("shop", "far"), 9000)
+	m := ks.m
+	m.t.Helper()
+	far := ports(m.addrs("shop", "far"), 9000)
 	for _, c := range []struct {
 		namespace, pod, what string
 		to                   []netip.AddrPort
 	}{
 		{"shop", "client", "another node", far},
-		{"shop", "client", "a service", ports(w.vips("shop", "far"), 90)},
-		{"shop", "client", "the same node", ports(w.addrs("shop", "near"), 9000)},
-		{"shop", "client", "outside", ports(w.addrs("outside", "outsider"), 9000)},
+		{"shop", "client", "a service", ports(m.vips("shop", "far"), 90)},
+		{"shop", "client", "the same node", ports(m.addrs("shop", "near"), 9000)},
+		{"shop", "client", "outside", ports(m.addrs("outside", "outsider"), 9000)},
 		{"outside", "outsider", "from outside", far},
 	} {
 		for _, to := range c.to {
-			conn, err := w.dial(c.namespace, c.pod, to, 5*time.Second)
-			must(w.t, err)
-			w.t.Cleanup(func() { conn.Close() })
+			conn, err := m.dial(c.namespace, c.pod, to, 5*time.Second)
+			netnstest.Must(m.t, err)
+			m.t.Cleanup(func() { conn.Close() })
 			k := &talk{name: generation + ", " + c.what + ", " + to.String(), conn: conn}
 			ks.all = append(ks.all, k)
 			ks.wg.Go(func() { k.err = k.run(ks.stop) })
@@ -108,23 +109,16 @@ func (ks *talks) open(generation string) {
 	}
 }
 
-func ports(as []netip.Addr, port uint16) (out []netip.AddrPort) {
-	for _, a := range as {
-		out = append(out, netip.AddrPortFrom(a, port))
-	}
-	return out
-}
-
 // flow waits until every connection has carried bytes both ways again.
 func (ks *talks) flow(when string) {
-	w := ks.w
-	w.t.Helper()
+	m := ks.m
+	m.t.Helper()
 	before := make([]int64, len(ks.all))
 	for i, k := range ks.all {
 		before[i] = k.rounds.Load()
 	}
 	for i, k := range ks.all {
-		w.await(k.name+" to carry bytes "+when, 20*time.Second, func() error {
+		m.await(k.name+" to carry bytes "+when, 20*time.Second, func() error {
 			if n := k.rounds.Load(); n < before[i]+2 {
 				return fmt.Errorf("%d rounds, then %d", before[i], n)
 			}
@@ -134,37 +128,35 @@ func (ks *talks) flow(when string) {
 }
 
 // enrol sets or takes the namespace's label and waits until pods and proxies follow.
-func (w *world) enrol(yes bool) {
-	w.t.Helper()
+func (m *mesh) enrol(yes bool) {
+	m.t.Helper()
 	labels := ""
 	if yes {
 		labels = ", labels: {istio.io/dataplane-mode: ambient}"
 	}
-	w.apply("{apiVersion: v1, kind: Namespace, metadata: {name: shop" + labels + "}}")
-	for _, p := range w.pods("shop") {
+	m.apply("{apiVersion: v1, kind: Namespace, metadata: {name: shop" + labels + "}}")
+	for _, p := range m.pods("shop") {
 		if p.captured() != yes {
-			w.t.Fatalf("pod %s is captured: %t, want %t", p.Metadata.Name, p.captured(), yes)
+			m.t.Fatalf("pod %s is captured: %t, want %t", p.Metadata.Name, p.captured(), yes)
 		}
 	}
 	for _, node := range []string{"node-1", "node-2"} {
-		w.tunnelled(node, "far", yes)
+		m.tunnelled(node, "far", yes)
 	}
 }
 
-const enrolMarker = "AMBIT-ENROL-MARKER-88"
-
 // tunnels tells whether a new connection to the far pod goes by a tunnel, by what is on the wire.
-func (w *world) tunnels(to netip.AddrPort) bool {
-	w.t.Helper()
-	stop := w.tap("node-1", enrolMarker)
-	conn, err := w.dial("shop", "client", to, 5*time.Second)
-	must(w.t, err)
+func (m *mesh) tunnels(to netip.AddrPort) bool {
+	m.t.Helper()
+	stop := m.tap("node-1")
+	conn, err := m.dial("shop", "client", to, 5*time.Second)
+	netnstest.Must(m.t, err)
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	_, err = io.WriteString(conn, enrolMarker)
-	must(w.t, err)
-	_, err = io.ReadFull(conn, make([]byte, len(enrolMarker)))
-	must(w.t, err)
+	_, err = io.WriteString(conn, marker)
+	netnstest.Must(m.t, err)
+	_, err = io.ReadFull(conn, make([]byte, len(marker)))
+	netnstest.Must(m.t, err)
 	r := stop()
 	return r.Markers() == 0
 }
@@ -174,20 +166,20 @@ func (w *world) tunnels(to netip.AddrPort) bool {
 func TestRootOpenConnectionsSurviveEnrolmentAndUnenrolment(t *testing.T) {
 	for _, families := range []string{"dual", "ipv4", "ipv6"} {
 		t.Run(families, func(t *testing.T) {
-			w := newWorld(t, "capenr"+families, func(o *lab.Options) { o.Families = families })
-			w.apply(enrolManifests)
-			ks := &talks{w: w, stop: make(chan struct{})}
+			m := start(t, lab.Options{Name: "e2eenr" + families, Families: families})
+			m.apply(enrolManifests)
+			ks := &talks{m: m, stop: make(chan struct{})}
 			end := sync.OnceFunc(func() { close(ks.stop); ks.wg.Wait() })
 			defer end()
-			far := ports(w.addrs("shop", "far"), 9000)
+			far := ports(m.addrs("shop", "far"), 9000)
 			for round, enrolled := range []bool{false, true, false, true, false} {
 				if round > 0 {
-					w.enrol(enrolled)
+					m.enrol(enrolled)
 				}
 				when := fmt.Sprintf("in round %d, enrolled: %t", round, enrolled)
 				ks.flow(when)
 				for _, to := range far {
-					if got := w.tunnels(to); got != enrolled {
+					if got := m.tunnels(to); got != enrolled {
 						t.Errorf("%s: a new connection to %s is tunnelled: %t", when, to, got)
 					}
 				}

@@ -1,4 +1,4 @@
-package capture
+package e2e
 
 import (
 	"bytes"
@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 )
@@ -109,9 +110,9 @@ func block(kv ...string) []byte {
 }
 
 // credentials has the lab's CA certify a new key for an identity, as the ztunnel of the identity's node would.
-func (w *world) credentials(node, id string) *tls.Config {
-	w.t.Helper()
-	dir := filepath.Join("/run/ambit-lab", w.name)
+func (m *mesh) credentials(node, id string) *tls.Config {
+	m.t.Helper()
+	dir := filepath.Join("/run/ambit-lab", m.name)
 	rootFile := filepath.Join(dir, "controlplane/root-cert.pem")
 	ca, err := svid.NewCAClient(svid.CAClientConfig{
 		Address: "https://172.30.0.2:15012", RootCA: rootFile, ClusterID: "Kubernetes",
@@ -124,26 +125,26 @@ func (w *world) credentials(node, id string) *tls.Config {
 			if err != nil {
 				return nil, err
 			}
-			return w.dial("", node, to, 5*time.Second)
+			return m.dial("", node, to, 5*time.Second)
 		},
 	})
-	must(w.t, err)
+	netnstest.Must(m.t, err)
 	defer ca.Close()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(w.t, err)
+	netnstest.Must(m.t, err)
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	must(w.t, err)
+	netnstest.Must(m.t, err)
 	who, err := spiffe.Parse(id)
-	must(w.t, err)
-	chain, err := ca.Sign(w.t.Context(), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), who, time.Hour)
-	must(w.t, err)
+	netnstest.Must(m.t, err)
+	chain, err := ca.Sign(m.t.Context(), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), who, time.Hour)
+	netnstest.Must(m.t, err)
 	cert := tls.Certificate{PrivateKey: key}
 	for _, c := range chain[:len(chain)-1] { // the last one is the root
 		p, _ := pem.Decode([]byte(c))
 		cert.Certificate = append(cert.Certificate, p.Bytes)
 	}
 	rootPEM, err := os.ReadFile(rootFile)
-	must(w.t, err)
+	netnstest.Must(m.t, err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(rootPEM)
 	return &tls.Config{
@@ -179,17 +180,17 @@ type tunnel struct {
 }
 
 // openTunnel connects from a pod outside of the mesh to a pod's tunnel port and shakes hands.
-func (w *world) openTunnel(namespace, pod string, to netip.Addr, cfg *tls.Config) (*tunnel, error) {
-	tcp, err := w.dial(namespace, pod, netip.AddrPortFrom(to, 15008), 5*time.Second)
+func (m *mesh) openTunnel(namespace, pod string, to netip.Addr, cfg *tls.Config) (*tunnel, error) {
+	tcp, err := m.dial(namespace, pod, netip.AddrPortFrom(to, 15008), 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
 	_ = tcp.SetDeadline(time.Now().Add(20 * time.Second))
 	c := tls.Client(tcp, cfg)
-	if err := c.HandshakeContext(w.t.Context()); err != nil {
+	if err := c.HandshakeContext(m.t.Context()); err != nil {
 		return nil, errors.Join(err, tcp.Close())
 	}
-	w.t.Cleanup(func() { c.Close() })
+	m.t.Cleanup(func() { c.Close() })
 	return &tunnel{c, 1}, nil
 }
 
