@@ -25,10 +25,10 @@ type Cluster struct {
 	now  func() time.Time
 	poke func() // tells Set.Run that something may be due
 
-	table    atomic.Pointer[table]
-	breakers [2]breaker // by priority
-	gone     atomic.Bool
-	stats    Stats
+	table   atomic.Pointer[table]
+	breaker breaker
+	gone    atomic.Bool
+	stats   Stats
 
 	mu         sync.Mutex
 	assignment *Assignment // nil: not known yet
@@ -51,9 +51,7 @@ type Stats struct {
 
 func newCluster(c *Config, now func() time.Time, poke func()) *Cluster {
 	x := &Cluster{Config: c, now: now, poke: poke, adHoc: map[adHocKey]*Host{}, swept: now()}
-	for i := range x.breakers {
-		x.breakers[i].max = c.thresholds[i]
-	}
+	x.breaker.max = c.thresholds
 	x.table.Store(&table{})
 	if c.Discovery == Static {
 		x.assign(c.Endpoints)

@@ -79,8 +79,8 @@ type Config struct {
 
 	balance    balanceConfig
 	outlier    *outlierConfig
-	thresholds [2]thresholds // by priority: default, high
-	perHost    int64         // connections to one endpoint, or unlimited
+	thresholds thresholds
+	perHost    int64 // connections to one endpoint, or unlimited
 	transports []transportMatch
 	transport  *Transport
 	digest     [sha256.Size]byte

@@ -26,7 +26,7 @@ func mustConfig(t *testing.T, fields string) *Config {
 func TestDefaultsAreEnvoys(t *testing.T) {
 	c := mustConfig(t, "")
 	if c.ConnectTimeout != 5*time.Second || c.Policy() != RoundRobin || c.balance.panic != 50 || c.IdleTimeout != 0 || c.outlier != nil ||
-		c.thresholds[0] != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
+		c.thresholds != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
 		t.Errorf("config %+v", c)
 	}
 }

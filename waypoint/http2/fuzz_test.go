@@ -199,7 +199,7 @@ func check(t *testing.T, c *conn) {
 
 // play gives bytes to a connection, cut in pieces, and ends it.
 func (r *rig) play(t *testing.T, in []byte, cut uint8, cr *crowd) {
-	for len(in) > 0 && r.c.state != gone {
+	for dead := false; len(in) > 0 && !dead; {
 		k := len(in)
 		if cut > 0 {
 			k = min(k, int(cut))
@@ -208,7 +208,7 @@ func (r *rig) play(t *testing.T, in []byte, cut uint8, cr *crowd) {
 		in = in[k:]
 		r.l.OnLoop(func() {
 			check(t, r.c)
-			if r.p.closed {
+			if dead = r.p.closed; dead {
 				return
 			}
 			if cut%3 == 1 {

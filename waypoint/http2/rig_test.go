@@ -29,11 +29,11 @@ func running(t testing.TB) *loop.Loop {
 	done := make(chan error)
 	go func() { done <- l.Run(ctx) }()
 	t.Cleanup(func() {
+		stop()
+		<-done
 		if n := l.Stats().Panics; n > 0 {
 			t.Errorf("%d panics on the loop", n)
 		}
-		stop()
-		<-done
 	})
 	return l
 }
