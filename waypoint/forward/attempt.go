@@ -102,8 +102,8 @@ type attempt struct {
 	sentEnd  bool          // the request was sent whole
 	headed   bool          // the answer's head has come
 	bodiless bool          // and nothing follows it
-	tunnel   bool          // it makes two directions that end each for itself
 	grpc     bool          // how it ends is in its trailer
+	tunnel   bool          // it makes two directions that end each for itself
 	counted  bool          // among the cluster's requests
 	over     bool
 	gen      uint32 // counts the uses of the object
