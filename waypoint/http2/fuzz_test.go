@@ -179,6 +179,13 @@ func check(t *testing.T, c *conn) {
 		if s.waiting {
 			waiting++
 		}
+		coming := 0 // of the DATA frame that is being read
+		if c.in.inFrame && c.in.cur == s {
+			coming = max(0, c.in.left-c.in.pad) // padding is credited as soon as it is announced
+		}
+		if n := s.recvWin + s.taken + s.queue.Len() + coming; s.open && n != c.lim.Window {
+			t.Errorf("stream %d: window %d + taken %d + queued %d + coming %d", s.id, s.recvWin, s.taken, s.queue.Len(), coming)
+		}
 		if s.over || s.recvWin < 0 || s.queue.Len() > c.lim.Window || s.c != c {
 			t.Errorf("stream %d: over %v, window %d, queue %d", s.id, s.over, s.recvWin, s.queue.Len())
 		}
