@@ -395,6 +395,16 @@ func TestConnectionsRetireByBytesAndByIdleTime(t *testing.T) {
 	if r.c.dead || r.cc.slots() != 0 {
 		t.Errorf("dead %v, room for %d streams; want alive and none", r.c.dead, r.cc.slots())
 	}
+	r.tr.sealed = 256<<30 - 1
+	r.c.lookAround(r.c.born + 2*time.Second)
+	if r.c.dead {
+		t.Error("ended before its keys were worn")
+	}
+	r.tr.sealed++ // RFC 8446 section 5.5: one stream without end would wear the keys out
+	r.c.lookAround(r.c.born + 3*time.Second)
+	if !r.c.dead {
+		t.Error("goes on with worn keys")
+	}
 
 	r = clientRig(t, PoolConfig{KeepAlive: KeepAlive{Interval: -1}})
 	r.c.lookAround(r.c.born + 299*time.Second)

@@ -57,6 +57,12 @@ func (c *conn) lookAround(now time.Duration) {
 		c.lastGoAway() // whether or not the PING has come back
 	}
 	if r := c.sh.retireBytes; r > 0 && c.tr.BytesSealed() >= r {
+		if c.tr.BytesSealed() >= 2*r { // a stream that goes on and on
+			c.writeGoAway(c.lastPeer, CodeNo, "keys are worn")
+			c.flush()
+			c.die(ErrKeysWorn)
+			return
+		}
 		c.drain()
 	}
 	if c.expired() {

@@ -21,7 +21,8 @@ type PoolConfig struct {
 	StreamsPerConn int
 	// IdleTimeout is how long a connection without streams is kept. Default 5 min; negative: for ever.
 	IdleTimeout time.Duration
-	// RetireBytes is the plaintext sealed after which a connection takes no new streams. Default 128 GiB; negative: never.
+	// RetireBytes is the plaintext sealed after which a connection takes no new streams. At twice as
+	// much it ends with what it carries. Default 128 GiB; negative: never.
 	RetireBytes int64
 	KeepAlive   KeepAlive
 	Limits      Limits

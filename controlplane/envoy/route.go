@@ -55,25 +55,30 @@ func (b *builder) serviceRoutes(s *service, p port) *routev3.RouteConfiguration 
 	}
 	src := b.rulesFor(s, p)
 	var routes []*routev3.Route
+	said := false // some rule is for this port, if only for clients or paths that there are not
 	if src != nil {
 		for _, r := range src.http {
+			said = said || forPort(r, p)
 			routes = append(routes, b.httpRoutes(src, r, s, p)...)
 			if catchesAll(routes) {
 				break // what follows is never reached
 			}
 		}
 	}
-	if len(routes) == 0 {
-		if src != nil && len(src.http) > 0 {
-			// All rules are for other ports: nothing is said about this one.
-			src = nil
-		}
+	if !said {
 		routes = []*routev3.Route{defaultRoute(cluster, s.host(), p.number, b.hashPolicies(b.ruleFor(s), "", p.number))}
 		rc := routeConfig(cluster, p.number, domain, routes)
 		rc.MaxDirectResponseBodySizeBytes = u32(1 << 20)
 		return rc
 	}
 	return routeConfig(cluster, p.number, domain, routes)
+}
+
+// forPort says whether a rule is for a port and for the mesh.
+func forPort(r *httpRule, p port) bool {
+	return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(m *networking.HTTPMatchRequest) bool {
+		return m != nil && (m.Port == 0 || m.Port == p.number) && (len(m.Gateways) == 0 || slices.Contains(m.Gateways, "mesh"))
+	})
 }
 
 func routeConfig(name string, number uint32, domain string, routes []*routev3.Route) *routev3.RouteConfiguration {
@@ -90,7 +95,7 @@ func catchesAll(routes []*routev3.Route) bool {
 		return false
 	}
 	m := routes[len(routes)-1].Match
-	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters) == 0 && m.RuntimeFraction == nil
+	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters)+len(m.FilterState) == 0
 }
 
 // defaultRoute takes everything to one cluster.

@@ -3,6 +3,7 @@ package envoy
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -24,7 +25,7 @@ func (b *builder) matches(src *ruleSource, r *httpRule, p port) (out []*routev3.
 			continue
 		}
 		field := indexed(r.field+".match", i)
-		if len(m.Gateways) > 0 && !contains(m.Gateways, "mesh") {
+		if len(m.Gateways) > 0 && !slices.Contains(m.Gateways, "mesh") {
 			continue // for an ingress only
 		}
 		if err := compilable(m); err != "" {
@@ -73,15 +74,6 @@ func (b *builder) sourceMatch(match *routev3.RouteMatch, m *networking.HTTPMatch
 		Key: stateRemote, Matcher: &matcherv3.FilterStateMatcher_AddressMatch{AddressMatch: addresses},
 	})
 	return true
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 // compilable says what is wrong with the expressions of a match, "" when nothing is. Envoy would refuse the whole

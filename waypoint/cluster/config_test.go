@@ -26,7 +26,7 @@ func mustConfig(t *testing.T, fields string) *Config {
 func TestDefaultsAreEnvoys(t *testing.T) {
 	c := mustConfig(t, "")
 	if c.ConnectTimeout != 5*time.Second || c.Policy() != RoundRobin || c.balance.panic != 50 || c.IdleTimeout != 0 || c.outlier != nil ||
-		c.thresholds[0] != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
+		c.thresholds != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
 		t.Errorf("config %+v", c)
 	}
 }
@@ -152,7 +152,7 @@ func TestAnEndpointSaysHowItIsReached(t *testing.T) {
 			continue
 		}
 		got := *a.Endpoints[0]
-		got.Metadata, got.key, got.Weight = nil, "", 0
+		got.Locality, got.Workload, got.key, got.Weight = nil, nil, "", 0
 		if got != c.want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
@@ -164,7 +164,7 @@ func TestAnEndpointSaysWhoItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
+	if got, want := *a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
 		t.Errorf("workload %+v", got)
 	}
 }

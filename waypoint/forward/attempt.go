@@ -102,6 +102,8 @@ type attempt struct {
 	sentEnd  bool          // the request was sent whole
 	headed   bool          // the answer's head has come
 	bodiless bool          // and nothing follows it
+	grpc     bool          // how it ends is in its trailer
+	tunnel   bool          // it makes two directions that end each for itself
 	counted  bool          // among the cluster's requests
 	over     bool
 	gen      uint32 // counts the uses of the object
@@ -160,7 +162,12 @@ func (t *attempt) Head(r *message.Response, end bool) {
 		return
 	}
 	t.headed, t.bodiless = true, end
-	t.host.Answered(r.Status)
+	t.tunnel = r.Status == 101 || t.req.Method == "CONNECT" && r.Status/100 == 2
+	if t.grpc = r.Status == 200 && route.IsGRPC(t.req); !t.grpc {
+		t.host.Answered(r.Status)
+	} else if v := r.Header.Get("grpc-status"); v != "" {
+		t.grpcEnded(v)
+	}
 	t.by.answer(t, r, end)
 }
 
@@ -178,8 +185,38 @@ func (t *attempt) End(trailer *message.Header) {
 		return
 	}
 	by := t.by
-	t.close()
+	if t.grpc {
+		v := ""
+		if trailer != nil {
+			v = trailer.Get("grpc-status")
+		}
+		t.grpcEnded(v)
+	}
+	if !t.tunnel || t.sentEnd {
+		t.close()
+	}
 	by.end(t, trailer)
+}
+
+// grpcEnded tells the endpoint's monitor how a call of gRPC ended: as the HTTP status that stands for the same.
+func (t *attempt) grpcEnded(status string) {
+	t.grpc = false
+	code := 200
+	switch status {
+	case "1":
+		code = 499 // CANCELLED
+	case "2", "13", "15":
+		code = 500 // UNKNOWN, INTERNAL, DATA_LOSS
+	case "4":
+		code = 504 // DEADLINE_EXCEEDED
+	case "8":
+		code = 429 // RESOURCE_EXHAUSTED
+	case "12":
+		code = 501 // UNIMPLEMENTED
+	case "14":
+		code = 503 // UNAVAILABLE
+	}
+	t.host.Answered(code)
 }
 
 // Room implements message.Taker.

@@ -68,6 +68,10 @@ type exchange struct {
 	total    loop.Timer       // of the route's timeout
 	timed    bool             // it was started
 	limit    loop.Timer       // of the longest time that a stream may take
+	whole    loop.Timer       // until the request has to be complete
+	idle     loop.Timer       // of a stream on which nothing moves
+	idleFor  time.Duration    // its time; 0: no bound
+	moved    time.Duration    // when something moved last
 	pause    loop.Timer       // a filter's delay, or the back-off before a retry
 	paused   func()           // what happens when the pause is over
 	mirrors  []*mirror
@@ -112,6 +116,13 @@ func (w *worker) serve(in *inbound, s message.ServerStream) {
 	x.begun = w.loop.Now()
 	w.open.Add(1)
 	s.SetTaker(x)
+	x.setIdle(x.chain.StreamIdleTimeout)
+	if d := x.chain.MaxStreamDuration; d > 0 {
+		w.loop.Start(&x.limit, d, (*limitEnd)(x))
+	}
+	if d := x.chain.RequestTimeout; d > 0 && !x.bodiless() {
+		w.loop.Start(&x.whole, d, (*wholeEnd)(x))
+	}
 	if x.prepare() {
 		x.run()
 	}
@@ -193,10 +204,11 @@ func (x *exchange) Go(f func(ctx context.Context) func()) {
 
 // Data implements message.Taker: the client's body.
 func (x *exchange) Data(p []byte) int {
-	if x.stage == over || x.answered {
+	if x.stage == over || x.answered && !x.tunnelled() {
 		return len(p) // nobody wants it any more
 	}
 	n := x.take(p)
+	x.moved = x.w.loop.Now()
 	x.received += int64(n)
 	for _, m := range x.mirrors {
 		m.feed(p[:n])
@@ -243,6 +255,7 @@ func (x *exchange) End(trailer *message.Header) {
 		return
 	}
 	x.ended = true
+	x.whole.Stop()
 	if trailer != nil {
 		x.trailed = true
 		x.trailer.Copy(trailer)
@@ -306,14 +319,18 @@ func (x *exchange) push() {
 	} else {
 		a.up.SendEnd(nil)
 	}
+	x.settle()
 }
 
-// settle ends the exchange when the answer is complete.
+// settle ends the exchange when the answer is complete, and of a tunnel the other direction too.
 func (x *exchange) settle() {
-	if x.stage == answering && x.answered {
+	if x.stage == answering && x.answered && (!x.tunnelled() || x.try.sentEnd) {
 		x.finish(true)
 	}
 }
+
+// tunnelled says that the exchange has become a tunnel.
+func (x *exchange) tunnelled() bool { return x.try != nil && x.try.tunnel }
 
 // finish ends the exchange, however far it has come. whole says that the client has its answer.
 func (x *exchange) finish(whole bool) {
@@ -327,6 +344,8 @@ func (x *exchange) finish(whole bool) {
 		x.cancel()
 	}
 	x.limit.Stop()
+	x.whole.Stop()
+	x.idle.Stop()
 	x.endRetry()
 	x.dropTry(errGivenUp)
 	for _, m := range x.mirrors {

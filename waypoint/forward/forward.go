@@ -133,6 +133,7 @@ func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 	errs := make([]error, len(p.workers)+1)
 	for i, w := range p.workers {
 		wg.Go(func() { errs[i] = w.loop.Run(loops) })
+		w.loop.Inject(func() { w.Expired(nil) })
 	}
 	w := p.workers[0]
 	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln) })

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"time"
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
@@ -26,6 +27,8 @@ type inbound struct {
 	pipe       loop.Pipe
 	first      []byte // read while the protocol was being found out
 	quiet      loop.Timer
+	age        loop.Timer // until it is old enough to be drained
+	requests   int
 
 	http   serverConn // the codec, if the connection speaks HTTP
 	chain  *listener.HTTP
@@ -75,12 +78,13 @@ func (w *worker) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 
 // begin finds out what the connection speaks, unless its port says so.
 func (c *inbound) begin() {
-	if c.target.HTTP == nil && c.target.H2C == nil {
+	t := c.target
+	if t.HTTP == nil && t.H2C == nil && t.Names == nil {
 		c.decided(plainTCP)
 		return
 	}
 	c.pipe.SetHandler(c)
-	if c.target.TCP != nil {
+	if t.TCP != nil {
 		c.w.loop.Start(&c.quiet, c.w.p.cfg.DetectTimeout, c)
 	}
 	c.pipe.Wake()
@@ -94,7 +98,7 @@ func (c *inbound) PipeReady() {
 		if n > 0 {
 			c.first = append(c.first, buf[:n]...)
 		}
-		switch proto := sniff(c.first); {
+		switch proto := c.sniff(); {
 		case proto != undecided:
 			c.decided(proto)
 			return
@@ -110,6 +114,22 @@ func (c *inbound) PipeReady() {
 	}
 }
 
+// sniff looks at what has come.
+func (c *inbound) sniff() protocol {
+	if c.target.Names == nil || len(c.first) == 0 || c.first[0] != tlsHandshake {
+		return sniff(c.first)
+	}
+	name, done, ok := hello(c.first)
+	switch {
+	case !done && ok && len(c.first) <= maxHello+5:
+		return undecided
+	case !done || !ok:
+		return plainTCP
+	}
+	c.serverName = name
+	return tlsProto
+}
+
 // Expired implements loop.TimerHandler: nothing that can be told apart has come. Server-first protocols end here.
 func (c *inbound) Expired(*loop.Timer) { c.decided(plainTCP) }
 
@@ -118,16 +138,68 @@ func (c *inbound) decided(proto protocol) {
 	c.quiet.Stop()
 	t := c.target
 	switch {
+	case proto == tlsProto:
+		if tcp := t.Names.Lookup(c.serverName); tcp != nil {
+			c.serveTCP(tcp)
+			return
+		}
+		c.refuse(errNoChain)
 	case proto == http2Proto && t.H2C != nil:
-		c.chain = t.H2C
-		c.http = http2.NewServer(c.rest(), http2.ServerConfig{}, c, c)
+		c.serveHTTP(t.H2C, true)
 	case t.HTTP != nil && (proto == http1Proto || t.TCP == nil): // a port that is HTTP by name: the codec says what is wrong
-		c.chain = t.HTTP
-		c.http = http1.NewServer(c.rest(), http1.ServerConfig{}, c, c)
+		c.serveHTTP(t.HTTP, t.HTTP.Codec == listener.HTTP2)
 	case t.TCP != nil:
 		c.serveTCP(t.TCP)
 	default:
-		c.abort(errNoChain)
+		c.refuse(errNoChain)
+	}
+}
+
+// serveHTTP has a codec serve the connection.
+func (c *inbound) serveHTTP(h *listener.HTTP, two bool) {
+	c.chain = h
+	if len(h.Gates) > 0 {
+		x := c.gated()
+		for _, g := range h.Gates {
+			if !g.Admit(x) {
+				c.w.p.log.Info("connection refused", "client", c.client.Addr, "identity", c.client.Principal, "service", c.dest, "reason", x.Details)
+				c.refuse(errRefused)
+				return
+			}
+		}
+	}
+	if two {
+		c.http = http2.NewServer(c.rest(), http2.ServerConfig{
+			MaxStreams: h.MaxStreams, Limits: http2.Limits{HeadBytes: h.MaxHeaderBytes, Fields: h.MaxHeaders, SlowHead: h.HeaderTimeout, Idle: h.IdleTimeout},
+		}, c, c)
+	} else {
+		c.http = http1.NewServer(c.rest(), http1.ServerConfig{
+			MaxHead: h.MaxHeaderBytes, MaxFields: h.MaxHeaders, HeadTimeout: h.HeaderTimeout, IdleTimeout: orNever(h.IdleTimeout),
+		}, c, c)
+	}
+	if h.MaxConnectionDuration > 0 {
+		c.w.loop.Start(&c.age, h.MaxConnectionDuration, (*ageEnd)(c))
+	}
+}
+
+// orNever is a time for which 0 means no bound, as the codecs say it.
+func orNever(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// ageEnd drains a connection that is old enough.
+type ageEnd inbound
+
+// Expired implements loop.TimerHandler.
+func (a *ageEnd) Expired(*loop.Timer) { (*inbound)(a).drain() }
+
+// gated is the connection as gates see it.
+func (c *inbound) gated() *filter.Exchange {
+	return &filter.Exchange{
+		Req: &message.Request{}, Client: c.client, Local: c.w.p.principal, Dest: c.dest, ServerName: c.serverName, Now: time.Now(), Rand: c.w.rand,
 	}
 }
 
@@ -145,7 +217,13 @@ func (c *inbound) rest() loop.Pipe {
 }
 
 // ServeRequest implements message.ServerHandler.
-func (c *inbound) ServeRequest(s message.ServerStream) { c.w.serve(c, s) }
+func (c *inbound) ServeRequest(s message.ServerStream) {
+	c.requests++
+	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n {
+		c.drain()
+	}
+	c.w.serve(c, s)
+}
 
 // Closed implements message.ConnHandler.
 func (c *inbound) Closed(error) { c.end() }
@@ -158,6 +236,9 @@ func (c *inbound) drain() {
 		c.http.Drain()
 	}
 }
+
+// refuse ends a connection that has not begun.
+func (c *inbound) refuse(err error) { c.abort(err) }
 
 // abort ends the connection at once.
 func (c *inbound) abort(err error) {
@@ -182,6 +263,7 @@ func (c *inbound) end() {
 	}
 	c.over = true
 	c.quiet.Stop()
+	c.age.Stop()
 	delete(c.w.conns, c)
 	c.w.open.Add(-1)
 }

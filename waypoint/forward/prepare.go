@@ -2,8 +2,10 @@ package forward
 
 import (
 	"encoding/hex"
+	"strconv"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/waypoint/listener"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -27,13 +29,57 @@ func (x *exchange) prepare() bool {
 	}
 	h := &x.Req.Header
 	h.DelFunc(ours)
+	x.prepareHost()
+	x.prepareCert()
+	if v := x.chain.Via; v != "" {
+		h.Add("via", v)
+	}
 	if !h.Has("x-forwarded-proto") {
 		h.Add("x-forwarded-proto", x.Req.Scheme)
 	}
-	if !h.Has("x-request-id") {
+	if x.chain.Scheme != "" {
+		x.Req.Scheme = x.chain.Scheme
+	}
+	if !h.Has("x-request-id") && x.chain.RequestID {
 		h.Add("x-request-id", x.requestID())
 	}
 	return true
+}
+
+// prepareHost makes the request's host what routes look at.
+func (x *exchange) prepareHost() {
+	c, host := x.chain, x.Req.Authority
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		port, err := strconv.ParseUint(host[i+1:], 10, 16)
+		if c.StripAnyPort || c.StripMatchingPort && err == nil && uint16(port) == x.Dest.Port() {
+			host = host[:i]
+		}
+	}
+	if c.StripDot {
+		host = strings.TrimSuffix(host, ".")
+	}
+	x.Req.Authority = host
+}
+
+// prepareCert makes x-forwarded-client-cert what the chain says; without a word nobody may claim to be somebody.
+func (x *exchange) prepareCert() {
+	const name = "x-forwarded-client-cert"
+	h := &x.Req.Header
+	switch x.chain.ClientCert {
+	case listener.ForwardOnly, listener.AlwaysForwardOnly:
+		return
+	case listener.Sanitize:
+		h.Del(name)
+		return
+	}
+	v := "By=" + x.Local
+	if x.chain.CertURI {
+		v += ";URI=" + x.Client.Principal
+	}
+	if old, ok := h.Lookup(name); ok && x.chain.ClientCert == listener.AppendForward {
+		v = old + "," + v
+	}
+	h.Set(name, h.Hold(v))
 }
 
 // ours says that a client has no business to send a header: Envoy's controls of its own work, and what proxies tell each

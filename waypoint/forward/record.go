@@ -13,7 +13,7 @@ import (
 )
 
 // labels are the labels of metrics of an exchange.
-func (c *inbound) labels(x *filter.Exchange, cl *cluster.Cluster, h *cluster.Host) telemetry.Labels {
+func (c *inbound) labels(cl *cluster.Cluster, h *cluster.Host) telemetry.Labels {
 	p := c.w.p
 	view := p.cfg.Workloads.View()
 	l := telemetry.Labels{Reporter: telemetry.Waypoint, Security: telemetry.MutualTLS}
@@ -47,7 +47,11 @@ func peerOf(w *workload.Workload) telemetry.Peer {
 // record counts and logs a request that is over.
 func (x *exchange) record() {
 	took := x.w.loop.Now() - x.begun
-	l := telemetry.HTTPLabels{Labels: x.in.labels(&x.Exchange, x.cluster, x.host), Protocol: "http", Flags: x.Flags.String()}
+	to := x.cluster
+	if a := x.RouteAction(); to == nil && a != nil {
+		to = x.snap.Clusters.Get(a.ClusterName(x.Req)) // an answer of ours: the service that was meant
+	}
+	l := telemetry.HTTPLabels{Labels: x.in.labels(to, x.host), Protocol: "http", Flags: x.Flags.String()}
 	if x.Resp != nil {
 		l.Code = x.Resp.Status
 	}
@@ -61,7 +65,7 @@ func (x *exchange) record() {
 // record counts and logs a connection that is over.
 func (s *stream) record(error) {
 	c := s.in
-	l := c.labels(&s.Exchange, s.cluster, s.host)
+	l := c.labels(s.cluster, s.host)
 	t := c.w.p.cfg.Metrics.TCP(&l)
 	t.Opened()
 	t.Received(uint64(s.received))

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/listener"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -119,8 +120,17 @@ func (x *exchange) head(r *message.Response, end bool) {
 	}
 	h := &r.Header
 	h.Set("date", x.w.date())
-	if x.chain.ServerName != "" {
-		h.Set("server", x.chain.ServerName)
+	switch c := x.chain; {
+	case c.ServerHeader == listener.Overwrite, c.ServerHeader == listener.AppendIfAbsent && !h.Has("server"):
+		if c.ServerName != "" {
+			h.Set("server", c.ServerName)
+		}
+	}
+	if x.chain.Via != "" {
+		h.Add("via", x.chain.Via)
+	}
+	if x.chain.EchoRequestID {
+		h.Set("x-request-id", x.Req.Header.Get("x-request-id"))
 	}
 	x.down.SendHead(r, end)
 }

@@ -155,7 +155,7 @@ func (r *rig) routes(routes string, filters ...filter.Filter) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	h := &listener.HTTP{Routes: table, Filters: filters, ServerName: "istio-envoy", Path: route.PathPolicy{Normalize: true}, Upgrades: map[string]bool{"websocket": true}}
+	h := &listener.HTTP{Routes: table, Filters: filters, ServerName: "istio-envoy", RequestID: true, Path: route.PathPolicy{Normalize: true}, Upgrades: map[string]bool{"websocket": true}}
 	r.target(&listener.Target{HTTP: h, H2C: h})
 }
 

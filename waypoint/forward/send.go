@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -50,6 +49,9 @@ func (x *exchange) forward() {
 	if d := a.MaxStreamDuration; d > 0 {
 		x.w.loop.Start(&x.limit, d, (*limitEnd)(x))
 	}
+	if a.HasIdle {
+		x.setIdle(a.IdleTimeout)
+	}
 	x.attempt(c)
 }
 
@@ -58,48 +60,6 @@ func (x *exchange) upgradable(a *route.Action, protocol string) bool {
 		return allowed
 	}
 	return x.chain.Upgrades[protocol]
-}
-
-// startTimeout starts the route's timeout once the request is complete and on its way.
-func (x *exchange) startTimeout() {
-	if x.stage != waiting || !x.ended || x.timed {
-		return
-	}
-	x.timed = true
-	if d := x.RouteAction().TimeoutFor(x.Req); d > 0 {
-		x.w.loop.Start(&x.total, d, (*totalEnd)(x))
-	}
-}
-
-type totalEnd exchange
-
-// Expired implements loop.TimerHandler: the route's timeout is over.
-func (t *totalEnd) Expired(*loop.Timer) {
-	x := (*exchange)(t)
-	if x.stage == answering {
-		x.Flags |= filter.UpstreamTimeout
-		x.Details = "response_timeout"
-		x.finish(false)
-		return
-	}
-	if x.try != nil {
-		x.try.host.Failed(cluster.Timeout)
-	}
-	x.fail(504, "upstream request timeout", "response_timeout", filter.UpstreamTimeout)
-}
-
-type limitEnd exchange
-
-// Expired implements loop.TimerHandler: the longest time of a stream is over.
-func (t *limitEnd) Expired(*loop.Timer) {
-	x := (*exchange)(t)
-	if x.stage == answering {
-		x.Flags |= filter.MaxDuration
-		x.Details = "max_duration_timeout"
-		x.finish(false)
-		return
-	}
-	x.fail(408, "downstream duration timeout", "max_duration_timeout", filter.MaxDuration)
 }
 
 // attempt sends the request to an endpoint of the cluster.
@@ -220,6 +180,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 // data implements caller.
 func (x *exchange) data(_ *attempt, p []byte) int {
 	n := x.down.SendData(p)
+	x.moved = x.w.loop.Now()
 	x.sent += int64(n)
 	return n
 }

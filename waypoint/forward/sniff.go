@@ -10,11 +10,16 @@ const (
 	undecided protocol = iota
 	// plainTCP is anything else, or nothing within the time limit.
 	plainTCP
-	// http1 is HTTP/1.x, told by its request line.
+	// http1Proto is HTTP/1.x, told by its request line.
 	http1Proto
-	// http2 is HTTP/2 without TLS, told by its preface.
+	// http2Proto is HTTP/2 without TLS, told by its preface.
 	http2Proto
+	// tlsProto is TLS, told by its ClientHello.
+	tlsProto
 )
+
+// tlsHandshake is the first byte of a TLS connection: the type of its record.
+const tlsHandshake = 22
 
 var (
 	preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -247,6 +248,17 @@ func (l *link) Closed(error) {
 
 // Changed implements message.ConnHandler.
 func (l *link) Changed() { l.pool.serve() }
+
+// sweep lets the connections to endpoints that are gone end.
+func (u *upstreams) sweep() {
+	for k, p := range u.pools {
+		if k.host.Gone() {
+			for _, l := range slices.Clone(p.links) {
+				l.retire()
+			}
+		}
+	}
+}
 
 // close ends everything at once.
 func (u *upstreams) close() {

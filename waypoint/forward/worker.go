@@ -27,6 +27,7 @@ type worker struct {
 	spare      []*exchange   // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
+	broom      loop.Timer
 	closed     bool
 
 	now    time.Duration // when dateAt was made
@@ -53,6 +54,15 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	return w, nil
 }
 
+// sweepEvery is how often connections to endpoints that are gone are looked for.
+const sweepEvery = 2 * time.Second
+
+// Expired implements loop.TimerHandler.
+func (w *worker) Expired(*loop.Timer) {
+	w.ups.sweep()
+	w.loop.Start(&w.broom, sweepEvery, w)
+}
+
 // later runs f in the next turn.
 func (w *worker) later(f func()) { w.loop.Inject(f) }
 
@@ -75,6 +85,7 @@ func (w *worker) drain() {
 // close ends everything at once.
 func (w *worker) close() {
 	w.closed = true
+	w.broom.Stop()
 	for c := range w.conns {
 		c.abort(errGivenUp)
 	}

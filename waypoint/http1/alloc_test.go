@@ -3,6 +3,8 @@
 package http1
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
@@ -175,4 +177,38 @@ func BenchmarkAppendRequest(b *testing.B) {
 			b.Fatal("not ok")
 		}
 	}
+}
+
+func TestAnIdleConnectionIsSmall(t *testing.T) {
+	const n = 500
+	l := running(t)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	var keep []any
+	for range n {
+		l.OnLoop(func() {
+			p, q := memPair(l, nil, 1<<20, 1<<20, 1<<20)
+			a := &pinger{left: 2, done: make(chan struct{}, 1)}
+			a.req.Reset()
+			a.req.Method, a.req.Authority, a.req.Path = "GET", "h", "/"
+			a.req.Header.Add("x", strings.Repeat("y", 400))
+			s := NewServer(q, ServerConfig{}, &ponger{resp: *response(200, "x", strings.Repeat("y", 200))}, a)
+			a.c = NewClient(p, ClientConfig{}, a)
+			a.begin()
+			keep = append(keep, s, a.c)
+		})
+	}
+	l.OnLoop(func() {})
+	used := heap() - before
+	t.Logf("a server and a client connection that have carried a request: %d bytes with their pipes", used/n)
+	if used/n > 8<<10 {
+		t.Errorf("%d bytes for each pair", used/n)
+	}
+	runtime.KeepAlive(keep)
 }

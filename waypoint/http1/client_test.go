@@ -449,6 +449,9 @@ func TestOpenNoticesWhatTheIdleConnectionHasNotSaidYet(t *testing.T) {
 		<-h.done
 		l.OnLoop(func() {
 			c.do(p)
+			if k.Room() != 0 {
+				t.Errorf("%s: there is room", c.name)
+			}
 			_, err := k.Open(request("GET", "/"), true, newHeard())
 			var e *message.StreamError
 			if !errors.As(err, &e) || !e.Retryable {

@@ -3,7 +3,9 @@ package http1
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
@@ -326,5 +328,111 @@ func FuzzResponse(f *testing.F) {
 		if next := again.wireResponse(t, head); !bytes.Equal(next, out) {
 			t.Fatalf("%q becomes %q, and then %q", in, out, next)
 		}
+	})
+}
+
+// FuzzServer gives bytes to a connection in random pieces. Whatever they are, it ends when the client does, without a panic,
+// and what it has said are responses.
+func FuzzServer(f *testing.F) {
+	for i, a := range corpus {
+		if len(a.in) < 4<<10 {
+			f.Add([]byte(a.in+lastRequest), uint64(i))
+		}
+	}
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"), uint64(1))
+	l := running(f)
+	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		m := moody{l, rnd}
+		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
+		end := newFate()
+		l.OnLoop(func() {
+			NewServer(q, ServerConfig{}, serveFunc(func(s message.ServerStream) {
+				r := response(200)
+				if s.Request().Upgrade != "" {
+					r.Status = 101
+				}
+				s.SetTaker(&moodyEcho{moody: m, s: s})
+				s.SendHead(r, false)
+			}), end)
+		})
+		for len(in) > 0 {
+			n := min(len(in), 1+rnd.IntN(5000))
+			piece := in[:n]
+			in = in[n:]
+			l.OnLoop(func() {
+				q.in = append(q.in, piece...)
+				q.Wake()
+			})
+		}
+		l.OnLoop(func() { p.CloseWrite() })
+		err := <-end.closed
+		var said []byte
+		l.OnLoop(func() { said = p.in })
+		for err == nil && len(said) > 0 {
+			w, err := takeResponse(said, 0, false)
+			if errors.Is(err, errPartial) || err == nil && w.resp.Status == 101 {
+				return
+			}
+			if err != nil {
+				t.Fatalf("said %q: %v", said, err)
+			}
+			said = said[w.n:]
+		}
+	})
+}
+
+// FuzzClient gives bytes to a client in random pieces, as the answer to a request. The request hears of its end once, and
+// the connection ends when the server does.
+func FuzzClient(f *testing.F) {
+	for i, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nA: b\r\n\r\n",
+		"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello", "HTTP/1.0 200 OK\r\n\r\nhello", "HTTP/1.1 204 X\r\n\r\nHTTP/1.1 204 X\r\n\r\n",
+	} {
+		f.Add([]byte(s), uint64(i))
+		f.Add([]byte(s), uint64(i+8))
+	}
+	l := running(f)
+	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
+		rnd := rand.New(rand.NewPCG(seed, 4))
+		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
+		end := newFate()
+		b := &ledger{t: t}
+		k := strictClient{&strict{b: b, do: func(error) { b.begun-- }}}
+		l.OnLoop(func() {
+			c := NewClient(p, ClientConfig{}, end)
+			r := request([]string{"GET", "HEAD", "POST", "CONNECT"}[seed%4], "/")
+			if seed%8 == 4 {
+				r.Upgrade = "echo"
+			}
+			b.begun++
+			s, err := c.Open(r, seed%3 > 0, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.next = &sends{left: -1, send: s.SendData, end: func() {}}
+			if seed%3 == 0 {
+				s.SendEnd(nil)
+			}
+			if r.Method == "CONNECT" || r.Upgrade != "" {
+				s.SendEnd(nil)
+			}
+		})
+		for len(in) > 0 {
+			n := min(len(in), 1+rnd.IntN(5000))
+			piece := in[:n]
+			in = in[n:]
+			l.OnLoop(func() {
+				p.in = append(p.in, piece...)
+				p.Wake()
+			})
+		}
+		l.OnLoop(func() { q.CloseWrite() })
+		<-end.closed
+		l.OnLoop(func() {
+			if b.begun != 0 {
+				t.Errorf("%d requests have no end", b.begun)
+			}
+		})
 	})
 }

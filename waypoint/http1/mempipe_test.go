@@ -57,7 +57,7 @@ func (p *memPipe) Read(b []byte) (int, error) {
 	case p.closed:
 		return 0, loop.ErrClosed
 	case len(p.in) > 0:
-		n := copy(b[:min(len(b), 1+p.rnd.IntN(p.readMax))], p.in)
+		n := copy(b[:min(len(b), p.upTo(p.readMax))], p.in)
 		p.in = p.in[n:]
 		if q := p.peer; q.full && len(p.in) <= p.window/2 {
 			q.full = false
@@ -81,7 +81,7 @@ func (p *memPipe) Write(b []byte) (int, error) {
 	}
 	p.writes++
 	q := p.peer
-	n := min(len(b), max(q.window-len(q.in), 0), 1+p.rnd.IntN(p.writeMax))
+	n := min(len(b), max(q.window-len(q.in), 0), p.upTo(p.writeMax))
 	if q.closed {
 		n = len(b)
 	}
@@ -141,4 +141,12 @@ func (p *memPipe) fail(err error) error {
 		p.peer.Wake()
 	}
 	return nil
+}
+
+// upTo is a number from 1 to n, or n if there is no chance.
+func (p *memPipe) upTo(n int) int {
+	if p.rnd == nil {
+		return n
+	}
+	return 1 + p.rnd.IntN(n)
 }

@@ -323,6 +323,7 @@ func TestIdleAndStalledConnectionsEnd(t *testing.T) {
 	if err := <-f.closed; err != nil {
 		t.Errorf("idle: closed with %v", err)
 	}
+	cfg.IdleTimeout = -1
 	x := &waiter{failed: make(chan error, 1), data: make(chan struct{}, 10)}
 	c, _, f = dial(t, l, cfg, x)
 	io.WriteString(c, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhel")

@@ -35,7 +35,6 @@ type moodyEcho struct {
 	queue []byte
 	ended bool
 	tr    message.Header
-	full  bool
 }
 
 func (x *moodyEcho) Data(p []byte) int {

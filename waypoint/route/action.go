@@ -33,8 +33,6 @@ type Forward struct {
 	Mirrors []*Mirror
 	// NotFoundStatus is the answer if there is no such cluster.
 	NotFoundStatus int
-	// HighPriority uses the cluster's thresholds for high priority.
-	HighPriority bool
 	// AutoHostRewrite asks for the endpoint's host name as authority; see SetHost.
 	AutoHostRewrite bool
 	// AttemptCount asks for x-envoy-attempt-count in the request, AttemptCountInResponse in the answer.
@@ -151,7 +149,7 @@ func compileMirrors(ps []*routev3.RouteAction_RequestMirrorPolicy) ([]*Mirror, e
 // compileForward compiles everything but the choice of a cluster. vh has the defaults.
 func compileForward(a *routev3.RouteAction, m *match, vh *VirtualHost) (*Forward, error) {
 	f := &Forward{
-		HighPriority: a.GetPriority() == corev3.RoutingPriority_HIGH, path: pathRewrite{match: m, prefix: a.GetPrefixRewrite()},
+		path:         pathRewrite{match: m, prefix: a.GetPrefixRewrite()},
 		AttemptCount: vh.attemptCount, AttemptCountInResponse: vh.attemptCountInResponse,
 	}
 	switch c := a.GetClusterNotFoundResponseCode(); c {

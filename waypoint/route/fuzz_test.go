@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -54,6 +55,7 @@ func (m *maker) str() *matcherv3.StringMatcher {
 	case 3:
 		s.MatchPattern = &matcherv3.StringMatcher_Contains{Contains: v}
 	default:
+		s.IgnoreCase = false
 		s.MatchPattern = &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: v + m.of("", "*", "|b", ".")}}
 	}
 	return s
@@ -63,7 +65,7 @@ func (m *maker) match() *routev3.RouteMatch {
 	r := &routev3.RouteMatch{}
 	switch m.n(4) {
 	case 0:
-		r.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: m.path()}
+		r.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: "/" + strings.TrimPrefix(m.path(), "/")}
 	case 1:
 		r.PathSpecifier = &routev3.RouteMatch_Path{Path: m.path()}
 	case 2:
@@ -74,7 +76,7 @@ func (m *maker) match() *routev3.RouteMatch {
 	if m.n(3) == 0 {
 		r.CaseSensitive = wrapperspb.Bool(false)
 	}
-	for range m.n(3) {
+	for range []int{0, 0, 1, 2}[m.n(4)] {
 		h := &routev3.HeaderMatcher{Name: m.of("h", "G", ":method", ":authority"), InvertMatch: m.n(3) == 0, TreatMissingHeaderAsEmpty: m.n(3) == 0}
 		if m.n(3) == 0 {
 			h.HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: m.n(2) == 0}
@@ -83,7 +85,7 @@ func (m *maker) match() *routev3.RouteMatch {
 		}
 		r.Headers = append(r.Headers, h)
 	}
-	for range m.n(3) {
+	for range []int{0, 0, 0, 1}[m.n(4)] {
 		q := &routev3.QueryParameterMatcher{Name: m.of("q", "r")}
 		if m.n(2) == 0 {
 			q.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: m.n(2) == 0}
@@ -93,6 +95,67 @@ func (m *maker) match() *routev3.RouteMatch {
 		r.QueryParameters = append(r.QueryParameters, q)
 	}
 	return r
+}
+
+func (m *maker) table() *routev3.RouteConfiguration {
+	c := &routev3.RouteConfiguration{}
+	domains := []string{"a", "*.b", "a.*", "*", "*.a.b", "A.b:80"}
+	for i := range 1 + m.n(4) {
+		vh := &routev3.VirtualHost{Name: fmt.Sprint(i), Domains: domains[i : i+1+m.n(2)]}
+		if i > 0 {
+			vh.Domains = domains[i+1 : i+2]
+		}
+		for j := range 1 + m.n(4) {
+			vh.Routes = append(vh.Routes, &routev3.Route{Name: fmt.Sprint(i, ".", j), Match: m.match(),
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "c"}}}})
+		}
+		c.VirtualHosts = append(c.VirtualHosts, vh)
+	}
+	return c
+}
+
+func (m *maker) redirect() *routev3.RedirectAction {
+	r := &routev3.RedirectAction{StripQuery: m.n(4) == 0, ResponseCode: routev3.RedirectAction_RedirectResponseCode(m.n(5))}
+	switch m.n(3) {
+	case 0:
+		r.SchemeRewriteSpecifier = &routev3.RedirectAction_HttpsRedirect{HttpsRedirect: true}
+	case 1:
+		r.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: m.of("http", "https")}
+	}
+	if m.n(2) == 0 {
+		r.HostRedirect = m.of("c.com", "d")
+	}
+	if m.n(3) == 0 {
+		r.PortRedirect = []uint32{80, 443, 8080}[m.n(3)]
+	}
+	switch m.n(4) {
+	case 0:
+		r.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: m.of("/n", "/n?x=1", "/")}
+	case 1:
+		r.PathRewriteSpecifier = &routev3.RedirectAction_PrefixRewrite{PrefixRewrite: m.of("/n", "/", "/n/")}
+	case 2:
+		r.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: &matcherv3.RegexMatchAndSubstitute{
+			Pattern: &matcherv3.RegexMatcher{Regex: m.of("a", "^/a/(.*)$", "(a)(b)?")}, Substitution: m.of("b", "\\0", "x\\\\y")}}
+	}
+	return r
+}
+
+func (m *maker) add() []*corev3.HeaderValueOption {
+	var out []*corev3.HeaderValueOption
+	for range m.n(4) {
+		out = append(out, &corev3.HeaderValueOption{
+			Header:       &corev3.HeaderValue{Key: m.of("x-a", "X-B", "x-c"), Value: m.of("1", "2", "", "%REQ(h)%", "<%REQ(g?h):2%>", "%%", "%PROTOCOL%")},
+			AppendAction: corev3.HeaderValueOption_HeaderAppendAction(m.n(4)), KeepEmptyValue: m.n(3) == 0,
+		})
+	}
+	return out
+}
+
+func (m *maker) remove() []string {
+	if m.n(3) > 0 {
+		return nil
+	}
+	return []string{m.of("x-a", "X-B", "x-c")}
 }
 
 func (m *maker) request() *message.Request {
@@ -183,12 +246,20 @@ func (n naive) header(h *routev3.HeaderMatcher, r *message.Request) bool {
 		}
 	}
 	if p, is := h.GetHeaderMatchSpecifier().(*routev3.HeaderMatcher_PresentMatch); is {
-		return (len(vs) > 0 == p.PresentMatch) != h.GetInvertMatch()
+		there := len(vs) > 0 || h.GetTreatMissingHeaderAsEmpty()
+		return (there == p.PresentMatch) != h.GetInvertMatch()
 	}
 	if len(vs) == 0 && !h.GetTreatMissingHeaderAsEmpty() {
 		return false
 	}
-	return n.str(h.GetStringMatch(), strings.Join(vs, ",")) != h.GetInvertMatch()
+	if len(vs) == 0 {
+		vs = []string{""}
+	}
+	one := false
+	for _, v := range vs {
+		one = one || n.str(h.GetStringMatch(), v)
+	}
+	return one != h.GetInvertMatch()
 }
 
 // host finds the virtual host by trying every domain.
@@ -228,19 +299,7 @@ func FuzzMatch(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := &maker{b}
-		c := &routev3.RouteConfiguration{}
-		domains := []string{"a", "*.b", "a.*", "*", "*.a.b", "A.b:80"}
-		for i := range 1 + m.n(4) {
-			vh := &routev3.VirtualHost{Name: fmt.Sprint(i), Domains: domains[i : i+1+m.n(2)]}
-			if i > 0 {
-				vh.Domains = domains[i+1 : i+2]
-			}
-			for j := range 1 + m.n(4) {
-				vh.Routes = append(vh.Routes, &routev3.Route{Name: fmt.Sprint(i, ".", j), Match: m.match(),
-					Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "c"}}}})
-			}
-			c.VirtualHosts = append(c.VirtualHosts, vh)
-		}
+		c := m.table()
 		table, err := Compile(c, Options{})
 		if err != nil {
 			t.Fatalf("%v of %v", err, c)

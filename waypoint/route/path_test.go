@@ -19,6 +19,11 @@ func TestPathsAreMadeCanonicalBeforeAnythingLooksAtThem(t *testing.T) { // B14
 		`/a\..\admin`:        "/admin",
 		"//admin":            "//admin", // merged only by merge_slashes
 		"/admin;x=1":         "/admin;x=1",
+		"/a/..;x=1/admin":    "/admin",
+		"/a/%2e%2e;/admin":   "/admin",
+		"/a/.;":              "/a/",
+		"/a/...;/b":          "/a/...;/b",
+		"/a|b^c":             "/a%7Cb%5Ec",
 		"/a?b=/../c":         "/a?b=/../c",
 		"/%41%5A%7e":         "/AZ~",
 		"/%zz":               "/%zz",
@@ -34,7 +39,7 @@ func TestPathsAreMadeCanonicalBeforeAnythingLooksAtThem(t *testing.T) { // B14
 			t.Errorf("%q: %q (%d), want %q", in, got, verdict, want)
 		}
 	}
-	for _, in := range []string{"/a%00", "/admin#f", "/%00/../a"} {
+	for _, in := range []string{"/a%00", "/admin#f", "/%00/../a", "/a\x00"} {
 		if got, verdict := (PathPolicy{Normalize: true}).Apply(in); verdict != PathBad {
 			t.Errorf("%q: %q (%d), want it refused", in, got, verdict)
 		}

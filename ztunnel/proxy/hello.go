@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,12 +17,13 @@ type hello struct {
 	t     *peerTunnel
 	fd    loop.FD
 	timer loop.Timer
+	since time.Duration // of the loop's clock
 }
 
 // takeTunnel begins with an accepted connection on 15008. Descriptor fd is taken over.
 func (w *worker) takeTunnel(pod *Pod, fd int, peer, local netip.AddrPort) {
 	w.p.tune(fd)
-	h := &hello{w: w, t: &peerTunnel{pod: pod, peer: peer, local: local}}
+	h := &hello{w: w, since: w.loop.Now(), t: &peerTunnel{pod: pod, peer: peer, local: local}}
 	if err := w.loop.Register(&h.fd, fd, h); err != nil {
 		unix.Close(fd)
 		return
@@ -68,6 +70,16 @@ func (h *hello) end(err error) {
 	h.fd.Close()
 	h.t.pod.unref()
 	h.w.p.earlyDenial(inboundDir, h.t.peer, h.t.local, err)
+}
+
+// beginning is the number of peers that have been silent for a moment only.
+func (w *worker) beginning() (n int) {
+	for h := range w.hellos {
+		if w.loop.Now()-h.since < slowHandshake {
+			n++
+		}
+	}
+	return n
 }
 
 // endHellos gives up those that match.

@@ -230,7 +230,7 @@ func (p *Proxy) drain() {
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for p.Open() > 0 {
+	for p.busy() {
 		select {
 		case <-over.C:
 			p.log.Info("drain time is over, connections are cut", "open", p.Open())
@@ -238,6 +238,19 @@ func (p *Proxy) drain() {
 		case <-tick.C:
 		}
 	}
+}
+
+// busy tells whether connections are under way, or may be in a moment: a peer whose tunnel was accepted does its handshake
+// and opens its streams, until it has seen our GOAWAY and the tunnel ends.
+func (p *Proxy) busy() bool {
+	if p.Open() > 0 || p.accepting.busy() {
+		return true
+	}
+	n := 0
+	for _, w := range p.workers {
+		w.loop.OnLoop(func() { n += w.beginning() + w.server.Stats().Conns })
+	}
+	return n > 0
 }
 
 // Open is the number of connections under way.

@@ -101,6 +101,13 @@ func (t *turns) watchLocked() {
 	t.relief = time.AfterFunc(max(t.slow-time.Since(t.running[0].since), t.slow/20), t.relieve)
 }
 
+// busy tells whether a handshake is under way or waits.
+func (t *turns) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.running)+len(t.queue) > 0
+}
+
 // relieve ends slow handshakes, one for each that waits, and those that have waited too long.
 func (t *turns) relieve() {
 	t.mu.Lock()

