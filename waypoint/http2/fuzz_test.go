@@ -151,7 +151,8 @@ func (c *crowd) ServeRequest(s message.ServerStream) {
 		u.over = true
 		s.SendHead(response(404), true)
 		return
-	case 6: // parked
+	case 6: // parked; play finds it another user
+		u.over = true
 		c.parked = append(c.parked, s)
 		return
 	case 7:
@@ -363,10 +364,15 @@ func FuzzClientConn(f *testing.F) {
 
 // talk makes frames of bytes, most of them as they should be: two bytes are one step.
 func (r *rig) talk(script []byte) {
+	next := uint32(1) // of the next request, mostly
 	for i := 0; i+1 < len(script) && i < 400; i += 2 {
 		op, arg := script[i], uint32(script[i+1])
 		id := 2*(arg%12) + 1
 		end := arg&0x10 != 0
+		if op%20 < 5 && arg < 240 {
+			id = next
+			next += 2
+		}
 		switch op % 20 {
 		case 0, 1:
 			r.request(id, []string{"GET", "POST", "HEAD"}[arg%3], end)

@@ -50,11 +50,8 @@ func decodeBlock(d *decoder, b []byte, h *message.Header) ([]hpack.HeaderField, 
 			return out, err
 		}
 		b = rest
-		if f.name == "" {
+		if f.resize {
 			continue
-		}
-		if f.name == " " {
-			f.name = ""
 		}
 		out = append(out, hpack.HeaderField{Name: strings.Clone(f.name), Value: strings.Clone(f.value)})
 		if want := validName(f.name) && message.Value(f.value); f.valid && !want {

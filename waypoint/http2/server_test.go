@@ -365,6 +365,14 @@ func TestBadRequestsAreResetAndNotServed(t *testing.T) {
 	}
 }
 
+func TestAFieldWithoutANameIsNotOverlookedInTheTable(t *testing.T) {
+	r := serverRig(t, ServerConfig{})
+	r.request(1, "GET", true, "", "x")
+	r.request(3, "GET", true, "", "x") // now by its index
+	r.send()
+	r.wantFrames("RST[1] PROTOCOL_ERROR", "RST[3] PROTOCOL_ERROR")
+}
+
 func TestHostAloneIsTheAuthority(t *testing.T) {
 	r := serverRig(t, ServerConfig{})
 	r.headers(1, true, ":method", "GET", ":scheme", "https", ":path", "/", "host", "b.example:80")
