@@ -194,7 +194,11 @@ func hintsOf(req *hbone.Request) hints {
 }
 
 // retry implements parked.
-func (c *inbound) retry() { c.check() }
+func (c *inbound) retry() {
+	if c.listed { // the retry of another one may have ended it
+		c.check()
+	}
+}
 
 // Expired implements loop.TimerHandler.
 func (c *inbound) Expired(*loop.Timer) {

@@ -135,11 +135,13 @@ func (o *outbound) resolve() {
 
 // retry implements parked.
 func (o *outbound) retry() {
-	if o.dest != nil {
+	switch {
+	case !o.listed: // the retry of another one may have ended it
+	case o.dest != nil:
 		o.enterPod()
-		return
+	default:
+		o.route()
 	}
-	o.route()
 }
 
 // Expired implements loop.TimerHandler: the pod's record did not come in time.

@@ -73,7 +73,11 @@ func (c *inboundPlain) check() {
 }
 
 // retry implements parked.
-func (c *inboundPlain) retry() { c.check() }
+func (c *inboundPlain) retry() {
+	if c.listed { // the retry of another one may have ended it
+		c.check()
+	}
+}
 
 // Expired implements loop.TimerHandler.
 func (c *inboundPlain) Expired(*loop.Timer) {
