@@ -9,11 +9,11 @@ import (
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
-func TestRootWithoutACAConnectionsWorkUntilExpiryAndAreRefusedAfterwards(t *testing.T) {
+func TestSoakWithoutACAConnectionsWorkUntilExpiryAndAreRefusedAfterwards(t *testing.T) {
 	const life = 8 * time.Second
 	netnstest.RequireRoot(t)
 	if os.Getenv("AMBIT_SOAK") != "1" {
-		t.Skip("takes 20 s of real certificate lifetime: runs in make soak (AMBIT_SOAK=1)")
+		t.Skip("needs AMBIT_SOAK=1: takes 20 s of real certificate lifetime (make soak)")
 	}
 	m := up(t, "e2eexpiry", "--cert-ttl="+life.String())
 	m.apply("strict.yaml") // what is served came by a tunnel
