@@ -34,7 +34,10 @@ func newStore(log *slog.Logger) *store {
 func (s *store) subscribe(c *xds.Client) {
 	xds.Subscribe(c, xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}, clusterHandler{s}, xds.Options{})
 	s.endpoints = xds.Subscribe(c, xds.Type[*cluster.Assignment]{URL: xds.EndpointType, Decode: cluster.DecodeEndpoints}, endpointHandler{s}, xds.Options{Named: true})
-	xds.Subscribe(c, xds.Type[*listener.Listener]{URL: xds.ListenerType, Decode: listener.Decode}, listenerHandler{s}, xds.Options{})
+	over := func(name string, body []byte) (*listener.Listener, error) {
+		return listener.DecodeOver(s.listeners[name], body)
+	}
+	xds.Subscribe(c, xds.Type[*listener.Listener]{URL: xds.ListenerType, Decode: over}, listenerHandler{s}, xds.Options{})
 }
 
 // Run keeps the clusters' clocks until ctx is done.

@@ -123,6 +123,7 @@ func clampSeconds(n int64) int64 {
 
 // authorize decides which identity the caller gets (2.2, 2.3).
 func (s *Server) authorize(ctx context.Context, caller Caller, asked string) (spiffe.ID, error) {
+	s.waitForPod(ctx, caller)
 	node, err := s.node(caller)
 	if err != nil {
 		return spiffe.ID{}, err
@@ -172,6 +173,27 @@ func (s *Server) node(caller Caller) (string, error) {
 		return "", fmt.Errorf("pod %s/%s has ended", caller.Namespace, caller.Pod)
 	}
 	return pod.Node, nil
+}
+
+// waitForPod waits until the caller's pod is known: a pod that asks for its own certificate is often faster than the
+// news of it.
+func (s *Server) waitForPod(ctx context.Context, caller Caller) {
+	if caller.Pod == "" || caller.Live || s.cfg.PodWait < 0 || s.cfg.TrustNodeClaim && slices.Contains(s.cfg.TrustedNodeAccounts, caller.Account()) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PodWait)
+	defer cancel()
+	for {
+		changed := s.cfg.Pods.Changed() // before the look, so that no change is missed
+		if _, ok := s.cfg.Pods.Lookup(caller.Namespace, caller.Pod); ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // waitFor waits until a pod with id runs on node.

@@ -7,6 +7,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
@@ -27,6 +28,9 @@ type builder struct {
 	eds      []edsCluster
 	problems []kube.Problem
 	reported map[string]bool
+	// ruleSets and virtualOf remember what was found for a service.
+	ruleSets  map[*service]*ruleSet
+	virtualOf map[*service]*networkingv1.VirtualService
 }
 
 // Build makes the resources of the waypoint of a Gateway. A Gateway that is not there has what every waypoint has.
@@ -34,6 +38,7 @@ func (x *Index) Build(gateway kube.Name) *Resources {
 	b := &builder{
 		Index: x, gateway: gateway, object: kube.Get[*gatewayv1.Gateway](x.objects, gateway.Namespace, gateway.Name),
 		serves: map[*service]bool{}, others: map[*service]bool{}, clusters: map[string]*clusterv3.Cluster{}, reported: map[string]bool{},
+		ruleSets: map[*service]*ruleSet{}, virtualOf: map[*service]*networkingv1.VirtualService{},
 	}
 	if f := x.mesh.flaw; f != nil {
 		b.problems = append(b.problems, *f)

@@ -116,12 +116,12 @@ func defaultRoute(cluster, host string, number uint32, hash []*routev3.RouteActi
 // VirtualService of its namespace or of the waypoint's that has its host.
 func (b *builder) rulesFor(s *service, p port) *ruleSource {
 	if src := b.gatewayRules(s, p); src != nil {
-		if vs := b.virtualService(s, kindsOf(p.protocol)[0]); vs != nil {
+		if vs := b.virtualService(s); vs != nil {
 			b.problem(kube.Ignored, kube.KeyOf(vs), "spec.hosts", "routes of the Gateway API are attached to "+s.host()+" and are used", "one of the two kinds of routes for each service")
 		}
 		return src
 	}
-	vs := b.virtualService(s, kindsOf(p.protocol)[0])
+	vs := b.virtualService(s)
 	if vs == nil {
 		return nil
 	}
@@ -130,7 +130,16 @@ func (b *builder) rulesFor(s *service, p port) *ruleSource {
 
 // virtualService is the one for a service: of the exact host before one of a pattern, the longer before the shorter, the
 // older before the younger. The others are reported.
-func (b *builder) virtualService(s *service, kind string) *networkingv1.VirtualService {
+func (b *builder) virtualService(s *service) *networkingv1.VirtualService {
+	v, known := b.virtualOf[s]
+	if !known {
+		v = b.findVirtual(s)
+		b.virtualOf[s] = v
+	}
+	return v
+}
+
+func (b *builder) findVirtual(s *service) *networkingv1.VirtualService {
 	var best *networkingv1.VirtualService
 	var host string
 	for _, v := range b.virtuals {

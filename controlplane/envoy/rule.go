@@ -33,6 +33,15 @@ func (r *ruleSet) subset(name string) *networking.Subset {
 // ruleFor finds the rules for a service: those of the waypoint's namespace, else of the service's, else of the root
 // namespace; in it those of the very host, else those of the longest pattern (3.8).
 func (b *builder) ruleFor(s *service) *ruleSet {
+	set, known := b.ruleSets[s]
+	if !known {
+		set = b.findRules(s)
+		b.ruleSets[s] = set
+	}
+	return set
+}
+
+func (b *builder) findRules(s *service) *ruleSet {
 	for _, ns := range []string{b.gateway.Namespace, s.namespace(), b.cfg.RootNamespace} {
 		var best string
 		for _, r := range b.rules {

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -74,8 +73,6 @@ type Config struct {
 	Rule         string
 	External     bool
 	ALPNOverride string
-	// Metadata is all metadata, or nil.
-	Metadata *corev3.Metadata
 
 	balance    balanceConfig
 	outlier    *outlierConfig
@@ -130,7 +127,7 @@ func Decode(_ string, body []byte) (*Config, error) {
 // Compile compiles a cluster. An error names the field. What Envoy would do and is not done here is refused, unless it
 // changes nothing about where requests go.
 func Compile(p *clusterv3.Cluster) (*Config, error) {
-	c := &Config{Name: p.GetName(), StatName: p.GetAltStatName(), Metadata: p.GetMetadata()}
+	c := &Config{Name: p.GetName(), StatName: p.GetAltStatName()}
 	if c.Name == "" {
 		return nil, field.Errorf("name", "required")
 	}

@@ -152,7 +152,7 @@ func TestAnEndpointSaysHowItIsReached(t *testing.T) {
 			continue
 		}
 		got := *a.Endpoints[0]
-		got.Metadata, got.key, got.Weight = nil, "", 0
+		got.Locality, got.Workload, got.key, got.Weight = nil, nil, "", 0
 		if got != c.want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
@@ -164,7 +164,7 @@ func TestAnEndpointSaysWhoItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
+	if got, want := *a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
 		t.Errorf("workload %+v", got)
 	}
 }

@@ -42,6 +42,9 @@ type source struct {
 	cursor, turn atomic.Uint64
 }
 
+// noHosts is the source without endpoints.
+var noHosts source
+
 // rebuild makes the table. c.mu is held.
 func (c *Cluster) rebuild() {
 	a := c.assignment
@@ -233,10 +236,10 @@ func (t *table) sourceWithout(hash, failed uint64) *source {
 
 // newSource makes a list to choose from. of are all endpoints of the priority, for the health of localities.
 func (c *Cluster) newSource(a *Assignment, hosts, of []*Host, now time.Time) *source {
-	s := &source{hosts: hosts}
 	if len(hosts) == 0 {
-		return s
+		return &noHosts
 	}
+	s := &source{hosts: hosts}
 	s.cursor.Store(rand.Uint64N(uint64(len(hosts))))
 	b := &c.balance
 	switch b.policy {

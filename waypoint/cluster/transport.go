@@ -108,12 +108,9 @@ func (c *Config) compileTransports(p *clusterv3.Cluster) (err error) {
 
 // transportFor is the transport of an endpoint: the first whose match is in the endpoint's metadata, or the cluster's own.
 func (c *Config) transportFor(e *Endpoint) *Transport {
-	if len(c.transports) > 0 {
-		have := e.Metadata.GetFilterMetadata()[socketMatch].GetFields()
-		for i := range c.transports {
-			if contains(have, c.transports[i].match) {
-				return c.transports[i].t
-			}
+	for i := range c.transports {
+		if contains(e.match.GetFields(), c.transports[i].match) {
+			return c.transports[i].t
 		}
 	}
 	return c.transport

@@ -103,6 +103,7 @@ type attempt struct {
 	headed   bool          // the answer's head has come
 	bodiless bool          // and nothing follows it
 	grpc     bool          // how it ends is in its trailer
+	tunnel   bool          // it makes two directions that end each for itself
 	counted  bool          // among the cluster's requests
 	over     bool
 	gen      uint32 // counts the uses of the object
@@ -161,6 +162,7 @@ func (t *attempt) Head(r *message.Response, end bool) {
 		return
 	}
 	t.headed, t.bodiless = true, end
+	t.tunnel = r.Status == 101 || t.req.Method == "CONNECT" && r.Status/100 == 2
 	if t.grpc = r.Status == 200 && route.IsGRPC(t.req); !t.grpc {
 		t.host.Answered(r.Status)
 	} else if v := r.Header.Get("grpc-status"); v != "" {
@@ -190,7 +192,9 @@ func (t *attempt) End(trailer *message.Header) {
 		}
 		t.grpcEnded(v)
 	}
-	t.close()
+	if !t.tunnel || t.sentEnd {
+		t.close()
+	}
 	by.end(t, trailer)
 }
 

@@ -204,7 +204,7 @@ func (x *exchange) Go(f func(ctx context.Context) func()) {
 
 // Data implements message.Taker: the client's body.
 func (x *exchange) Data(p []byte) int {
-	if x.stage == over || x.answered {
+	if x.stage == over || x.answered && !x.tunnelled() {
 		return len(p) // nobody wants it any more
 	}
 	n := x.take(p)
@@ -319,14 +319,18 @@ func (x *exchange) push() {
 	} else {
 		a.up.SendEnd(nil)
 	}
+	x.settle()
 }
 
-// settle ends the exchange when the answer is complete.
+// settle ends the exchange when the answer is complete, and of a tunnel the other direction too.
 func (x *exchange) settle() {
-	if x.stage == answering && x.answered {
+	if x.stage == answering && x.answered && (!x.tunnelled() || x.try.sentEnd) {
 		x.finish(true)
 	}
 }
+
+// tunnelled says that the exchange has become a tunnel.
+func (x *exchange) tunnelled() bool { return x.try != nil && x.try.tunnel }
 
 // finish ends the exchange, however far it has come. whole says that the client has its answer.
 func (x *exchange) finish(whole bool) {

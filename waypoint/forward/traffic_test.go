@@ -240,6 +240,52 @@ func TestWebSocketsAreTunnelsWithHalfClose(t *testing.T) {
 	}
 }
 
+func TestATunnelsOtherDirectionGoesOnWhenTheEndpointHasEnded(t *testing.T) {
+	r := newRig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	got := make(chan string, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := bufio.NewReader(c)
+		if _, err := http.ReadRequest(b); err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello")
+		c.(*net.TCPConn).CloseWrite()
+		all, _ := io.ReadAll(b)
+		got <- string(all)
+	}()
+	r.cluster("reviews", "", ln.Addr().String())
+	r.routes(toReviews)
+	c, err := r.dial(t.Context(), vip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(c, "GET /ws HTTP/1.1\r\nHost: reviews\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+	b := bufio.NewReader(c)
+	if resp, err := http.ReadResponse(b, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatal(resp, err)
+	}
+	if all, err := io.ReadAll(b); string(all) != "hello" || err != nil {
+		t.Errorf("got %q, %v", all, err)
+	}
+	io.WriteString(c, "and on")
+	c.(interface{ CloseWrite() error }).CloseWrite()
+	if s := <-got; s != "and on" {
+		t.Errorf("the endpoint got %q", s)
+	}
+}
+
 func TestATCPConnectionIsRelayedWithHalfClose(t *testing.T) {
 	r := newRig(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -93,3 +93,31 @@ func TestStreamsWithoutATakerOutliveTheConnection(t *testing.T) {
 		t.Errorf("told %v, closed %d times", k.err, r.closes)
 	}
 }
+
+func TestAGoAwayThatRefusesAllLetsAllBeSentAgain(t *testing.T) { // B34
+	r := clientRig(t, ClientConfig{})
+	_, a := r.open("GET", true)
+	_, b := r.open("POST", false)
+	r.wr.WriteGoAway(0, http2.ErrCodeNo, nil)
+	r.send()
+	for _, k := range []*taker{a, b} {
+		var se *message.StreamError
+		if !errors.As(k.err, &se) || !se.Retryable {
+			t.Errorf("told %v", k.err)
+		}
+	}
+	if !r.p.ended {
+		t.Error("not closed")
+	}
+}
+
+func TestAFaultOfTheServerTakesTheRoomAway(t *testing.T) {
+	r := clientRig(t, ClientConfig{})
+	_, k := r.open("GET", true)
+	n := r.changes
+	r.recv(rawFrame(frameSettings, 0, 1, nil))
+	r.wantGoAway(message.CodeProtocol)
+	if r.cc.Room() != 0 || r.changes == n || !errors.Is(k.err, message.ErrMalformed) {
+		t.Errorf("room %d, %d changes, told %v", r.cc.Room(), r.changes-n, k.err)
+	}
+}

@@ -131,6 +131,41 @@ func closedData(r *rig, i int) {
 	r.wr.WriteData(uint32(2*(i%300)+1), false, []byte("x"))
 }
 
+func TestPingsThatGoWithDataAreNotAFlood(t *testing.T) { // as gRPC's to find the bandwidth
+	r := serverRig(t, ServerConfig{})
+	_, k := r.serve(1, "POST", false)
+	for i := range 8000 {
+		r.wr.WriteData(1, false, []byte("0123456789"))
+		r.wr.WritePing(false, [8]byte{})
+		if i%100 == 99 {
+			r.send()
+			r.p.out.Reset()
+		}
+	}
+	if r.c.state != up || k.got.Len() != 80_000 {
+		t.Errorf("%d bytes arrived, closed with %v", k.got.Len(), r.closed)
+	}
+}
+
+func TestManySmallWindowUpdatesForManyBytesAreNotAFlood(t *testing.T) {
+	r := serverRig(t, ServerConfig{})
+	s, k := r.serve(1, "GET", true)
+	r.do(func() { s.SendHead(response(200), false) })
+	r.p.null = true
+	k.onRoom = func() { s.SendData(zeros) }
+	r.do(func() { s.SendData(zeros) })
+	for range 20_000 / 50 {
+		for range 50 {
+			r.wr.WriteWindowUpdate(1, 512)
+			r.wr.WriteWindowUpdate(0, 512)
+		}
+		r.send()
+	}
+	if r.c.state != up {
+		t.Errorf("closed with %v", r.closed)
+	}
+}
+
 func TestAnHPACKBombIsDefused(t *testing.T) {
 	r := serverRig(t, ServerConfig{})
 	r.request(1, "GET", true, "cookie-like", strings.Repeat("x", 4000)) // fills the table

@@ -310,3 +310,26 @@ func TestTheTunnelsListenerHasItsTLS(t *testing.T) {
 		t.Errorf("%v %+v", l.Address, x)
 	}
 }
+
+func TestAChainThatIsTheSameStaysTheSameObject(t *testing.T) {
+	compile := func(old *Listener, chains string) *Listener {
+		t.Helper()
+		var p listenerv3.Listener
+		if err := dumptest.Unmarshal([]byte(internal(chains, `,"filter_chain_matcher":`+ips("", ipRange("10.0.0.1/32", action("a"), "")))), &p); err != nil {
+			t.Fatal(err)
+		}
+		l, err := CompileOver(old, &p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	one := compile(nil, httpChain("a", "")+","+tcpChain("b", ""))
+	two := compile(one, tcpChain("b", `"cluster":"other"`)+","+httpChain("a", ""))
+	if two.Chains[1] != one.Chains[0] || two.Lookup(netip.MustParseAddrPort("10.0.0.1:1")).HTTP != one.Chains[0].HTTP {
+		t.Error("an unchanged chain was made anew")
+	}
+	if two.Chains[0] == one.Chains[1] || two.Chains[0].TCP.Cluster(0) != "other" {
+		t.Error("a changed chain was kept")
+	}
+}

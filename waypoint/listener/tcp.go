@@ -78,7 +78,7 @@ func (t *TCP) Clusters() []string {
 	return out
 }
 
-func compileTCP(p *tcpv3.TcpProxy) (*TCP, error) {
+func (c *compiler) tcp(p *tcpv3.TcpProxy) (*TCP, error) {
 	t := &TCP{StatPrefix: strings.TrimSuffix(p.GetStatPrefix(), ";"), MaxConnectAttempts: 1}
 	switch {
 	case p.GetMetadataMatch() != nil && len(p.GetMetadataMatch().GetFilterMetadata()) > 0:
@@ -106,7 +106,7 @@ func compileTCP(p *tcpv3.TcpProxy) (*TCP, error) {
 			return nil, err
 		}
 	}
-	t.Logs, err = accesslog.Compile(p.GetAccessLog())
+	t.Logs, err = c.accessLogs(p.GetAccessLog())
 	return t, err
 }
 
