@@ -72,9 +72,10 @@ func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
 		return
 	}
 	w.index = envoy.NewIndex(w.cfg, objects, slices.Collect(maps.Values(w.addresses)))
+	last := w.built
 	w.built = map[kube.Name]*envoy.Resources{}
 	for _, name := range w.index.Waypoints() {
-		w.built[name] = w.index.Build(name)
+		w.built[name] = w.index.Build(name, last[name])
 	}
 	for v := range w.views {
 		w.publishLocked(v)
@@ -110,7 +111,7 @@ func (w *waypoints) publishLocked(v view) {
 	}
 	r := w.built[v.gateway]
 	if r == nil {
-		r = w.index.Build(v.gateway) // the Gateway is gone: what every waypoint has
+		r = w.index.Build(v.gateway, nil) // the Gateway is gone: what every waypoint has
 	}
 	clusters, listeners := r.Clusters, r.Listeners
 	if v.plain {
