@@ -41,7 +41,7 @@ test-root: build ## tests in real namespaces with real BPF; needs root
 	@if [ "$$(id -u)" != 0 ]; then echo 'not root: the tests that need namespaces and BPF were not run (sudo make test-root)'; else \
 	AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 12m -run 'Root' ./... ; fi
 
-test-interop: build ## our tunnels against a Rust ztunnel named by ZTUNNEL_BIN, both ways; needs root
+test-interop: ## a Rust ztunnel named by ZTUNNEL_BIN as a node of our mesh, both ways; needs root
 	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 

@@ -145,7 +145,10 @@ func newServer(cfg Config) (*server, error) {
 			return discovery.Caller(c), err
 		},
 		Authorize: policy.Authorize,
-		Logger:    s.log,
+		// As istiod. Istio's ztunnel judges an open connection again when a policy comes, by what it knew of the workload
+		// when the connection began: one that began before the workload named the policy would live on.
+		Order:  []string{xds.AddressType, xds.AuthorizationType},
+		Logger: s.log,
 	})
 	s.waypoints.srv = s.discovery
 	s.feed = newFeed(s, translate.Config{ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace})

@@ -9,13 +9,13 @@ import (
 // clientConn is a connection of a Pool.
 type clientConn struct {
 	conn
-	pool    *Pool
-	e       *entry
-	lastTag any // of the last Open, for a dial ahead of need
+	pool *Pool
+	e    *entry
+	tag  any // of the dial
 }
 
-func (p *Pool) attach(e *entry, fd int, tc *looptls.Conn) (*clientConn, error) {
-	c := &clientConn{pool: p, e: e}
+func (p *Pool) attach(e *entry, fd int, tc *looptls.Conn, tag any) (*clientConn, error) {
+	c := &clientConn{pool: p, e: e, tag: tag}
 	f, err := p.l.Add(fd, &c.conn)
 	if err != nil {
 		return nil, err
@@ -45,7 +45,6 @@ func (c *clientConn) open(o *Opening) {
 	c.nextID += 2
 	s.opener = o
 	o.s = s
-	c.lastTag = o.tag
 	c.writeHeaders(s.id, false, func(b []byte) []byte { return appendRequest(b, o.req) })
 }
 

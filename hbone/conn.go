@@ -119,6 +119,7 @@ type conn struct {
 	lastSent   bool      // ... with the final stream id (servers)
 	lastTaken  uint32    // that id
 	peerGone   bool      // the peer has sent GOAWAY
+	awayAt     time.Duration
 	peerErr    *ConnError
 	dead       bool // streams and callbacks are over
 	lingering  bool // dead, but the descriptor is still being read

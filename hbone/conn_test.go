@@ -346,6 +346,38 @@ func TestAStreamBehindTheGoAwayIsTriedAgainAndOthersGoOn(t *testing.T) { // H10
 	}
 }
 
+// TestARequestThatMeetsTheFirstGoAwayIsAskedAgainIfItIsNotAnswered: the peer's first GOAWAY refuses nothing, but Istio's
+// ztunnel does not serve what arrives behind it (ztunnel.md H9).
+func TestARequestThatMeetsTheFirstGoAwayIsAskedAgainIfItIsNotAnswered(t *testing.T) {
+	dials := 0
+	r := clientRig(t, PoolConfig{})
+	r.pool.dial = func(Key, any, func(int, *looptls.Conn, error)) { dials++ }
+	var s1 *Stream
+	err3 := errors.New("not told")
+	r.pool.Open(testKey, nil, &Request{Authority: "x:1"}, streamFunc(func(s *Stream) { s1 = s }))
+	r.pool.Open(testKey, nil, &Request{Authority: "x:1"}, openFunc(func(err error) { err3 = err }))
+	r.turn()
+	r.wr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(":status", "200"), EndHeaders: true})
+	r.wr.WriteGoAway(maxStreamID, http2.ErrCodeNo, nil)
+	r.sendFrames()
+	r.frames()
+	r.c.lookAround(r.c.awayAt + awayWait - 1)
+	r.turn()
+	r.wantFrames()
+	if dials != 0 {
+		t.Fatal("the peer was given no time to answer")
+	}
+	r.c.lookAround(r.c.awayAt + awayWait)
+	r.turn()
+	r.wantFrames("RST[3] CANCEL")
+	if dials != 1 || err3.Error() != "not told" || r.pool.Stats().Waiting != 1 {
+		t.Errorf("stream 3 was not tried again: %d dials, %v", dials, err3)
+	}
+	if s1 == nil || s1.Err() != nil {
+		t.Errorf("the open stream did not go on: %v", s1)
+	}
+}
+
 type streamFunc func(*Stream)
 
 func (f streamFunc) StreamOpened(s *Stream, _ *Response) { f(s) }
@@ -362,6 +394,16 @@ func TestConnectionsRetireByBytesAndByIdleTime(t *testing.T) {
 	r.wantFrames("GOAWAY 0 NO_ERROR")
 	if r.c.dead || r.cc.slots() != 0 {
 		t.Errorf("dead %v, room for %d streams; want alive and none", r.c.dead, r.cc.slots())
+	}
+	r.tr.sealed = 256<<30 - 1
+	r.c.lookAround(r.c.born + 2*time.Second)
+	if r.c.dead {
+		t.Error("ended before its keys were worn")
+	}
+	r.tr.sealed++ // RFC 8446 section 5.5: one stream without end would wear the keys out
+	r.c.lookAround(r.c.born + 3*time.Second)
+	if !r.c.dead {
+		t.Error("goes on with worn keys")
 	}
 
 	r = clientRig(t, PoolConfig{KeepAlive: KeepAlive{Interval: -1}})

@@ -45,6 +45,8 @@ var (
 	ErrCanceled = errors.New("canceled")
 	// ErrPingTimeout: the peer has been silent for too long.
 	ErrPingTimeout = errors.New("ping timeout")
+	// ErrKeysWorn: so much was sent that the keys are not safe any more (RFC 8446 section 5.5).
+	ErrKeysWorn = errors.New("the tunnel's keys are worn")
 )
 
 // StatusError is a peer's answer to CONNECT other than 200.

@@ -1,6 +1,9 @@
 package hbone
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // Contents of our PINGs: a probe, and those between the two GOAWAY frames of a graceful shutdown (RFC 9113 section 6.8).
 const (
@@ -70,11 +73,32 @@ func (c *conn) onPing(b []byte) error {
 	return nil
 }
 
+// awayWait is how long a peer that has said GOAWAY may take to answer a request.
+const awayWait = time.Second
+
+// askElsewhere gives up the requests that a peer which goes away has not answered, and has them asked again on another
+// connection. Istio's ztunnel neither serves nor refuses a stream that met its first GOAWAY on the way (ztunnel.md H9):
+// it would hang until the peer is gone, and fail then. No byte of the application is in an unanswered stream.
+func (c *conn) askElsewhere(now time.Duration) {
+	if !c.client || !c.peerGone || now-c.awayAt < awayWait {
+		return
+	}
+	for _, s := range c.streams {
+		if !s.answered {
+			c.writeReset(s.id, CodeCancel)
+			s.end(errRefused)
+		}
+	}
+}
+
 // onGoAway: streams above the last one were not looked at, and may be tried elsewhere.
 func (c *conn) onGoAway(b []byte) error {
 	last := binary.BigEndian.Uint32(b) & maxStreamID
 	code := ErrCode(binary.BigEndian.Uint32(b[4:]))
-	c.peerGone = true
+	if !c.peerGone {
+		c.peerGone, c.awayAt = true, c.l.Now()
+		c.startTick()
+	}
 	if code != CodeNo {
 		c.peerErr = &ConnError{Code: code, Remote: true, Reason: string(b[8:min(len(b), 8+256)])}
 	}

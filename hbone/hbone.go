@@ -110,8 +110,9 @@ func (k KeepAlive) withDefaults() KeepAlive {
 	return k
 }
 
-// defaultRetireBytes is the plaintext sealed after which a connection is replaced: crypto/tls does not change its key, and
-// AES-GCM is safe for about three times as much (RFC 8446 section 5.5).
+// defaultRetireBytes is the plaintext sealed after which a connection is replaced. crypto/tls (1.26) answers a peer's
+// KeyUpdate and never begins one, and AES-GCM is safe for about three times as much (2^24.5 full records, RFC 8446 section
+// 5.5). At twice the figure the connection ends with the streams that are still on it.
 const defaultRetireBytes = 128 << 30
 
 // ConnStats are figures of the connections of a Pool or Server.

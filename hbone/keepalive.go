@@ -18,6 +18,9 @@ func (c *conn) startTick() {
 	if !c.expires.IsZero() && !c.draining {
 		d = min(d, max(time.Until(c.expires), time.Millisecond))
 	}
+	if c.client && c.peerGone {
+		d = min(d, awayWait)
+	}
 	c.l.Start(&c.tick, d, c)
 }
 
@@ -34,7 +37,8 @@ func (c *conn) Expired(*loop.Timer) {
 	}
 }
 
-// lookAround does all that depends on time. It is called every KeepAlive.Interval.
+// lookAround does all that depends on time. It is called every KeepAlive.Interval, or
+// sooner while something is due.
 func (c *conn) lookAround(now time.Duration) {
 	slow := c.sh.limits.SlowHeader
 	switch {
@@ -48,10 +52,17 @@ func (c *conn) lookAround(now time.Duration) {
 	if !c.probe(now) {
 		return
 	}
+	c.askElsewhere(now)
 	if c.draining && !c.client && now > c.drainAt {
 		c.lastGoAway() // whether or not the PING has come back
 	}
 	if r := c.sh.retireBytes; r > 0 && c.tr.BytesSealed() >= r {
+		if c.tr.BytesSealed() >= 2*r { // a stream that goes on and on
+			c.writeGoAway(c.lastPeer, CodeNo, "keys are worn")
+			c.flush()
+			c.die(ErrKeysWorn)
+			return
+		}
 		c.drain()
 	}
 	if c.expired() {

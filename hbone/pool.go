@@ -21,7 +21,8 @@ type PoolConfig struct {
 	StreamsPerConn int
 	// IdleTimeout is how long a connection without streams is kept. Default 5 min; negative: for ever.
 	IdleTimeout time.Duration
-	// RetireBytes is the plaintext sealed after which a connection takes no new streams. Default 128 GiB; negative: never.
+	// RetireBytes is the plaintext sealed after which a connection takes no new streams. At twice as
+	// much it ends with what it carries. Default 128 GiB; negative: never.
 	RetireBytes int64
 	KeepAlive   KeepAlive
 	Limits      Limits
@@ -70,6 +71,7 @@ type entry struct {
 	conns   []*clientConn
 	waiters []*Opening
 	dialing bool
+	dialTag any  // of the dial under way
 	stale   bool // Retire was called while dialling
 	serving bool
 
@@ -261,30 +263,20 @@ func (p *Pool) connect(e *entry) {
 	e.dialing, e.stale = true, false
 	p.stats.Dials++
 	p.stats.Dialing++
-	var tag any
 	if len(e.waiters) > 0 {
-		tag = e.waiters[0].tag
-	} else {
-		tag = e.tag()
+		e.dialTag = e.waiters[0].tag
+	} else { // ahead of need: as the connection that is nearly full
+		e.dialTag = e.best().tag
 	}
-	p.dial(e.key, tag, func(fd int, c *looptls.Conn, err error) {
+	p.dial(e.key, e.dialTag, func(fd int, c *looptls.Conn, err error) {
 		p.l.Inject(func() { p.dialed(e, fd, c, err) })
 	})
 }
 
-// tag is that of a recent request, for a dial ahead of need.
-func (e *entry) tag() any {
-	for _, c := range e.conns {
-		if c.lastTag != nil {
-			return c.lastTag
-		}
-	}
-	return nil
-}
-
 // dialed is the outcome of a dial. A failure goes to all who wait, at once.
 func (p *Pool) dialed(e *entry, fd int, tc *looptls.Conn, err error) {
-	e.dialing = false
+	tag := e.dialTag
+	e.dialing, e.dialTag = false, nil
 	p.stats.Dialing--
 	if err == nil && (p.draining || e.stale) {
 		unix.Close(fd)
@@ -293,7 +285,7 @@ func (p *Pool) dialed(e *entry, fd int, tc *looptls.Conn, err error) {
 	}
 	var c *clientConn
 	if err == nil {
-		if c, err = p.attach(e, fd, tc); err != nil {
+		if c, err = p.attach(e, fd, tc, tag); err != nil {
 			unix.Close(fd)
 		}
 	}
@@ -314,28 +306,31 @@ func (p *Pool) dialed(e *entry, fd int, tc *looptls.Conn, err error) {
 	p.serve(e)
 }
 
-// Retire lets the connections whose key matches take no new streams; those that they carry go on. New connections are
-// made when they are needed.
-func (p *Pool) Retire(match func(Key) bool) {
+// Retire lets the connections that match take no new streams; those that they carry go on. match is given the key and the
+// tag of the dial. New connections are made when they are needed.
+func (p *Pool) Retire(match func(key Key, tag any) bool) {
 	p.each(match, func(c *clientConn) { c.drain() })
 }
 
-// Cut ends the connections whose key matches, and their streams, at once. Streams end with err.
-func (p *Pool) Cut(match func(Key) bool, err error) {
+// Cut ends the connections that match, as for Retire, and their streams, at once. Streams end with err.
+func (p *Pool) Cut(match func(key Key, tag any) bool, err error) {
 	p.each(match, func(c *clientConn) { c.die(err) })
 }
 
-func (p *Pool) each(match func(Key) bool, f func(*clientConn)) {
+func (p *Pool) each(match func(Key, any) bool, f func(*clientConn)) {
 	for k, e := range p.entries {
-		if !match(k) {
-			continue
+		if e.dialing && match(k, e.dialTag) {
+			e.stale = true
 		}
-		e.stale = true
 		for _, c := range append([]*clientConn(nil), e.conns...) {
-			f(c)
+			if match(k, c.tag) {
+				f(c)
+			}
 		}
 	}
 }
+
+func all(Key, any) bool { return true }
 
 // Drain refuses new streams from now on, with ErrDraining, and closes each connection when its last stream has ended.
 func (p *Pool) Drain() {
@@ -350,13 +345,13 @@ func (p *Pool) Drain() {
 			p.l.Inject(func() { o.ended(ErrDraining) })
 		}
 	}
-	p.Retire(func(Key) bool { return true })
+	p.Retire(all)
 }
 
 // Close ends all connections at once.
 func (p *Pool) Close() {
 	p.Drain()
-	p.Cut(func(Key) bool { return true }, ErrDraining)
+	p.Cut(all, ErrDraining)
 }
 
 // Stats returns the Pool's figures. It looks at every connection.

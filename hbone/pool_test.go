@@ -184,11 +184,12 @@ func TestRetiredConnectionsCarryTheirStreamsToTheEndAndNewOnesGoElsewhere(t *tes
 	m := newMesh(t, hbone.PoolConfig{}, hbone.ServerConfig{})
 	a, b := m.connect()
 	m.cl.OnLoop(func() {
-		m.pool.Retire(func(k hbone.Key) bool { return k.Source == "other" })
+		m.pool.Retire(func(k hbone.Key, _ any) bool { return k.Source == "other" })
+		m.pool.Retire(func(_ hbone.Key, tag any) bool { return tag == "other" })
 		if s := m.pool.Stats(); s.Draining != 0 {
 			t.Errorf("another key's connection was retired: %+v", s)
 		}
-		m.pool.Retire(func(k hbone.Key) bool { return k == m.key })
+		m.pool.Retire(func(k hbone.Key, _ any) bool { return k == m.key })
 	})
 	c, d := m.connect()
 	if s := m.stats(); s.Conns != 2 || s.Draining != 1 || s.Dials != 2 {

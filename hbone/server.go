@@ -26,7 +26,8 @@ type ServerConfig struct {
 	Handler Handler
 	// MaxStreams is announced as MAX_CONCURRENT_STREAMS. Default 200.
 	MaxStreams int
-	// RetireBytes is the plaintext sealed after which a connection is drained. Default 128 GiB; negative: never.
+	// RetireBytes is the plaintext sealed after which a connection is drained. At twice as
+	// much it ends with what it carries. Default 128 GiB; negative: never.
 	RetireBytes int64
 	KeepAlive   KeepAlive
 	Limits      Limits

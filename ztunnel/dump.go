@@ -1,7 +1,6 @@
 package ztunnel
 
 import (
-	"crypto/x509"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -69,19 +68,7 @@ func (n *node) configDump() any {
 func certificates(states []svid.State) []admin.Certificate {
 	out := make([]admin.Certificate, 0, len(states))
 	for _, s := range states {
-		status := s.Status
-		if s.Err != nil && s.Status == "Unavailable" {
-			status += ": " + s.Err.Error()
-		}
-		var chain, roots []*x509.Certificate
-		if s.SVID != nil {
-			for _, der := range s.SVID.Chain() {
-				if c, err := x509.ParseCertificate(der); err == nil {
-					chain = append(chain, c)
-				}
-			}
-			roots = s.SVID.RootCerts()
-		}
+		status, chain, roots := s.Describe()
 		out = append(out, admin.NewCertificate(s.ID.String(), status, chain, roots))
 	}
 	admin.SortCertificates(out)

@@ -76,6 +76,9 @@ type Config struct {
 	// Authorize decides whether a client may have a type and which set answers it. An error ends the stream with
 	// PermissionDenied and the error's text. Required.
 	Authorize func(c Client, typeURL string) (Set, error)
+	// Order lists type URLs whose changes a client must see in this order: what one of them refers to another for comes
+	// first. Other types follow, in the order in which a client first asks for them.
+	Order []string
 	// MaxStreams bounds the open streams, and MaxStreamsPerCaller those of one pod; 0 = 20000 and 16.
 	MaxStreams, MaxStreamsPerCaller int
 	// MaxNames bounds the names that one stream asks for per type; 0 = 200000.

@@ -393,6 +393,56 @@ func TestStreamsAreLimited(t *testing.T) {
 	})
 }
 
+// TestTypesComeInOrder: a resource comes before what it is named by (controlplane.md 1.11), whatever the client asked for first.
+func TestTypesComeInOrder(t *testing.T) {
+	stones := Set{TypeURL: stone}
+	change := func(cfg *Config) {
+		cfg.Order = []string{fruit, stone}
+		cfg.Authorize = Policy{NodeAccounts: []string{"istio-system/ztunnel"}, NodeTypes: cfg.Order}.Authorize
+	}
+	bubble(t, change, func(t *testing.T, s *Server) {
+		s.Publish(fruits, nil)
+		s.Publish(stones, nil)
+		c := dial(t, s, ztunnel)
+		ack := func(url, nonce string) {
+			c.requests <- &discoverypb.DeltaDiscoveryRequest{Node: ztunnelNode, TypeUrl: url, ResponseNonce: nonce}
+		}
+		next := func(url, name string) (nonce string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case resp := <-c.responses:
+				if resp.GetTypeUrl() != url || name != "" && (len(resp.GetResources()) != 1 || resp.GetResources()[0].GetName() != name) {
+					t.Fatalf("got %v, want %s %q", resp, url, name)
+				}
+				return resp.GetNonce()
+			default:
+				t.Fatalf("no response, want %s %q", url, name)
+				return ""
+			}
+		}
+		ack(stone, "") // the first request
+		ack(stone, next(stone, ""))
+		ack(fruit, "")
+		ack(fruit, next(fruit, ""))
+
+		s.mu.Lock() // both before the stream looks
+		s.changeLocked(s.sets[stones], []Resource{res("a stone", "1")}, nil)
+		s.changeLocked(s.sets[fruits], []Resource{res("a fruit", "1")}, nil)
+		s.mu.Unlock()
+		s.wake()
+		first := next(fruit, "a fruit")
+		ack(stone, next(stone, "a stone"))
+
+		s.Update(fruits, []Resource{res("a fruit", "2")}, nil)
+		s.Update(stones, []Resource{res("a stone", "2")}, nil)
+		c.wantIdle("a fruit waits for an ACK, and the stone may be in it")
+		ack(fruit, first)
+		next(fruit, "a fruit")
+		next(stone, "a stone")
+	})
+}
+
 // TestOneChangeCostsOneSmallMessage is the promise for large meshes: 10,000 workloads, 1,000 services, 100 clients.
 func TestOneChangeCostsOneSmallMessage(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *Server) {

@@ -38,7 +38,7 @@ type stream struct {
 
 	mu     sync.Mutex
 	client *Client                  // after the first request; guarded by mu
-	order  []string                 // type URLs in order of first request; guarded by mu
+	order  []string                 // type URLs in the order of pushes; guarded by mu
 	subs   map[string]*subscription // by type URL; guarded by mu
 	nonce  uint64                   // guarded by mu
 }
@@ -127,6 +127,7 @@ func (st *stream) request(req *discoverypb.DeltaDiscoveryRequest) error {
 		sub = &subscription{set: set, node: st.client.Metadata["NODE_NAME"], keys: map[string]bool{}, sent: map[string]bool{}}
 		st.subs[url] = sub
 		st.order = append(st.order, url)
+		slices.SortStableFunc(st.order, func(a, b string) int { return st.srv.rank(a) - st.srv.rank(b) })
 	}
 	sub.ask(req, !known)
 	if n := len(sub.keys) + len(sub.pending); n > 2*st.srv.cfg.maxNames() {
@@ -168,19 +169,21 @@ func (st *stream) answered(sub *subscription, req *discoverypb.DeltaDiscoveryReq
 		slog.String("type", sub.set.TypeURL), slog.String("nonce", req.GetResponseNonce()), slog.String("err", sub.nack))
 }
 
-// push sends what is due: at most one response per type, in the order in which the types were first asked for.
+// rank is a type's place in a push.
+func (s *Server) rank(url string) int {
+	if i := slices.Index(s.cfg.Order, url); i >= 0 {
+		return i
+	}
+	return len(s.cfg.Order)
+}
+
+// push sends what is due: at most one response per type.
 func (st *stream) push() error {
-	st.mu.Lock()
-	order := st.order
-	st.mu.Unlock()
-	for _, url := range order {
-		resp, err := st.response(url)
-		if err != nil {
-			return err
-		}
-		if resp == nil {
-			continue
-		}
+	due, err := st.due()
+	if err != nil {
+		return err
+	}
+	for _, resp := range due {
 		if err := st.rpc.Send(resp); err != nil {
 			return err
 		}
@@ -188,33 +191,40 @@ func (st *stream) push() error {
 	return nil
 }
 
-// response is the next response of a type, nil when there is none to send now.
-func (st *stream) response(url string) (*discoverypb.DeltaDiscoveryResponse, error) {
+// due makes the responses of a push from one state of all sets, in the order of Config.Order. A type there that has more
+// to say and waits for an ACK holds back those behind it.
+func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	sub := st.subs[url]
-	if sub.outstanding != "" {
-		return nil, nil
-	}
 	st.srv.mu.RLock()
-	set := st.srv.sets[sub.set]
-	if set == nil || !set.published {
-		st.srv.mu.RUnlock()
-		return nil, nil
+	defer st.srv.mu.RUnlock()
+	held := false
+	for _, url := range st.order {
+		sub, ordered := st.subs[url], st.srv.rank(url) < len(st.srv.cfg.Order)
+		set := st.srv.sets[sub.set]
+		if set == nil || !set.published || !sub.behind(set) {
+			continue
+		}
+		if sub.outstanding != "" {
+			held = held || ordered
+			continue
+		}
+		if held && ordered {
+			continue
+		}
+		d, ok := sub.next(set)
+		if !ok {
+			return nil, status.Error(codes.Unavailable, "the stream is too far behind, start over")
+		}
+		if len(d.up) > 0 || len(d.removed) > 0 || d.always {
+			out = append(out, st.response(url, sub, d))
+		}
 	}
-	if !sub.first && len(sub.pending) == 0 && sub.pos == set.end() {
-		st.srv.mu.RUnlock()
-		return nil, nil
-	}
-	d, ok := sub.next(set)
-	revision := st.srv.revision
-	st.srv.mu.RUnlock()
-	if !ok {
-		return nil, status.Error(codes.Unavailable, "the stream is too far behind, start over")
-	}
-	if len(d.up) == 0 && len(d.removed) == 0 && !d.always {
-		return nil, nil
-	}
+	return out, nil
+}
+
+// response is the next response of a type. Needs mu and the server's.
+func (st *stream) response(url string, sub *subscription, d delta) *discoverypb.DeltaDiscoveryResponse {
 	st.refreshEndpoints(url, d)
 	st.nonce++
 	sub.outstanding = strconv.FormatUint(st.id, 36) + "-" + strconv.FormatUint(st.nonce, 10)
@@ -225,12 +235,12 @@ func (st *stream) response(url string) (*discoverypb.DeltaDiscoveryResponse, err
 	st.srv.log.Debug("xds response", slog.String("client", st.client.NodeID), slog.String("type", url),
 		slog.String("nonce", sub.outstanding), slog.Int("resources", len(d.up)), slog.Int("removed", len(d.removed)))
 	return &discoverypb.DeltaDiscoveryResponse{
-		SystemVersionInfo: fmt.Sprint(revision),
+		SystemVersionInfo: fmt.Sprint(st.srv.revision),
 		TypeUrl:           url,
 		Resources:         d.up,
 		RemovedResources:  d.removed,
 		Nonce:             sub.outstanding,
-	}, nil
+	}
 }
 
 // refreshEndpoints has the endpoints of re-sent clusters sent again: an Envoy waits for them before it uses the new

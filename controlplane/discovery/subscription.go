@@ -55,6 +55,11 @@ func (sub *subscription) ask(req *discoverypb.DeltaDiscoveryRequest, first bool)
 	}
 }
 
+// behind says that the client may lack something.
+func (sub *subscription) behind(st *set) bool {
+	return sub.first || len(sub.pending) > 0 || sub.pos != st.end()
+}
+
 // delta is what a response says.
 type delta struct {
 	up      []*discoverypb.Resource

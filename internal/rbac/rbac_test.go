@@ -211,7 +211,9 @@ func TestScopes(t *testing.T) { // I10, I15: assert_rbac_with_dest_workload_info
 	scoped := func(name, ns string, s pb.Scope) *pb.Authorization {
 		return &pb.Authorization{Name: name, Namespace: ns, Scope: s, Action: pb.Action_DENY, Rules: []*pb.Rule{{}}}
 	}
-	denied := func(s *Store, ns string, names ...string) bool { return !s.View().Set(ns, names, nil).Check(conn()).Allowed }
+	denied := func(s *Store, ns string, names ...string) bool {
+		return !s.View().Set(ns, names, nil).Check(conn()).Allowed
+	}
 	s := storeOf(t, scoped("p", "a", pb.Scope_NAMESPACE))
 	if !denied(s, "a") || denied(s, "b") {
 		t.Error("a NAMESPACE policy must apply to its namespace only")

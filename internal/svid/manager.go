@@ -2,6 +2,7 @@ package svid
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -170,6 +171,24 @@ type State struct {
 	Err error
 	// NextCall is when the CA is asked next; zero while it is being asked.
 	NextCall time.Time
+}
+
+// Describe is the state as dumps show it: its status, with the reason if it is not available, the certificate with its
+// chain, and the roots.
+func (s *State) Describe() (status string, chain, roots []*x509.Certificate) {
+	status = s.Status
+	if s.Err != nil && s.Status == "Unavailable" {
+		status += ": " + s.Err.Error()
+	}
+	if s.SVID == nil {
+		return status, nil, nil
+	}
+	for _, der := range s.SVID.Chain() {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			chain = append(chain, c)
+		}
+	}
+	return status, chain, s.SVID.RootCerts()
 }
 
 // Snapshot describes all identities, ordered by ID.

@@ -29,6 +29,7 @@ type Subscription struct {
 	names       map[string]*name  // asked for on demand, by the name or alias asked
 	subscribe   []string          // to be sent
 	unsubscribe []string          // to be sent
+	sent        map[string]bool   // names that the stream's server was asked for and not told to forget; nil = no request yet
 	responses   uint64
 	rejected    uint64
 	lastNACK    string
@@ -129,12 +130,28 @@ func (s *Subscription) releaseLocked(key string) {
 	}
 	n.answer(s.holdsLocked(key))
 	delete(s.names, key)
-	if i := slices.Index(s.subscribe, key); i >= 0 {
-		s.subscribe = slices.Delete(s.subscribe, i, i+1)
+	s.subscribe = slices.DeleteFunc(s.subscribe, func(k string) bool { return k == key })
+	if !s.sent[key] && !s.holdsLocked(key) { // nobody knows of it
 		return
 	}
 	s.unsubscribe = append(s.unsubscribe, key)
 	s.client.poke()
+}
+
+// dropLocked forgets the resources that released keys stand for and returns their names, which the caller then has removed
+// from the Handler. What another name that was asked for stands for stays.
+func (s *Subscription) dropLocked(released []string) (dropped []string) {
+	wanted := map[string]bool{}
+	for key := range s.names {
+		wanted[s.resolveLocked(key)] = true
+	}
+	for _, key := range released {
+		if n := s.resolveLocked(key); n != "" && !wanted[n] {
+			dropped = append(dropped, n)
+			delete(s.held, n)
+		}
+	}
+	return dropped
 }
 
 // resolveLocked is the resource that key stands for, or "".
@@ -152,21 +169,35 @@ func (s *Subscription) resolveLocked(key string) string {
 
 func (s *Subscription) holdsLocked(key string) bool { return s.resolveLocked(key) != "" }
 
-// first is the first request of a stream (X2, X3), or nil if there is nothing to ask for.
+// first is the first request of a stream (X2, X3), or nil if there is nothing to ask for. It drops the resources of what
+// was released meanwhile, so it is for Run's goroutine only.
 func (s *Subscription) first() *discoverypb.DeltaDiscoveryRequest {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	dropped := s.dropLocked(s.unsubscribe)
+	req := s.firstLocked()
+	s.mu.Unlock()
+	if len(dropped) > 0 {
+		s.apply(nil, dropped)
+	}
+	return req
+}
+
+func (s *Subscription) firstLocked() *discoverypb.DeltaDiscoveryRequest {
 	req := &discoverypb.DeltaDiscoveryRequest{
 		TypeUrl:                 s.url,
 		Node:                    s.client.cfg.Node.proto(),
 		InitialResourceVersions: map[string]string{},
 	}
-	s.subscribe, s.unsubscribe = nil, nil
+	s.subscribe, s.unsubscribe, s.sent = nil, nil, nil
 	if s.opts.Named {
 		if len(s.names) == 0 {
 			return nil
 		}
 		req.ResourceNamesSubscribe = slices.Sorted(maps.Keys(s.names))
+	}
+	s.sent = map[string]bool{}
+	for n := range s.names {
+		s.sent[n] = true
 	}
 	if s.opts.OnDemand {
 		// All that is held is asked for again, also what the server had sent along: none of it may grow stale.
@@ -197,27 +228,27 @@ func (s *Subscription) first() *discoverypb.DeltaDiscoveryRequest {
 // ones, so it is for Run's goroutine only.
 func (s *Subscription) next() *discoverypb.DeltaDiscoveryRequest {
 	s.mu.Lock()
+	if s.sent == nil { // there was nothing to ask for when the stream began
+		s.mu.Unlock()
+		return s.first()
+	}
 	req := &discoverypb.DeltaDiscoveryRequest{
 		TypeUrl:                  s.url,
 		ResourceNamesSubscribe:   s.subscribe,
 		ResourceNamesUnsubscribe: s.unsubscribe,
 	}
 	s.subscribe, s.unsubscribe = nil, nil
-	wanted := map[string]bool{}
-	for key := range s.names {
-		wanted[s.resolveLocked(key)] = true
-	}
-	var dropped []string
-	for _, key := range req.ResourceNamesUnsubscribe {
-		n := s.resolveLocked(key)
-		if n == "" || wanted[n] {
-			continue
-		}
-		dropped = append(dropped, n)
-		delete(s.held, n)
-		if n != key {
+	dropped := s.dropLocked(req.ResourceNamesUnsubscribe)
+	for _, n := range dropped {
+		if !slices.Contains(req.ResourceNamesUnsubscribe, n) {
 			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, n)
 		}
+	}
+	for _, n := range req.ResourceNamesSubscribe {
+		s.sent[n] = true
+	}
+	for _, n := range req.ResourceNamesUnsubscribe {
+		delete(s.sent, n)
 	}
 	s.mu.Unlock()
 	if len(dropped) > 0 {

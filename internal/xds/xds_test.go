@@ -347,3 +347,69 @@ func TestANamedSubscriptionAsksForExactlyTheNamesItIsToKeep(t *testing.T) {
 		c.want(t, map[string]string{})
 	})
 }
+
+func TestANameReleasedTwiceBeforeAnythingIsSentIsUnsubscribed(t *testing.T) {
+	run(t, xds.Config{}, xds.Options{Named: true}, func(t *testing.T, c *client) {
+		c.sub.Keep([]string{"a", "b"})
+		st := c.server.Accept(t)
+		st.Request(t)
+		st.Respond(t, response("1", res("a", "1", "apple"), res("b", "1", "banana")))
+		// While Run is busy with the ACK, which nobody has read yet, the names change three times.
+		synctest.Wait()
+		c.sub.Keep([]string{"b"})
+		c.sub.Keep([]string{"a", "b"})
+		c.sub.Keep([]string{"b"})
+		st.WantACK(t, "1")
+		if req := st.Request(t); !slices.Equal(req.GetResourceNamesUnsubscribe(), []string{"a"}) || len(req.GetResourceNamesSubscribe()) != 0 {
+			t.Errorf("got request %v, want a unsubscribed", req)
+		}
+		c.want(t, map[string]string{"b": "banana"})
+		// A name that came and went unseen is not worth a word.
+		c.sub.Keep([]string{"b", "never"})
+		c.sub.Keep([]string{"b"})
+		c.sub.Keep([]string{"b", "c"})
+		for got := []string(nil); !slices.Contains(got, "c"); {
+			req := st.Request(t)
+			got = req.GetResourceNamesSubscribe()
+		}
+	})
+}
+
+func TestWhatWasReleasedWithoutAStreamIsDroppedOnTheNext(t *testing.T) {
+	run(t, xds.Config{}, xds.Options{Named: true}, func(t *testing.T, c *client) {
+		c.sub.Keep([]string{"a", "b"})
+		st := c.server.Accept(t)
+		st.Request(t)
+		st.Respond(t, response("1", res("a", "1", "apple"), res("b", "1", "banana")))
+		st.WantACK(t, "1")
+		st.Break(nil)
+		synctest.Wait()
+		c.sub.Keep([]string{"b"})
+		st = c.server.Accept(t)
+		req := st.Request(t)
+		if got := req.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"b"}) || len(req.GetInitialResourceVersions()) != 1 {
+			t.Errorf("the next stream asks for %v", req)
+		}
+		c.want(t, map[string]string{"b": "banana"})
+	})
+}
+
+func TestTheFirstRequestOfAStreamCarriesTheNodeHoweverLateItIs(t *testing.T) { // X2
+	run(t, xds.Config{Node: xds.Node{ID: "n"}}, xds.Options{Named: true}, func(t *testing.T, c *client) {
+		for range 2 {
+			st := c.server.Accept(t)
+			synctest.Wait() // nothing to ask for
+			c.sub.Keep([]string{"a"})
+			if req := st.Request(t); req.GetNode().GetId() != "n" || !slices.Equal(req.GetResourceNamesSubscribe(), []string{"a"}) {
+				t.Errorf("first request %v", req)
+			}
+			c.sub.Keep([]string{"a", "b"})
+			if req := st.Request(t); req.GetNode() != nil {
+				t.Errorf("second request carries a node: %v", req)
+			}
+			c.sub.Keep(nil)
+			st.Request(t)
+			st.Break(nil)
+		}
+	})
+}

@@ -32,6 +32,15 @@ func createNS(name string) (*NS, error) {
 	return &NS{NS: n, name: name}, nil
 }
 
+// OpenNS opens a named namespace that others made. The caller closes it.
+func OpenNS(name string) (*NS, error) {
+	n, err := netns.Open(filepath.Join(nsDir, name))
+	if err != nil {
+		return nil, err
+	}
+	return &NS{NS: n, name: name}, nil
+}
+
 // Name is the namespace's name, File the path it is found at.
 func (ns *NS) Name() string { return ns.name }
 

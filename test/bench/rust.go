@@ -78,7 +78,7 @@ func (rust) pods(b *bed.Bed, n *bed.Node) []peer.PodInfo {
 	var here []peer.PodInfo
 	for _, p := range meshPods(b) {
 		if p.Node == n && p.Captured {
-			here = append(here, peer.PodInfo{Pod: p.Pod, UID: p.UID(), Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount})
+			here = append(here, peer.PodInfo{NS: p.NS.NS, UID: p.UID(), Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount})
 		}
 	}
 	return here

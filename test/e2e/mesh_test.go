@@ -39,11 +39,17 @@ type mesh struct {
 // node-1.
 func up(t *testing.T, name string, proxyArgs ...string) *mesh {
 	t.Helper()
+	return upWith(t, name, func(ztunnel string) string { return ztunnel }, proxyArgs...)
+}
+
+// upWith is up with the program that wrap makes of the ztunnel.
+func upWith(t *testing.T, name string, wrap func(ztunnel string) string, proxyArgs ...string) *mesh {
+	t.Helper()
 	netnstest.RequireRoot(t)
 	bin := programs(t)
 	m := &mesh{t: t, echo: []string{filepath.Join(bin, "ambit"), "echo"}}
 	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
-		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"),
+		Ztunnel: wrap(filepath.Join(bin, "ztunnel")), Controlplane: filepath.Join(bin, "controlplane"),
 		Echo: m.echo, ProxyArgs: proxyArgs,
 	}})
 	if err != nil {

@@ -1,6 +1,7 @@
 // Package interop shows that our parts work with Istio's ztunnel. Its tests need root and ZTUNNEL_BIN, the path of a Rust
 // ztunnel, and are skipped without them (make test-interop).
 //
+//   - lab_root_test.go: the Rust ztunnel as a node of a lab, under our control plane, beside a node of ours;
 //   - tunnel_root_test.go: our HTTP/2 tunnels (hbone) against it, without control plane or capture.
 package interop
 
@@ -28,6 +29,7 @@ import (
 const (
 	echoPort = 9003 // sends back what it reads, half-closes when it has read all
 	lastPort = 9004 // reads all, then sends its SHA-256 and closes
+	whoPort  = 9005 // sends the client's address and closes
 )
 
 // rustBin is the Rust ztunnel; the test is skipped if there is none.
@@ -55,10 +57,10 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 // apps serves the test's ports in a pod until the test ends.
-func apps(t *testing.T, p *bed.Pod) {
+func apps(t *testing.T, pod *bed.NS) {
 	t.Helper()
-	for port, serve := range map[int]func(*net.TCPConn) error{echoPort: echo, lastPort: last} {
-		l, err := p.NS.Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
+	for port, serve := range map[int]func(*net.TCPConn) error{echoPort: echo, lastPort: last, whoPort: who} {
+		l, err := pod.Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
 		must(t, err)
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -90,6 +92,11 @@ func last(c *net.TCPConn) error {
 		return err
 	}
 	_, err := c.Write(h.Sum(nil))
+	return err
+}
+
+func who(c *net.TCPConn) error {
+	_, err := io.WriteString(c, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().String())
 	return err
 }
 
@@ -176,8 +183,8 @@ func asks(c net.Conn, line string) error {
 }
 
 // dial connects from inside a pod.
-func dial(ctx context.Context, from *bed.Pod, to netip.AddrPort) (conn, error) {
-	c, err := from.NS.Dial(ctx, "tcp", to.String())
+func dial(ctx context.Context, from *bed.NS, to netip.AddrPort) (conn, error) {
+	c, err := from.Dial(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}

@@ -45,14 +45,14 @@ func newTunnelWorld(t *testing.T, node string) *tunnelWorld {
 	must(t, err)
 	t.Cleanup(func() { must(t, b.Close()) })
 	w := &tunnelWorld{t: t, client: b.Pod("client"), far: b.Pod("far")}
-	apps(t, w.far)
+	apps(t, w.far.NS)
 
 	w.ca, err = peer.NewCA(b.Nodes[0].Addr, b.Nodes[1].Addr)
 	must(t, err)
 	pods := []peer.PodInfo{info(w.client), info(w.far)}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yaml")
-	must(t, peer.WriteConfig(config, []peer.Workload{peer.NewWorkload(pods[0]), peer.NewWorkload(pods[1])}))
+	must(t, peer.WriteConfig(config, []peer.Workload{peer.NewWorkload(w.client, pods[0]), peer.NewWorkload(w.far, pods[1])}))
 
 	i := map[string]int{"a": 0, "b": 1}[node]
 	addr := netip.AddrPortFrom(b.Nodes[i].Addr, 15012).String()
@@ -83,7 +83,7 @@ func (w *tunnelWorld) start() {
 }
 
 func info(p *bed.Pod) peer.PodInfo {
-	return peer.PodInfo{Pod: p, UID: "uid-" + p.Name, Name: p.Name, Namespace: "default", ServiceAccount: p.Name}
+	return peer.PodInfo{NS: p.NS.NS, UID: "uid-" + p.Name, Name: p.Name, Namespace: "default", ServiceAccount: p.Name}
 }
 
 // tls is the configuration of an end of ours with a pod's identity.
@@ -292,7 +292,7 @@ func TestRootInteropRustTunnelToOurs(t *testing.T) {
 	s, l := w.serve()
 	ctx := within(t, 3*time.Minute)
 	to := func(a netip.Addr, port int) func() (conn, error) {
-		return func() (conn, error) { return dial(ctx, w.client, netip.AddrPortFrom(a, uint16(port))) }
+		return func() (conn, error) { return dial(ctx, w.client.NS, netip.AddrPortFrom(a, uint16(port))) }
 	}
 	open := func(t *testing.T, a netip.Addr, port int) conn {
 		t.Helper()

@@ -3,8 +3,11 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -12,39 +15,47 @@ import (
 	"github.com/ambit-mesh/ambit/api/zdspb"
 )
 
-// maxPacket is the largest ZDS message, either way (ztunnel.md Z1).
-const maxPacket = 1024
+const (
+	maxPacket = 1024            // the largest ZDS message, either way (ztunnel.md Z1)
+	ackWait   = 5 * time.Second // as istio-cni waits
+)
 
-// agent is a node agent's end of ZDS for a fixed set of pods. It serves one ztunnel at a time.
+// errNoZtunnel is what istio-cni tells the kubelet while no ztunnel is connected.
+var errNoZtunnel = errors.New("no ztunnel is connected")
+
+// agent is a node agent's end of ZDS. Ztunnels connect, are told of the pods there are, then of changes: a new pod is told
+// to the newest ztunnel, the end of one to all (redirection.md 1.5). Its methods are safe for concurrent use and block
+// until the ztunnels have answered.
 type agent struct {
-	pods   []PodInfo
-	fd     int
-	path   string
-	synced chan struct{} // closed when the first ztunnel has answered the snapshot, or failed to
+	listener *net.UnixListener
+	synced   chan struct{} // closed when the first ztunnel has answered the snapshot, or failed to
+	wg       sync.WaitGroup
 
-	mu   sync.Mutex
-	err  error // how that went
-	conn int   // the ztunnel's connection, -1 without one
-	done chan struct{}
+	mu       sync.Mutex // held while a ztunnel is asked: one message at a time
+	pods     []PodInfo
+	sessions []*session // oldest first
+	first    error      // how the first snapshot went; valid once synced is closed
+	closed   bool
 }
 
-// listenAgent listens at path and serves in the background until close.
+// session is a ztunnel's connection.
+type session struct {
+	conn *net.UnixConn
+	acks chan []byte   // capacity 1: one message is under way
+	gone chan struct{} // closed when the ztunnel has hung up
+}
+
+// listenAgent listens at path and serves until close.
 func listenAgent(path string, pods []PodInfo) (*agent, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 	if err != nil {
-		return nil, fmt.Errorf("make ZDS socket: %w", err)
+		return nil, fmt.Errorf("listen for ztunnels: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind ZDS socket %q: %w", path, err), unix.Close(fd))
-	}
-	if err := unix.Listen(fd, 4); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on ZDS socket %q: %w", path, err), unix.Close(fd))
-	}
-	a := &agent{pods: pods, fd: fd, path: path, conn: -1, synced: make(chan struct{}), done: make(chan struct{})}
-	go a.serve()
+	a := &agent{listener: l, pods: slices.Clone(pods), synced: make(chan struct{})}
+	a.wg.Go(a.accept)
 	return a, nil
 }
 
@@ -52,91 +63,135 @@ func listenAgent(path string, pods []PodInfo) (*agent, error) {
 func (a *agent) result() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.err
+	return a.first
 }
 
-// serve accepts ztunnels, one after the other, until the socket is shut down.
-func (a *agent) serve() {
-	defer close(a.done)
-	for first := true; ; {
-		conn, _, err := unix.Accept4(a.fd, unix.SOCK_CLOEXEC)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+func (a *agent) accept() {
+	for first := true; ; first = false {
+		conn, err := a.listener.AcceptUnix()
 		if err != nil {
-			return
+			return // closed
 		}
+		s := &session{conn: conn, acks: make(chan []byte, 1), gone: make(chan struct{})}
+		a.wg.Go(func() { a.read(s) })
 		a.mu.Lock()
-		a.conn = conn
-		a.mu.Unlock()
-		err = a.handOver(conn)
+		err = a.snapshot(s)
+		if err != nil || a.closed {
+			conn.Close()
+		} else {
+			a.sessions = append(a.sessions, s)
+		}
 		if first {
-			a.mu.Lock()
-			a.err = err
-			a.mu.Unlock()
+			a.first = err
 			close(a.synced)
-			first = false
 		}
-		if err == nil {
-			a.await(conn)
-		}
-		a.mu.Lock()
-		a.conn = -1
 		a.mu.Unlock()
-		_ = unix.Close(conn) // nothing is buffered
 	}
 }
 
-// await blocks until the ztunnel hangs up.
-func (a *agent) await(conn int) {
-	var b [maxPacket]byte
+// read passes on what the ztunnel answers, until it hangs up.
+func (a *agent) read(s *session) {
+	b := make([]byte, maxPacket)
 	for {
-		n, err := unix.Read(conn, b[:])
-		if errors.Is(err, unix.EINTR) {
-			continue
+		n, err := s.conn.Read(b)
+		if n == 0 || err != nil {
+			break
 		}
-		if n <= 0 || err != nil {
-			return
+		select {
+		case s.acks <- slices.Clone(b[:n]):
+		default: // there is one already, which nobody asked for
 		}
 	}
+	close(s.gone)
+	a.mu.Lock()
+	a.sessions = slices.DeleteFunc(a.sessions, func(x *session) bool { return x == s })
+	a.mu.Unlock()
+	s.conn.Close()
 }
 
-// handOver reads the hello, adds every pod, and ends the snapshot (Z2 to Z4).
-func (a *agent) handOver(conn int) error {
+// snapshot reads the hello, adds every pod, and ends the snapshot (Z2 to Z4); with a.mu held.
+func (a *agent) snapshot(s *session) error {
 	hello := &zdspb.ZdsHello{}
-	if err := recv(conn, hello); err != nil {
+	if err := s.recv(hello); err != nil {
 		return fmt.Errorf("read hello: %w", err)
 	}
 	if hello.GetVersion() != zdspb.Version_V1 {
 		return fmt.Errorf("read hello: version %v, want V1", hello.GetVersion())
 	}
 	for _, p := range a.pods {
-		req := &zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_Add{Add: &zdspb.AddWorkload{
-			Uid:          p.UID,
-			WorkloadInfo: &zdspb.WorkloadInfo{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
-		}}}
-		if err := ask(conn, req, unix.UnixRights(p.Pod.NS.FD())); err != nil {
+		if err := s.add(p); err != nil {
 			return fmt.Errorf("add pod %q: %w", p.Name, err)
 		}
 	}
 	req := &zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_SnapshotSent{SnapshotSent: &zdspb.SnapshotSent{}}}
-	if err := ask(conn, req, nil); err != nil {
+	if err := s.ask(req, nil); err != nil {
 		return fmt.Errorf("end snapshot: %w", err)
 	}
 	return nil
 }
 
+// add hands a pod to the newest ztunnel. A pod that is known already is replaced.
+func (a *agent) add(p PodInfo) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.sessions) == 0 {
+		return errNoZtunnel
+	}
+	if err := a.sessions[len(a.sessions)-1].add(p); err != nil {
+		return fmt.Errorf("add pod %q: %w", p.Name, err)
+	}
+	a.forget(p.UID)
+	a.pods = append(a.pods, p)
+	return nil
+}
+
+// remove tells every ztunnel that a pod is out of the mesh.
+func (a *agent) remove(uid string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.forget(uid)
+	var errs []error
+	for _, s := range a.sessions {
+		errs = append(errs, s.ask(&zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_Del{Del: &zdspb.DelWorkload{Uid: uid}}}, nil))
+	}
+	return errors.Join(errs...)
+}
+
+func (a *agent) forget(uid string) {
+	a.pods = slices.DeleteFunc(a.pods, func(p PodInfo) bool { return p.UID == uid })
+}
+
+// close ends the agent and waits for it.
+func (a *agent) close() error {
+	err := a.listener.Close()
+	a.mu.Lock()
+	a.closed = true
+	for _, s := range a.sessions {
+		s.conn.Close()
+	}
+	a.mu.Unlock()
+	a.wg.Wait()
+	return err
+}
+
+func (s *session) add(p PodInfo) error {
+	return s.ask(&zdspb.WorkloadRequest{Payload: &zdspb.WorkloadRequest_Add{Add: &zdspb.AddWorkload{
+		Uid:          p.UID,
+		WorkloadInfo: &zdspb.WorkloadInfo{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
+	}}}, unix.UnixRights(p.NS.FD()))
+}
+
 // ask sends one request and reads its ack.
-func ask(conn int, req *zdspb.WorkloadRequest, rights []byte) error {
+func (s *session) ask(req *zdspb.WorkloadRequest, rights []byte) error {
 	b, err := proto.Marshal(req)
 	if err != nil {
 		return err
 	}
-	if err := unix.Sendmsg(conn, b, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+	if _, _, err := s.conn.WriteMsgUnix(b, rights, nil); err != nil {
 		return err
 	}
 	resp := &zdspb.WorkloadResponse{}
-	if err := recv(conn, resp); err != nil {
+	if err := s.recv(resp); err != nil {
 		return err
 	}
 	if e := resp.GetAck().GetError(); e != "" {
@@ -145,30 +200,15 @@ func ask(conn int, req *zdspb.WorkloadRequest, rights []byte) error {
 	return nil
 }
 
-func recv(conn int, m proto.Message) error {
-	var b [maxPacket]byte
-	for {
-		n, err := unix.Read(conn, b[:])
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return err
-		case n == 0:
-			return errors.New("ztunnel hung up")
-		}
-		return proto.Unmarshal(b[:n], m)
+func (s *session) recv(m proto.Message) error {
+	t := time.NewTimer(ackWait)
+	defer t.Stop()
+	select {
+	case b := <-s.acks:
+		return proto.Unmarshal(b, m)
+	case <-s.gone:
+		return errors.New("ztunnel hung up")
+	case <-t.C:
+		return fmt.Errorf("ztunnel did not answer within %s", ackWait)
 	}
-}
-
-// close ends the agent and waits for it.
-func (a *agent) close() error {
-	a.mu.Lock()
-	if a.conn >= 0 {
-		_ = unix.Shutdown(a.conn, unix.SHUT_RDWR) // wakes the reader; it may have hung up already
-	}
-	a.mu.Unlock()
-	err := unix.Shutdown(a.fd, unix.SHUT_RDWR) // wakes accept
-	<-a.done
-	return errors.Join(err, unix.Close(a.fd), os.Remove(a.path))
 }

@@ -6,6 +6,7 @@
 //   - agent.go: the node agent's end of ZDS, which hands the pods' namespaces to the ztunnel (ztunnel.md section 8);
 //   - rules.go: the redirection in a pod's namespace (redirection.md 1.6 and 1.8), by nftables over netlink;
 //   - ca.go: a certificate authority for a mesh without control plane (ztunnel.md C1 to C3);
+//   - labnode.go: agent, redirection and ztunnel as a node of the lab (rustnode is the program);
 //   - static.go: a static configuration in place of xDS (ztunnel.md X18).
 package peer
 
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/test/bed"
 )
 
@@ -41,7 +43,7 @@ type Config struct {
 
 // PodInfo is what the node agent knows of a pod.
 type PodInfo struct {
-	Pod                                  *bed.Pod
+	NS                                   *netns.NS
 	UID, Name, Namespace, ServiceAccount string
 }
 
@@ -66,10 +68,10 @@ func Start(ctx context.Context, cfg Config) (*Ztunnel, error) {
 
 func (z *Ztunnel) start(ctx context.Context, cfg Config) error {
 	for _, p := range cfg.Pods {
-		if err := Redirect(p.Pod.NS); err != nil {
+		if err := Redirect(p.NS); err != nil {
 			return fmt.Errorf("redirect pod %q: %w", p.Name, err)
 		}
-		z.undo = append(z.undo, func() error { return Unredirect(p.Pod.NS) })
+		z.undo = append(z.undo, func() error { return Unredirect(p.NS) })
 	}
 	a, err := listenAgent(filepath.Join(cfg.Dir, "zds.sock"), cfg.Pods)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ambit-mesh/ambit/test/bed"
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // Istio's constants (redirection.md 1.6).
@@ -30,10 +30,10 @@ const (
 
 const tableName = "istio-ambient"
 
-// Redirect installs Istio's in-pod redirection in a namespace: its rules of redirection.md 1.6, one nftables table for
+// Redirect installs, or installs anew, Istio's in-pod redirection in a namespace: its rules of redirection.md 1.6, one nftables table for
 // each family, and the policy route for replies to a client address that the ztunnel has borrowed. DNS and kubelet
 // probes are left out.
-func Redirect(ns *bed.NS) error {
+func Redirect(ns *netns.NS) error {
 	for _, f := range []family{ip4, ip6} {
 		if err := f.route(ns); err != nil {
 			return fmt.Errorf("route marked packets: %w", err)
@@ -46,7 +46,7 @@ func Redirect(ns *bed.NS) error {
 }
 
 // Unredirect removes what Redirect installed.
-func Unredirect(ns *bed.NS) error {
+func Unredirect(ns *netns.NS) error {
 	var errs []error
 	for _, f := range []family{ip4, ip6} {
 		errs = append(errs, f.unroute(ns))
@@ -77,12 +77,14 @@ var (
 		netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 )
 
-func (f family) rules(ns *bed.NS) error {
+func (f family) rules(ns *netns.NS) error {
 	c, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
 		return err
 	}
 	t := c.AddTable(&nftables.Table{Family: f.nft, Name: tableName})
+	c.DelTable(t) // an earlier one goes in the same transaction as the new one comes
+	c.AddTable(t)
 	chain := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: typ, Hooknum: hook, Priority: prio})
 	}
@@ -181,7 +183,7 @@ func redirect(p uint16) []expr.Any {
 func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
 // route sends marked packets to the loopback device.
-func (f family) route(ns *bed.NS) error {
+func (f family) route(ns *netns.NS) error {
 	h, err := ns.Netlink(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -200,7 +202,7 @@ func (f family) route(ns *bed.NS) error {
 	return nil
 }
 
-func (f family) unroute(ns *bed.NS) error {
+func (f family) unroute(ns *netns.NS) error {
 	h, err := ns.Netlink(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

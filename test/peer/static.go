@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+
+	"github.com/ambit-mesh/ambit/test/bed"
 )
 
 // Workload is one workload of a static configuration (ztunnel.md X18), in the ztunnel's spelling.
@@ -21,17 +23,17 @@ type Workload struct {
 	Services       map[string]map[int]uint16 `json:"services"`
 }
 
-// NewWorkload is the record of a captured pod.
-func NewWorkload(p PodInfo) Workload {
+// NewWorkload is the record of a captured pod of a bed.
+func NewWorkload(pod *bed.Pod, p PodInfo) Workload {
 	return Workload{
 		UID:            "bench//Pod/" + p.Namespace + "/" + p.Name,
 		Name:           p.Name,
 		Namespace:      p.Namespace,
 		ServiceAccount: p.ServiceAccount,
 		TrustDomain:    "cluster.local",
-		WorkloadIPs:    []netip.Addr{p.Pod.Addr, p.Pod.Addr6},
+		WorkloadIPs:    []netip.Addr{pod.Addr, pod.Addr6},
 		Protocol:       "HBONE",
-		Node:           p.Pod.Node.Name,
+		Node:           pod.Node.Name,
 		Services:       map[string]map[int]uint16{},
 	}
 }

@@ -2,6 +2,8 @@
 // looks. Writing the lines is the caller's.
 package accesslog
 
+//lint:file-ignore SA1019 fields that Envoy calls deprecated are still sent
+
 import (
 	"errors"
 	"fmt"
@@ -104,9 +106,9 @@ func fileFormat(m *filev3.FileAccessLog) (*corev3.SubstitutionFormatString, erro
 		return nil, nil
 	case *filev3.FileAccessLog_LogFormat:
 		return f.LogFormat, nil
-	case *filev3.FileAccessLog_Format: //nolint:staticcheck // deprecated, and still sent
+	case *filev3.FileAccessLog_Format:
 		return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormat{TextFormat: f.Format}}, nil
-	case *filev3.FileAccessLog_JsonFormat: //nolint:staticcheck // deprecated, and still sent
+	case *filev3.FileAccessLog_JsonFormat:
 		return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.JsonFormat}}, nil
 	}
 	return nil, field.Errorf("access_log_format", "unsupported %T", m.GetAccessLogFormat())

@@ -417,3 +417,20 @@ func BenchmarkPick(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkRebuild(b *testing.B) {
+	for _, policy := range []string{"ROUND_ROBIN", "LEAST_REQUEST", "RING_HASH", "MAGLEV"} {
+		b.Run(policy, func(b *testing.B) {
+			x := newBed(b, `"lb_policy":"`+policy+`"`)
+			es := plain(200)
+			for i := range es {
+				es[i] = endpoint(i+1, fmt.Sprintf(`"load_balancing_weight":%d`, 1+i%7))
+			}
+			c := x.endpoints(locality("", es...))
+			b.ReportAllocs()
+			for b.Loop() {
+				c.rebuild()
+			}
+		})
+	}
+}

@@ -17,7 +17,7 @@ const (
 	defaultRetries = 3
 )
 
-// thresholds are the bounds of a priority.
+// thresholds are the bounds of a cluster.
 type thresholds struct {
 	connections, pending, requests, retries int64
 	budget                                  *retryBudget
@@ -31,7 +31,7 @@ type retryBudget struct {
 
 var defaultThresholds = thresholds{connections: defaultLimit, pending: defaultLimit, requests: defaultLimit, retries: defaultRetries}
 
-// breaker counts what is under way for a priority.
+// breaker counts what is under way in a cluster.
 type breaker struct {
 	max                           thresholds
 	connections, pending, retries atomic.Int64
@@ -39,14 +39,13 @@ type breaker struct {
 }
 
 func (c *Config) compileBreakers(p *clusterv3.Cluster) error {
-	c.thresholds = [2]thresholds{defaultThresholds, defaultThresholds}
+	c.thresholds = defaultThresholds
 	c.perHost = unlimited
 	for i, t := range p.GetCircuitBreakers().GetThresholds() {
-		at := 0
 		switch t.GetPriority() {
 		case corev3.RoutingPriority_DEFAULT:
-		case corev3.RoutingPriority_HIGH:
-			at = 1
+		case corev3.RoutingPriority_HIGH: // of routes that ask for it: here all requests count together
+			continue
 		default:
 			return field.At(field.Index(field.Errorf("priority", "unknown value %d", t.GetPriority()), "thresholds", i), "circuit_breakers")
 		}
@@ -63,7 +62,7 @@ func (c *Config) compileBreakers(p *clusterv3.Cluster) error {
 				return field.At(field.Index(field.Errorf("retry_budget.budget_percent", "%v is not between 0 and 100", x.budget.percent), "thresholds", i), "circuit_breakers")
 			}
 		}
-		c.thresholds[at] = x
+		c.thresholds = x
 	}
 	for _, t := range p.GetCircuitBreakers().GetPerHostThresholds() {
 		c.perHost = limit(t.GetMaxConnections(), unlimited)
@@ -101,11 +100,11 @@ func (c *Cluster) took(ok bool) bool {
 // BeginConnection counts a connection to the cluster; false: there are as many as there may be. Unless it is false
 // EndConnection has to follow, once.
 func (c *Cluster) BeginConnection() bool {
-	return c.took(take(&c.breakers[0].connections, c.breakers[0].max.connections))
+	return c.took(take(&c.breaker.connections, c.breaker.max.connections))
 }
 
 // EndConnection says that a connection is closed.
-func (c *Cluster) EndConnection() { c.breakers[0].connections.Add(-1) }
+func (c *Cluster) EndConnection() { c.breaker.connections.Add(-1) }
 
 // BeginHostConnection counts a connection to an endpoint, of which there may be a greatest number too.
 func (c *Cluster) BeginHostConnection(h *Host) bool { return c.took(take(&h.connections, c.perHost)) }
@@ -115,16 +114,16 @@ func (c *Cluster) EndHostConnection(h *Host) { h.connections.Add(-1) }
 
 // BeginPending counts a request that waits for a connection; false: too many wait. EndPending has to follow unless false.
 func (c *Cluster) BeginPending() bool {
-	return c.took(take(&c.breakers[0].pending, c.breakers[0].max.pending))
+	return c.took(take(&c.breaker.pending, c.breaker.max.pending))
 }
 
 // EndPending says that a request waits no more.
-func (c *Cluster) EndPending() { c.breakers[0].pending.Add(-1) }
+func (c *Cluster) EndPending() { c.breaker.pending.Add(-1) }
 
 // BeginRequest counts a request to an endpoint, also for the choice by least requests; false: there are as many as there
 // may be. EndRequest has to follow unless false.
 func (c *Cluster) BeginRequest(h *Host) bool {
-	if !c.took(take(&c.breakers[0].requests, c.breakers[0].max.requests)) {
+	if !c.took(take(&c.breaker.requests, c.breaker.max.requests)) {
 		return false
 	}
 	h.active.Add(1)
@@ -135,14 +134,14 @@ func (c *Cluster) BeginRequest(h *Host) bool {
 
 // EndRequest says that a request is over.
 func (c *Cluster) EndRequest(h *Host) {
-	c.breakers[0].requests.Add(-1)
+	c.breaker.requests.Add(-1)
 	h.active.Add(-1)
 }
 
 // BeginRetry counts a retry; false: there are as many as there may be, or as the budget allows. EndRetry has to follow
 // unless false.
 func (c *Cluster) BeginRetry() bool {
-	b := &c.breakers[0]
+	b := &c.breaker
 	most := b.max.retries
 	if x := b.max.budget; x != nil {
 		most = max(x.least, int64(x.percent/100*float64(b.requests.Load()+b.pending.Load())))
@@ -155,13 +154,13 @@ func (c *Cluster) BeginRetry() bool {
 }
 
 // EndRetry says that a retry is over.
-func (c *Cluster) EndRetry() { c.breakers[0].retries.Add(-1) }
+func (c *Cluster) EndRetry() { c.breaker.retries.Add(-1) }
 
 // Usage is what is under way in a cluster.
 type Usage struct{ Connections, Pending, Requests, Retries int64 }
 
 // Usage counts what is under way.
 func (c *Cluster) Usage() Usage {
-	b := &c.breakers[0]
+	b := &c.breaker
 	return Usage{b.connections.Load(), b.pending.Load(), b.requests.Load(), b.retries.Load()}
 }

@@ -22,19 +22,22 @@ import (
 type Cluster struct {
 	*Config
 
-	now  func() time.Time
-	poke func() // tells Set.Run that something may be due
+	now    func() time.Time
+	lookup Lookup
+	poke   func() // tells Set.Run that something may be due
 
-	table    atomic.Pointer[table]
-	breakers [2]breaker // by priority
-	gone     atomic.Bool
-	stats    Stats
+	table   atomic.Pointer[table]
+	breaker breaker
+	gone    atomic.Bool
+	stats   Stats
 
 	mu         sync.Mutex
-	assignment *Assignment // nil: not known yet
-	hosts      []*Host     // of the assignment, in its order
-	adHoc      map[adHocKey]*Host
+	assignment *Assignment        // nil: not known yet
+	hosts      []*Host            // of the assignment, in its order
+	adHoc      map[adHocKey]*Host // nil until there is one
 	resolved   map[string][]netip.Addr
+	names      map[string]*nameState // what is resolved
+	answers    map[string]answer     // hosts that requests named
 	ejected    int
 	slow       bool      // an endpoint is in its slow start
 	swept      time.Time // when outliers were looked for the last time
@@ -49,11 +52,9 @@ type Stats struct {
 	Ejections atomic.Uint64
 }
 
-func newCluster(c *Config, now func() time.Time, poke func()) *Cluster {
-	x := &Cluster{Config: c, now: now, poke: poke, adHoc: map[adHocKey]*Host{}, swept: now()}
-	for i := range x.breakers {
-		x.breakers[i].max = c.thresholds[i]
-	}
+func newCluster(c *Config, s *Set) *Cluster {
+	x := &Cluster{Config: c, now: s.now, lookup: s.lookup, poke: s.poke, swept: s.now()}
+	x.breaker.max = c.thresholds
 	x.table.Store(&table{})
 	if c.Discovery == Static {
 		x.assign(c.Endpoints)
@@ -172,8 +173,11 @@ func (c *Cluster) At(addr netip.AddrPort, name string) *Host {
 	k := adHocKey{addr, name}
 	h := c.adHoc[k]
 	if h == nil {
-		h = c.newHost(&Endpoint{Addr: addr, Hostname: name, Weight: 1, key: addr.String() + "/" + name}, c.transport)
+		h = c.newHost(&Endpoint{Addr: addr, Hostname: name, Weight: 1, key: addr.String() + "/" + name, Locality: &Locality{}, Workload: &Workload{}}, c.transport)
 		if !c.gone.Load() {
+			if c.adHoc == nil {
+				c.adHoc = map[adHocKey]*Host{}
+			}
 			c.adHoc[k] = h
 		} else {
 			h.gone.Store(true)

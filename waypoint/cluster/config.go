@@ -6,7 +6,6 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -74,13 +73,11 @@ type Config struct {
 	Rule         string
 	External     bool
 	ALPNOverride string
-	// Metadata is all metadata, or nil.
-	Metadata *corev3.Metadata
 
 	balance    balanceConfig
 	outlier    *outlierConfig
-	thresholds [2]thresholds // by priority: default, high
-	perHost    int64         // connections to one endpoint, or unlimited
+	thresholds thresholds
+	perHost    int64 // connections to one endpoint, or unlimited
 	transports []transportMatch
 	transport  *Transport
 	digest     [sha256.Size]byte
@@ -130,7 +127,7 @@ func Decode(_ string, body []byte) (*Config, error) {
 // Compile compiles a cluster. An error names the field. What Envoy would do and is not done here is refused, unless it
 // changes nothing about where requests go.
 func Compile(p *clusterv3.Cluster) (*Config, error) {
-	c := &Config{Name: p.GetName(), StatName: p.GetAltStatName(), Metadata: p.GetMetadata()}
+	c := &Config{Name: p.GetName(), StatName: p.GetAltStatName()}
 	if c.Name == "" {
 		return nil, field.Errorf("name", "required")
 	}

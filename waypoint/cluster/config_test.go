@@ -26,7 +26,7 @@ func mustConfig(t *testing.T, fields string) *Config {
 func TestDefaultsAreEnvoys(t *testing.T) {
 	c := mustConfig(t, "")
 	if c.ConnectTimeout != 5*time.Second || c.Policy() != RoundRobin || c.balance.panic != 50 || c.IdleTimeout != 0 || c.outlier != nil ||
-		c.thresholds[0] != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
+		c.thresholds != defaultThresholds || c.HTTP2(true) || c.Discovery != EDS || c.ServiceName != "s" || c.StatName != "c" {
 		t.Errorf("config %+v", c)
 	}
 }
@@ -152,7 +152,7 @@ func TestAnEndpointSaysHowItIsReached(t *testing.T) {
 			continue
 		}
 		got := *a.Endpoints[0]
-		got.Metadata, got.key, got.Weight = nil, "", 0
+		got.Locality, got.Workload, got.key, got.Weight = nil, nil, "", 0
 		if got != c.want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
@@ -164,7 +164,7 @@ func TestAnEndpointSaysWhoItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
+	if got, want := *a.Endpoints[0].Workload, (Workload{"reviews-v1", "demo", "reviews", "v1", "Kubernetes"}); got != want {
 		t.Errorf("workload %+v", got)
 	}
 }
@@ -204,7 +204,7 @@ func TestABadClusterIsRefusedWithTheFieldAndTheFault(t *testing.T) {
 		"name of certificate": {socket(`transport_sockets.tls.v3.UpstreamTlsContext","common_tls_context":{"tls_certificate_sds_secret_configs":[{}]}`), `transport_socket.typed_config.common_tls_context.tls_certificate_sds_secret_configs[0].name: required`},
 		"SAN":                 {socket(`transport_sockets.tls.v3.UpstreamTlsContext","common_tls_context":{"validation_context":{"match_typed_subject_alt_names":[{"san_type":"URI","matcher":{"safe_regex":{"regex":"("}}}]}}`), "transport_socket.typed_config.common_tls_context.validation_context.match_typed_subject_alt_names[0].matcher.safe_regex: error parsing regexp: missing closing ): `(`"},
 		"upstream filter":     {`"typed_extension_protocol_options":{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{` + types + `upstreams.http.v3.HttpProtocolOptions","http_filters":[{"name":"f"}]}}`, `typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].http_filters[0].typed_config: unsupported upstream filter "f"`},
-		"HTTP/3":              {`"typed_extension_protocol_options":{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{` + types + `upstreams.http.v3.HttpProtocolOptions","explicit_http_config":{"http3_protocol_options":{}}}}`, `typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].explicit_http_config: unsupported protocol *httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http3ProtocolOptions`},
+		"HTTP/3":              {`"typed_extension_protocol_options":{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{` + types + `upstreams.http.v3.HttpProtocolOptions","explicit_http_config":{"http3_protocol_options":{}}}}`, `typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].explicit_http_config.http3_protocol_options: unsupported`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := compileJSON(t, edsJSON(c.fields))
@@ -234,7 +234,7 @@ func TestBadEndpointsAreRefusedWithTheFieldAndTheFault(t *testing.T) {
 		"no address":       {one(`{"endpoint":{}}`), `endpoints[0].lb_endpoints[0].endpoint.address: required`},
 		"port":             {one(`{"endpoint":{"address":{"socket_address":{"address":"10.0.0.1","port_value":70000}}}}`), `endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value: not a port: 70000`},
 		"UDP":              {one(`{"endpoint":{"address":{"socket_address":{"protocol":"UDP","address":"10.0.0.1","port_value":7}}}}`), `endpoints[0].lb_endpoints[0].endpoint.address.socket_address.protocol: unsupported UDP`},
-		"pipe":             {one(`{"endpoint":{"address":{"pipe":{"path":"/x"}}}}`), `endpoints[0].lb_endpoints[0].endpoint.address: unsupported kind of address *corev3.Address_Pipe`},
+		"pipe":             {one(`{"endpoint":{"address":{"pipe":{"path":"/x"}}}}`), `endpoints[0].lb_endpoints[0].endpoint.address.pipe: unsupported`},
 		"weight":           {one(endpoint(1, `"load_balancing_weight":0`)), `endpoints[0].lb_endpoints[0].load_balancing_weight: must be more than 0`},
 		"health":           {one(endpoint(1, `"health_status":77`)), `endpoints[0].lb_endpoints[0].health_status: unknown value 77`},
 		"tunnel":           {internal("connect_originate", `"envoy.filters.listener.original_dst":{"local":"x"}`), `endpoints[0].lb_endpoints[0].endpoint.address.envoy_internal_address: metadata envoy.filters.listener.original_dst: local: "x" is not an address with port`},

@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambit-mesh/ambit/waypoint/field"
 )
@@ -16,6 +17,8 @@ import (
 const (
 	// originalDst is the endpoint metadata that names what is behind a tunnel (controlplane.md 3.7).
 	originalDst = "envoy.filters.listener.original_dst"
+	// connectOriginate is the listener by which Envoy makes tunnels.
+	connectOriginate = "connect_originate"
 	// maxEndpoints is the number of endpoints that a resource may have.
 	maxEndpoints = 1 << 20
 )
@@ -81,10 +84,12 @@ type Endpoint struct {
 	Weight   uint32
 	Health   Health
 	Priority int
-	Locality Locality
-	Workload Workload
-	Metadata *corev3.Metadata
+	// Locality and Workload are never nil. They are shared by endpoints.
+	Locality *Locality
+	Workload *Workload
 
+	// match is the metadata by which a transport is chosen; nil: none.
+	match *structpb.Struct
 	// key is what makes it the same endpoint in another update.
 	key string
 	// group is the index of the list of endpoints that it was in: a locality of a priority.
@@ -104,7 +109,7 @@ func (e *Endpoint) String() string {
 
 // sameWay says whether connections to e are as good as connections to o.
 func (e *Endpoint) sameWay(o *Endpoint) bool {
-	return e.Addr == o.Addr && e.Via == o.Via && e.Waypoint == o.Waypoint && e.Target == o.Target && e.Locality == o.Locality
+	return e.Addr == o.Addr && e.Via == o.Via && e.Waypoint == o.Waypoint && e.Target == o.Target && *e.Locality == *o.Locality
 }
 
 // group is a locality of a priority.
@@ -128,6 +133,7 @@ type Assignment struct {
 	Drops     []Drop
 
 	groups        []group
+	workloads     map[string]*Workload // while it is compiled
 	priorities    int
 	overprovision uint32 // percent
 	byWeight      bool   // the health of a priority is that of its weights
@@ -181,6 +187,7 @@ func compileAssignment(p *endpointv3.ClusterLoadAssignment, names bool) (*Assign
 		}
 	}
 	a.priorities = len(seen)
+	a.workloads = nil
 	return a, nil
 }
 
@@ -207,7 +214,7 @@ func (a *Assignment) addLocality(l *endpointv3.LocalityLbEndpoints, names bool) 
 	case l.GetPriority() > maxPriority:
 		return field.Errorf("priority", "%d is more than %d", l.GetPriority(), maxPriority)
 	case l.GetLbConfig() != nil:
-		return field.Errorf("lb_config", "unsupported source of endpoints %T", l.GetLbConfig())
+		return field.Unsupported(l, "lb_config")
 	case len(a.Endpoints)+len(l.GetLbEndpoints()) > maxEndpoints:
 		return fmt.Errorf("more than %d endpoints", maxEndpoints)
 	}
@@ -216,12 +223,14 @@ func (a *Assignment) addLocality(l *endpointv3.LocalityLbEndpoints, names bool) 
 		priority: int(l.GetPriority()), weight: l.GetLoadBalancingWeight().GetValue(),
 	}
 	a.groups = append(a.groups, g)
+	at := g.locality
 	for i, p := range l.GetLbEndpoints() {
 		e, err := compileEndpoint(p, names)
 		if err != nil {
 			return field.Index(err, "lb_endpoints", i)
 		}
-		e.Priority, e.Locality, e.group = g.priority, g.locality, len(a.groups)-1
+		e.Priority, e.Locality, e.group = g.priority, &at, len(a.groups)-1
+		e.Workload = a.workload(p.GetMetadata().GetFilterMetadata()["istio"].GetFields()["workload"].GetStringValue())
 		a.Endpoints = append(a.Endpoints, e)
 	}
 	return nil
@@ -231,7 +240,7 @@ func compileEndpoint(p *endpointv3.LbEndpoint, names bool) (*Endpoint, error) {
 	if p.GetEndpoint() == nil {
 		return nil, field.Errorf("endpoint", "required")
 	}
-	e := &Endpoint{Weight: 1, Metadata: p.GetMetadata(), Hostname: p.GetEndpoint().GetHostname()}
+	e := &Endpoint{Weight: 1, match: p.GetMetadata().GetFilterMetadata()[socketMatch], Hostname: p.GetEndpoint().GetHostname()}
 	if w := p.GetLoadBalancingWeight(); w != nil {
 		if e.Weight = w.GetValue(); e.Weight == 0 {
 			return nil, field.Errorf("load_balancing_weight", "must be more than 0")
@@ -248,20 +257,28 @@ func compileEndpoint(p *endpointv3.LbEndpoint, names bool) (*Endpoint, error) {
 	default:
 		return nil, field.Errorf("health_status", "unknown value %d", p.GetHealthStatus())
 	}
-	e.Workload = parseWorkload(p.GetMetadata().GetFilterMetadata()["istio"].GetFields()["workload"].GetStringValue())
-	if err := e.compileAddress(p.GetEndpoint().GetAddress(), names); err != nil {
+	if err := e.compileAddress(p.GetEndpoint().GetAddress(), p.GetMetadata(), names); err != nil {
 		return nil, field.At(err, "endpoint.address")
 	}
 	return e, nil
 }
 
-func parseWorkload(s string) Workload {
+// workload reads who an endpoint is; the endpoints of a workload share it.
+func (a *Assignment) workload(s string) *Workload {
+	if w := a.workloads[s]; w != nil {
+		return w
+	}
 	var f [5]string
 	copy(f[:], strings.Split(s, ";"))
-	return Workload{f[0], f[1], f[2], f[3], f[4]}
+	w := &Workload{f[0], f[1], f[2], f[3], f[4]}
+	if a.workloads == nil {
+		a.workloads = map[string]*Workload{}
+	}
+	a.workloads[s] = w
+	return w
 }
 
-func (e *Endpoint) compileAddress(a *corev3.Address, names bool) (err error) {
+func (e *Endpoint) compileAddress(a *corev3.Address, md *corev3.Metadata, names bool) (err error) {
 	switch x := a.GetAddress().(type) {
 	case *corev3.Address_SocketAddress:
 		if x.SocketAddress.GetProtocol() != corev3.SocketAddress_TCP {
@@ -277,25 +294,28 @@ func (e *Endpoint) compileAddress(a *corev3.Address, names bool) (err error) {
 		e.key = e.String()
 		return field.At(err, "socket_address")
 	case *corev3.Address_EnvoyInternalAddress:
-		return field.At(e.compileInternal(x.EnvoyInternalAddress), "envoy_internal_address")
+		return field.At(e.compileInternal(x.EnvoyInternalAddress, md.GetFilterMetadata()), "envoy_internal_address")
 	case nil:
 		return errors.New("required")
 	default:
-		return fmt.Errorf("unsupported kind of address %T", x)
+		return field.Unsupported(a, "address")
 	}
 }
 
 // compileInternal reads what an internal listener of Envoy would do with a connection to it (controlplane.md 3.2, 3.7).
-func (e *Endpoint) compileInternal(a *corev3.EnvoyInternalAddress) error {
+func (e *Endpoint) compileInternal(a *corev3.EnvoyInternalAddress, all map[string]*structpb.Struct) error {
 	e.Listener = a.GetServerListenerName()
 	e.key = "envoy://" + e.Listener + "/" + a.GetEndpointId()
-	md := e.Metadata.GetFilterMetadata()[originalDst].GetFields()
+	if e.Listener == connectOriginate {
+		e.Listener = connectOriginate // not one string for each endpoint
+	}
+	md := all[originalDst].GetFields()
 	local := md["local"].GetStringValue()
 	var err error
 	switch e.Listener {
 	case "":
 		return field.Errorf("server_listener_name", "required")
-	case "connect_originate":
+	case connectOriginate:
 		e.Via = HBONE
 		if local == "" { // "encap": to where the client wanted to go
 			return nil
@@ -314,7 +334,7 @@ func (e *Endpoint) compileInternal(a *corev3.EnvoyInternalAddress) error {
 		if e.Addr, err = netip.ParseAddrPort(local); err != nil {
 			return fmt.Errorf("metadata %s: local: %q is not an address with port", originalDst, local)
 		}
-		double := e.Metadata.GetFilterMetadata()["istio"].GetFields()["double_hbone"].GetStructValue()
+		double := all["istio"].GetFields()["double_hbone"].GetStructValue()
 		if e.Target = double.GetFields()["hbone_target_address"].GetStringValue(); e.Target == "" {
 			return errors.New("metadata istio: double_hbone.hbone_target_address is required")
 		}

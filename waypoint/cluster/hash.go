@@ -111,15 +111,15 @@ func (s *source) onRing(hash, attempt uint64) uint32 {
 func buildMaglev(keys []string, ws []float64, size uint64) []uint32 {
 	const free = math.MaxUint32
 	type builder struct {
-		offset, skip, next uint64
-		weight, target     float64
+		at, skip       uint64 // the next place of its permutation, and the step to the one behind
+		weight, target float64
 	}
 	most := slices.Max(ws)
 	bs := make([]builder, len(keys))
 	for i, k := range keys {
 		d := xxhash.NewWithSeed(1)
 		d.WriteString(k)
-		bs[i] = builder{offset: xxhash.Sum64String(k) % size, skip: d.Sum64()%(size-1) + 1, weight: ws[i]}
+		bs[i] = builder{at: xxhash.Sum64String(k) % size, skip: d.Sum64()%(size-1) + 1, weight: ws[i]}
 	}
 	table := make([]uint32, size)
 	for i := range table {
@@ -135,13 +135,14 @@ func buildMaglev(keys []string, ws []float64, size uint64) []uint32 {
 				continue
 			}
 			b.target += most
-			at := (b.offset + b.skip*b.next) % size
+			at := b.at
 			for table[at] != free {
-				b.next++
-				at = (b.offset + b.skip*b.next) % size
+				if at += b.skip; at >= size {
+					at -= size
+				}
 			}
 			table[at] = uint32(i)
-			b.next++
+			b.at = at // taken from now on: the next search goes on behind it
 			filled++
 		}
 	}

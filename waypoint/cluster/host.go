@@ -17,6 +17,7 @@ type Host struct {
 	gone     atomic.Bool
 	ejected  atomic.Bool
 
+	_           [64]byte     // what follows is written with each request
 	active      atomic.Int64 // requests under way
 	connections atomic.Int64
 	total       atomic.Uint64

@@ -101,7 +101,7 @@ func (c *Config) options(o *httpv3.HttpProtocolOptions) error {
 				return field.At(err, "explicit_http_config.http2_protocol_options")
 			}
 		default:
-			return field.Errorf("explicit_http_config", "unsupported protocol %T", x)
+			return field.At(field.Unsupported(u.ExplicitHttpConfig, "protocol_config"), "explicit_http_config")
 		}
 	case *httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig:
 		c.Protocol = SameAsClient
@@ -114,7 +114,7 @@ func (c *Config) options(o *httpv3.HttpProtocolOptions) error {
 			return field.At(err, "auto_config.http2_protocol_options")
 		}
 	default:
-		return field.Errorf("upstream_protocol_options", "unsupported %T", u)
+		return field.Unsupported(o, "upstream_protocol_options")
 	}
 	for i, f := range o.GetHttpFilters() {
 		if f.GetName() != "envoy.filters.http.upstream_codec" {

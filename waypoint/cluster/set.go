@@ -13,13 +13,16 @@ import (
 type SetConfig struct {
 	// Now tells the time; nil: time.Now.
 	Now func() time.Time
+	// Lookup resolves names; nil: the system's resolver.
+	Lookup Lookup
 }
 
 // Set holds the live clusters over updates. It is safe for use by several goroutines; View takes no lock.
 type Set struct {
-	now  func() time.Time
-	view atomic.Pointer[View]
-	kick chan struct{} // of 1: there is something new to wait for
+	now    func() time.Time
+	lookup Lookup
+	view   atomic.Pointer[View]
+	kick   chan struct{} // of 1: there is something new to wait for
 
 	mu          sync.Mutex
 	assignments map[string]*Assignment // by service name
@@ -30,9 +33,12 @@ type View struct{ clusters map[string]*Cluster }
 
 // NewSet makes an empty set.
 func NewSet(c SetConfig) *Set {
-	s := &Set{now: c.Now, kick: make(chan struct{}, 1), assignments: map[string]*Assignment{}}
+	s := &Set{now: c.Now, lookup: c.Lookup, kick: make(chan struct{}, 1), assignments: map[string]*Assignment{}}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.lookup == nil {
+		s.lookup = systemLookup
 	}
 	s.view.Store(&View{})
 	return s
@@ -90,7 +96,7 @@ func (s *Set) Update(up []*Config, removed []string) {
 		if c != nil {
 			gone = append(gone, c)
 		}
-		x := newCluster(cfg, s.now, s.poke)
+		x := newCluster(cfg, s)
 		if cfg.Discovery == EDS {
 			if a := s.assignments[cfg.ServiceName]; a != nil {
 				x.assign(a)
@@ -157,11 +163,14 @@ const (
 	idle = time.Hour
 )
 
-// Run lets ejected endpoints back in, looks at success rates, raises weights in slow starts and forgets unused endpoints,
-// when each is due. It blocks until ctx is done.
+// Run resolves names, lets ejected endpoints back in, looks at success rates, raises weights in slow starts and forgets
+// unused endpoints, when each is due. It blocks until ctx is done and all that it started has ended.
 func (s *Set) Run(ctx context.Context) error {
 	t := time.NewTimer(0)
 	defer t.Stop()
+	var lookups sync.WaitGroup
+	defer lookups.Wait()
+	turns := make(chan struct{}, maxLookups)
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,23 +178,36 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-s.kick:
 		case <-t.C:
 		}
-		t.Reset(s.tick(s.now()))
+		wait, jobs := s.tick(s.now())
+		for _, j := range jobs {
+			lookups.Go(func() {
+				select {
+				case turns <- struct{}{}:
+					j.run(ctx)
+					<-turns
+					s.poke()
+				case <-ctx.Done():
+				}
+			})
+		}
+		t.Reset(wait)
 	}
 }
 
-// tick does what is due and returns how long there is nothing to do.
-func (s *Set) tick(now time.Time) time.Duration {
-	wait := idle
+// tick does what is due but for lookups, which it returns, and how long there is nothing to do.
+func (s *Set) tick(now time.Time) (wait time.Duration, jobs []job) {
+	wait = idle
 	for _, c := range s.view.Load().clusters {
-		wait = min(wait, c.tick(now))
+		w, js := c.tick(now)
+		wait, jobs = min(wait, w), append(jobs, js...)
 	}
-	return max(wait, time.Millisecond)
+	return max(wait, time.Millisecond), jobs
 }
 
-func (c *Cluster) tick(now time.Time) time.Duration {
-	wait := idle
-	if c.outlier == nil && c.balance.slow.window == 0 && c.Discovery != OriginalDst && c.Discovery != Dynamic {
-		return wait
+func (c *Cluster) tick(now time.Time) (wait time.Duration, jobs []job) {
+	wait = idle
+	if c.outlier == nil && c.balance.slow.window == 0 && (c.Discovery == Static || c.Discovery == EDS) {
+		return wait, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -207,5 +229,10 @@ func (c *Cluster) tick(now time.Time) time.Duration {
 		c.cleanAdHoc(now)
 		wait = min(wait, max(c.Cleanup, time.Second))
 	}
-	return wait
+	if c.Discovery == StrictDNS || c.Discovery == LogicalDNS {
+		var w time.Duration
+		jobs, w = c.dueNames(now)
+		wait = min(wait, w)
+	}
+	return wait, jobs
 }

@@ -1,9 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"math"
 	"math/rand/v2"
-	"sort"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -27,18 +28,22 @@ type level struct {
 	load, degradedLoad uint32 // percent of requests
 }
 
-// source is a list of endpoints to choose from.
+// source is a list of endpoints to choose from. Only the cursors change once it is made.
 type source struct {
 	hosts      []*Host
 	weights    []float64 // nil: all the same
 	schedule   []uint32  // indexes of hosts, each as often as its weight says; nil if all weights are the same
-	cursor     atomic.Uint64
 	ring       []ringEntry
 	maglev     []uint32
 	localities []*source // if localities have weights: each of them
 	turns      []uint32  // indexes of localities, each as often as its weight says
-	turn       atomic.Uint64
+
+	_            [64]byte // the cursors have a cache line of their own: loops write them all the time
+	cursor, turn atomic.Uint64
 }
+
+// noHosts is the source without endpoints.
+var noHosts source
 
 // rebuild makes the table. c.mu is held.
 func (c *Cluster) rebuild() {
@@ -231,10 +236,10 @@ func (t *table) sourceWithout(hash, failed uint64) *source {
 
 // newSource makes a list to choose from. of are all endpoints of the priority, for the health of localities.
 func (c *Cluster) newSource(a *Assignment, hosts, of []*Host, now time.Time) *source {
-	s := &source{hosts: hosts}
 	if len(hosts) == 0 {
-		return s
+		return &noHosts
 	}
+	s := &source{hosts: hosts}
 	s.cursor.Store(rand.Uint64N(uint64(len(hosts))))
 	b := &c.balance
 	switch b.policy {
@@ -319,7 +324,7 @@ const (
 	// minSlots is the least number of turns by which weights that are not small integers are approximated.
 	minSlots = 1024
 	// maxSlots is the greatest number of turns of a schedule.
-	maxSlots = 1 << 16
+	maxSlots = 1 << 13
 )
 
 // schedule is a sequence of indexes in which each comes as often as its weight says, spread evenly: the order of Envoy's
@@ -346,7 +351,7 @@ func schedule(ws []float64) []uint32 {
 			turns = append(turns, turn{(float64(j) + 0.5) / float64(k), uint32(i)})
 		}
 	}
-	sort.SliceStable(turns, func(a, b int) bool { return turns[a].at < turns[b].at })
+	slices.SortFunc(turns, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.i, b.i)) })
 	out := make([]uint32, len(turns))
 	for i, t := range turns {
 		out[i] = t.i

@@ -108,12 +108,9 @@ func (c *Config) compileTransports(p *clusterv3.Cluster) (err error) {
 
 // transportFor is the transport of an endpoint: the first whose match is in the endpoint's metadata, or the cluster's own.
 func (c *Config) transportFor(e *Endpoint) *Transport {
-	if len(c.transports) > 0 {
-		have := e.Metadata.GetFilterMetadata()[socketMatch].GetFields()
-		for i := range c.transports {
-			if contains(have, c.transports[i].match) {
-				return c.transports[i].t
-			}
+	for i := range c.transports {
+		if contains(e.match.GetFields(), c.transports[i].match) {
+			return c.transports[i].t
 		}
 	}
 	return c.transport
@@ -223,7 +220,7 @@ func (t *TLS) compileValidation(p *tlsv3.CommonTlsContext) error {
 		t.CAName = v.CombinedValidationContext.GetValidationContextSdsSecretConfig().GetName()
 		return field.At(t.validation(v.CombinedValidationContext.GetDefaultValidationContext()), "combined_validation_context.default_validation_context")
 	default:
-		return field.Errorf("validation_context_type", "unsupported %T", v)
+		return field.Unsupported(p, "validation_context_type")
 	}
 }
 
@@ -288,7 +285,7 @@ func compileSource(part string, d *corev3.DataSource) (Source, error) {
 	case *corev3.DataSource_InlineString:
 		return Source{Text: []byte(s.InlineString)}, nil
 	default:
-		return Source{}, field.Errorf(part, "unsupported source %T", s)
+		return Source{}, field.At(field.Unsupported(d, "specifier"), part)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -57,6 +59,18 @@ func Key(err error, m, key string) error {
 // Errorf is an error about the field part.
 func Errorf(part, format string, args ...any) error {
 	return &Error{Path: part, Err: fmt.Errorf(format, args...)}
+}
+
+// Unsupported is an error about the field of a oneof that is set and is not supported, or about the oneof itself if none is.
+func Unsupported(m proto.Message, oneof string) error {
+	r := m.ProtoReflect()
+	o := r.Descriptor().Oneofs().ByName(protoreflect.Name(oneof))
+	if o != nil && r.IsValid() {
+		if f := r.WhichOneof(o); f != nil {
+			return Errorf(string(f.Name()), "unsupported")
+		}
+	}
+	return Errorf(oneof, "required")
 }
 
 // Duration reads a duration: def if it is not there, an error if it is malformed or negative.

@@ -1,5 +1,7 @@
 package filter
 
+//lint:file-ignore SA1019 fields that Envoy calls deprecated are still sent
+
 import (
 	"encoding/binary"
 	"errors"
@@ -183,7 +185,6 @@ func options(list []*corev3.HeaderValueOption) (set, add []message.Field) {
 		if !changeable(m.Name, m.Value) {
 			continue
 		}
-		//nolint:staticcheck // append is deprecated, and what services still send
 		if o.GetAppend().GetValue() || o.GetAppend() == nil && o.GetAppendAction() == corev3.HeaderValueOption_ADD_IF_ABSENT {
 			add = append(add, m)
 			continue

@@ -1,5 +1,7 @@
 package filter
 
+//lint:file-ignore SA1019 fields that Envoy calls deprecated are still sent
+
 import (
 	"fmt"
 	"strconv"
@@ -51,7 +53,6 @@ func compileAuthzHTTP(p *extauthzv3.HttpService) (authorizer, error) {
 	}
 	r := p.GetAuthorizationResponse()
 	s.anyClient = len(r.GetAllowedClientHeaders().GetPatterns()) == 0
-	//nolint:staticcheck // deprecated, and still sent
 	if s.allowed, err = compileHeaderSet("authorization_request.allowed_headers", p.GetAuthorizationRequest().GetAllowedHeaders()); err != nil {
 		return nil, err
 	}

@@ -39,8 +39,11 @@ var kinds = map[string]kind{
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication": {compile: typed(compileJWT)},
 	"envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig":    {part: part(compileJWTPart)},
 
-	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":         {compile: typed(compileExtAuthz)},
-	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": {part: part(compileExtAuthzPart)},
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":             {compile: typed(compileExtAuthz)},
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute":     {part: part(compileExtAuthzPart)},
+	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": {compile: typed(compileLocalLimit), part: part(compileLocalLimitPart)},
+	"envoy.extensions.filters.http.ratelimit.v3.RateLimit":            {compile: typed(compileGlobalLimit)},
+	"envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute":    {part: part(compileGlobalPart)},
 
 	// Done by the data path: the end of the chain, the state that a tunnel carries, and metrics.
 	"envoy.extensions.filters.http.router.v3.Router":           {},

@@ -120,9 +120,6 @@ func compileFaultPart(p *faultv3.HTTPFault) (any, error) {
 	return &f, err
 }
 
-// delayed marks an exchange whose delay is over.
-type delayed struct{ f *fault }
-
 // Request implements Filter.
 func (f *fault) Request(x *Exchange) Action {
 	r := &f.faults

@@ -45,18 +45,24 @@ func parseJWKS(b []byte) (*jwks, error) {
 	return s, nil
 }
 
-// Reasons for which a token is refused, in Envoy's words.
-var (
-	errJWTMissing   = errors.New("Jwt is missing")
-	errJWTFormat    = errors.New("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections")
-	errJWTIssuer    = errors.New("Jwt issuer is not configured")
-	errJWTSubject   = errors.New("Jwt subject is not allowed")
-	errJWTAudience  = errors.New("Audiences in Jwt are not allowed")
-	errJWTExpired   = errors.New("Jwt is expired")
-	errJWTNotYet    = errors.New("Jwt not yet valid")
-	errJWTSignature = errors.New("Jwt verification fails")
-	errJWTNoKey     = errors.New("Jwks doesn't have key to match kid or alg from Jwt")
-	errJWTFetch     = errors.New("Jwks remote fetch is failed")
+// refusal is why a token is refused, in Envoy's words: clients see them.
+type refusal string
+
+// Error implements error.
+func (r refusal) Error() string { return string(r) }
+
+// The usual reasons.
+const (
+	errJWTMissing   = refusal("Jwt is missing")
+	errJWTFormat    = refusal("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections")
+	errJWTIssuer    = refusal("Jwt issuer is not configured")
+	errJWTSubject   = refusal("Jwt subject is not allowed")
+	errJWTAudience  = refusal("Audiences in Jwt are not allowed")
+	errJWTExpired   = refusal("Jwt is expired")
+	errJWTNotYet    = refusal("Jwt not yet valid")
+	errJWTSignature = refusal("Jwt verification fails")
+	errJWTNoKey     = refusal("Jwks doesn't have key to match kid or alg from Jwt")
+	errJWTFetch     = refusal("Jwks remote fetch is failed")
 )
 
 // token is one that was parsed and not yet verified.
@@ -74,13 +80,13 @@ func parseToken(s string) (*token, error) {
 	sig, err := jose.ParseSignedCompact(s, algorithms)
 	if err != nil {
 		if errors.As(err, new(*jose.ErrUnexpectedSignatureAlgorithm)) {
-			return nil, errors.New("Jwt header [alg] is not supported")
+			return nil, refusal("Jwt header [alg] is not supported")
 		}
 		return nil, errJWTFormat
 	}
 	t := &token{sig: sig}
 	if err := json.Unmarshal(sig.UnsafePayloadWithoutVerification(), &t.claims); err != nil || t.claims == nil {
-		return nil, errors.New("Jwt payload is an invalid JSON")
+		return nil, refusal("Jwt payload is an invalid JSON")
 	}
 	_, rest, _ := cutByte(s, '.')
 	t.raw, _, _ = cutByte(rest, '.')
@@ -139,14 +145,14 @@ func (t *token) when(claim string) (at time.Time, there, ok bool) {
 func (t *token) timely(now time.Time, skew time.Duration) error {
 	exp, there, ok := t.when("exp")
 	if !ok {
-		return errors.New("Jwt payload [exp] field is not a positive integer")
+		return refusal("Jwt payload [exp] field is not a positive integer")
 	}
 	if there && !now.Before(exp.Add(skew)) {
 		return errJWTExpired
 	}
 	nbf, there, ok := t.when("nbf")
 	if !ok {
-		return errors.New("Jwt payload [nbf] field is not a positive integer")
+		return refusal("Jwt payload [nbf] field is not a positive integer")
 	}
 	if there && now.Add(skew).Before(nbf) {
 		return errJWTNotYet

@@ -255,7 +255,7 @@ func (f *jwt) required(x *Exchange) (requirement, bool) {
 		}
 		need, known := f.named[own.name]
 		if !known {
-			return refused{errors.New("Wrong requirement_name: " + own.name)}, true
+			return refused{refusal("Wrong requirement_name: " + own.name)}, true
 		}
 		return need, true
 	}

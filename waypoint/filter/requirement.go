@@ -284,10 +284,10 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 	}
 	exp, there, _ := t.when("exp")
 	if p.requireExp && !there {
-		return errors.New("Jwt expiration claim is missing")
+		return refusal("Jwt expiration claim is missing")
 	}
 	if p.maxLife > 0 && (!there || exp.After(a.now.Add(p.maxLife))) {
-		return errors.New("Jwt lifetime exceeds the configured maximum")
+		return refusal("Jwt lifetime exceeds the configured maximum")
 	}
 	if audiences == nil {
 		audiences = p.audiences

@@ -54,9 +54,10 @@ type asked struct {
 	outDone  bool // the request is complete
 }
 
-// Room implements message.ClientConn.
+// Room implements message.ClientConn. An idle connection that the server has ended has none, also if that has not been
+// noticed before.
 func (c *ClientConn) Room() int {
-	if c.gone || c.state != reading || c.draining || c.s.open || c.ended {
+	if c.gone || c.state != reading || c.draining || c.s.open || c.ended || c.stale() {
 		return 0
 	}
 	return 1
@@ -64,7 +65,7 @@ func (c *ClientConn) Room() int {
 
 // Open implements message.ClientConn.
 func (c *ClientConn) Open(req *message.Request, end bool, h message.ClientHandler) (message.ClientStream, error) {
-	if c.Room() == 0 || c.stale() {
+	if c.Room() == 0 {
 		return nil, &message.StreamError{Code: message.CodeRefusedStream, Retryable: true, Cause: message.ErrNoRoom}
 	}
 	before := c.buffer()
@@ -203,7 +204,9 @@ func (c *ClientConn) final(more bool) error {
 		r.ContentLength = -1
 		kind, s.keep = untilClose, false
 		c.w = writer{kind: untilClose}
-		c.fin = s.outDone
+		if c.fin = s.outDone; c.fin {
+			c.touch()
+		}
 	} else if s.asksTunnel() {
 		s.outDone = true // refused: the request was complete with its head
 	}
@@ -295,16 +298,12 @@ func (c *ClientConn) turn() {
 	if c.gone || c.state == dead {
 		return
 	}
-	if c.broken != nil && c.s.open {
-		if ours, ok := c.broken.(*message.StreamError); ok {
-			c.cease(ours)
-			return
-		}
-		c.arm() // an answer may have come before the server stopped reading: for a while it is waited for
-	}
+	if ours, ok := c.broken.(*message.StreamError); ok && c.s.open {
+		c.cease(ours)
+		return
+	} // otherwise an answer may have come before the server stopped reading: for a while it is waited for
 	if c.changed {
 		c.changed = false
-		c.arm()
 		c.notify.Changed()
 	}
 }

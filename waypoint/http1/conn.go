@@ -440,7 +440,6 @@ func (c *conn) pass() {
 		c.shut()
 	case flushing:
 		if c.out != nil {
-			c.arm()
 			return
 		}
 		if c.ended || c.p.CloseWrite() != nil {
@@ -449,7 +448,6 @@ func (c *conn) pass() {
 		}
 		c.end, c.last = lingers, c.l.Now()
 		c.keep(nil)
-		c.arm()
 		if c.p.Readable() {
 			c.p.Wake()
 		}

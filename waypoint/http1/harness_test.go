@@ -23,17 +23,20 @@ func running(t testing.TB) *loop.Loop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
 	t.Cleanup(func() {
-		stop()
-		wg.Wait()
 		if n := l.Stats().Panics; n > 0 {
 			t.Errorf("%d panics on the loop", n)
 		}
 	})
+	runLoop(t, l)
 	return l
+}
+
+func runLoop(t testing.TB, l *loop.Loop) {
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { l.Run(ctx) })
+	t.Cleanup(func() { stop(); wg.Wait() })
 }
 
 // tcpPair is a connected pair over loopback.
@@ -218,10 +221,15 @@ func (p *proxy) ServeRequest(s message.ServerStream) {
 		}
 		p.up = NewClient(pipe(p.t, p.l, steal(p.t, c.(*net.TCPConn))), p.cfg, newFate())
 	}
+	forward(s, p.up)
+}
+
+// forward sends a request on.
+func forward(s message.ServerStream, to *ClientConn) {
 	r := s.Request()
 	x := &relayed{down: s}
 	end := r.ContentLength == 0 && r.Upgrade == "" && r.Method != "CONNECT"
-	up, err := p.up.Open(r, end, &answer{x})
+	up, err := to.Open(r, end, &answer{x})
 	if err != nil {
 		s.SendHead(&message.Response{Status: 503}, true)
 		return
@@ -280,12 +288,17 @@ func rawServer(t testing.TB, do func(c io.ReadWriteCloser)) (addr string, done c
 	}
 	done = make(chan struct{}, 100)
 	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
 			wg.Go(func() {
 				do(c)
 				c.Close()
@@ -293,7 +306,15 @@ func rawServer(t testing.TB, do func(c io.ReadWriteCloser)) (addr string, done c
 			})
 		}
 	})
-	t.Cleanup(func() { ln.Close(); wg.Wait() })
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for _, c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
 	return ln.Addr().String(), done
 }
 

@@ -87,9 +87,8 @@ func (c *conn) write() {
 		if !c.sunk {
 			c.p.CloseWrite()
 		}
-	case c.out != nil:
-		c.arm()
 	}
+	c.arm()
 }
 
 // room is how many bytes may still be gathered.

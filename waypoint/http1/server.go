@@ -245,7 +245,6 @@ func (c *ServerConn) turn() {
 			c.die(nil, false)
 			return
 		}
-		c.arm()
 		if c.rest != nil || c.p.Readable() {
 			c.p.Wake()
 		}

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -69,20 +70,23 @@ func appendFields(b []byte, h *message.Header) (out []byte, length int64, ok boo
 }
 
 func appendField(b []byte, f message.Field) []byte {
-	at := len(b)
-	for i := range len(f.Name) {
-		c := f.Name[i]
-		if lowerToken[c] != c || c == 0 {
-			return b[:at]
+	n := len(f.Name)
+	for i := range n {
+		if c := f.Name[i]; lowerToken[c] != c || c == 0 {
+			return b
 		}
-		b = append(b, c)
 	}
-	if len(b) == at || !validValue(f.Value) {
-		return b[:at]
+	if n == 0 || !validValue(f.Value) {
+		return b
 	}
-	b = append(b, ": "...)
-	b = append(b, f.Value...)
-	return append(b, "\r\n"...)
+	at, size := len(b), n+len(f.Value)+4
+	b = slices.Grow(b, size)[:at+size]
+	p := b[at:]
+	copy(p, f.Name)
+	p[n], p[n+1] = ':', ' '
+	copy(p[n+2:], f.Value)
+	p[size-2], p[size-1] = '\r', '\n'
+	return b
 }
 
 func appendLength(b []byte, n int64) []byte {

@@ -140,10 +140,11 @@ func (c *conn) onResponse(id uint32, end bool, p []byte) error {
 	}
 	s.answered = true
 	s.noRecvBody = s.isHead || s.resp.Status == 204 || s.resp.Status == 304
-	if !s.noRecvBody && !(s.isConnect && s.resp.Status/100 <= 2) {
+	s.tunnel = s.isConnect && s.resp.Status/100 == 2 && !end
+	if !s.noRecvBody && !s.tunnel {
 		s.recvLeft = s.resp.ContentLength
 	}
-	if s.isConnect && s.upgrade != "" && s.resp.Status/100 == 2 {
+	if s.upgrade != "" && s.resp.Status/100 == 2 {
 		s.resp.Status, s.resp.Upgrade = 101, s.upgrade
 	}
 	s.handler.Head(&s.resp, end)

@@ -65,8 +65,8 @@ type conn struct {
 	abandoned   abandoned
 	pendingHead *stream // have something to be told
 	pendingTail *stream
-	held        int // client: streams that wait for SETTINGS
-	retired     []*stream
+	held        int     // client: streams that wait for SETTINGS
+	retired     *stream // linked by nextWait
 	retiredAt   time.Duration
 	roomChanged bool
 	extended    bool // client: the server takes extended CONNECT
@@ -204,23 +204,24 @@ func (c *conn) CommitTurn() {
 		}
 		s.pending, s.queued = nil, false
 		s.deliver()
-		if s.full && !s.waiting && s.sendWin > 0 && s.open && s.taker != nil {
+		if s.full && !s.waiting && !s.over && s.err == nil && s.taker != nil && (s.sendWin > 0 && s.open || s.noBody) {
 			s.full = false
 			s.taker.Room()
 		}
 	}
+	if c.state != gone {
+		c.flush()
+		c.wake()
+		if c.broken != nil {
+			c.lost(c.broken)
+		} else {
+			c.maybeClose()
+		}
+	}
 	if c.state == gone {
 		c.tellClosed()
-		return
 	}
-	c.flush()
-	c.wake()
-	if c.broken != nil {
-		c.lost(c.broken)
-		return
-	}
-	c.maybeClose()
-	if c.roomChanged && c.state == up {
+	if c.roomChanged && !c.told {
 		c.roomChanged = false
 		c.notify.Changed()
 	}
@@ -238,7 +239,7 @@ func (c *conn) tellClosed() {
 // retire keeps a stream that is over until the turn has ended.
 func (c *conn) retire(s *stream) {
 	c.release()
-	c.retired = append(c.retired, s)
+	s.nextWait, c.retired = c.retired, s
 	c.retiredAt = c.l.Now()
 	if c.state == up {
 		c.arm(spareAfter)
@@ -247,17 +248,15 @@ func (c *conn) retire(s *stream) {
 
 // release recycles the streams that ended in an earlier turn.
 func (c *conn) release() {
-	if len(c.retired) == 0 || c.retiredAt == c.l.Now() {
+	if c.retired == nil || c.retiredAt == c.l.Now() {
 		return
 	}
-	for i, s := range c.retired {
-		c.retired[i] = nil
+	for s := c.retired; s != nil; {
+		next := s.nextWait
 		s.recycle()
+		s = next
 	}
-	if cap(c.retired) > 64 {
-		c.retired = nil
-	}
-	c.retired = c.retired[:0]
+	c.retired = nil
 }
 
 // failAll ends the streams, but for those whose answer has come whole: it is still told.
@@ -265,8 +264,9 @@ func (c *conn) failAll(code message.ErrCode, cause error, remote bool) {
 	var unsent, sent error
 	for s := c.live; s != nil; {
 		next := s.next
-		if c.client && s.recvEnd && s.err == nil {
+		if c.client && s.recvEnd && s.err == nil && (s.sentEnd || !s.tunnel) {
 			s.close()
+			s.sentEnd = true
 			s.post()
 		} else {
 			err := &sent
@@ -320,7 +320,7 @@ func (c *conn) refuse(e *ConnError) {
 
 // toClosing begins an end in good order.
 func (c *conn) toClosing(err error) {
-	c.state, c.why = closing, err
+	c.state, c.why, c.roomChanged = closing, err, c.client
 	c.endAt = c.l.Now() + linger
 	c.arm(linger)
 	c.touch()
@@ -343,6 +343,7 @@ func (c *conn) end(err error) {
 	c.block.buf, c.in.payload = nil, nil
 	c.p.Close()
 	if c.live != nil {
+		c.roomChanged = c.client
 		c.touch()
 	}
 }

@@ -135,8 +135,11 @@ func (c *conn) onReset(code message.ErrCode) error {
 	case !c.client && !s.answered:
 		err = c.spend(&c.resets, 1, "streams reset before their answer")
 	case c.client && code == codeNo && s.recvEnd: // "stop sending": what it said is still to be delivered
-		s.sentEnd, s.noBody = true, true
+		s.sentEnd, s.noBody = !s.tunnel, true
 		s.close()
+		if s.full {
+			s.post()
+		}
 		return nil
 	}
 	s.fail(&message.StreamError{Code: code, Remote: true, Retryable: c.client && code == codeRefused}, true)
@@ -173,9 +176,9 @@ func (c *conn) drain() {
 		return
 	}
 	c.draining = true
-	c.roomChanged = true
 	c.touch()
 	if c.client {
+		c.roomChanged = true
 		return
 	}
 	c.drainAt = c.l.Now()
@@ -201,7 +204,7 @@ func (c *conn) onGoAway(b []byte) error {
 	if err := c.spend(&c.control, 1, "GOAWAY frames"); err != nil {
 		return err
 	}
-	c.peerGone, c.roomChanged = true, true
+	c.peerGone, c.roomChanged = true, c.client
 	c.touch()
 	if code != codeNo {
 		c.peerErr = &ConnError{Code: code, Remote: true, Reason: string(b[8:min(len(b), 8+256)])}

@@ -31,8 +31,8 @@ func (e *encoder) begin(b []byte) []byte {
 	}
 	e.resized = false
 	if e.lowest < e.table.max && e.lowest < e.peerMax {
-		e.table.resize(e.lowest)
-		b = appendInt(b, 0x20, 5, e.lowest)
+		e.table.resize(0) // e.lowest would do, but x/net's decoder takes a second update only with an empty table
+		b = append(b, 0x20)
 	}
 	e.table.resize(e.peerMax)
 	e.lowest = e.peerMax

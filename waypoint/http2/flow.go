@@ -222,6 +222,7 @@ func (c *conn) wake() {
 		c.unwait(s)
 		if s.sendWin <= 0 { // its own window comes first
 			s.since = c.l.Now()
+			c.arm(c.lim.Idle)
 			continue
 		}
 		if s.taker == nil { // told when there is one

@@ -12,8 +12,8 @@ func (c *conn) grow(n int) []byte {
 		c.out = buffers.Get().(*[]byte)
 		c.outAt = 0
 		c.wroteAt = c.l.Now()
-		c.touch()
 	}
+	c.touch()
 	c.last = nil
 	b := *c.out
 	at := len(b)
@@ -139,7 +139,10 @@ func (c *conn) flush() {
 		return
 	}
 	b := (*c.out)[c.outAt:]
-	n, err := c.p.Write(b)
+	n, err := 0, error(nil)
+	if c.p.Writable() {
+		n, err = c.p.Write(b)
+	}
 	if n > 0 {
 		c.wroteAt = c.l.Now()
 		c.wroteID = c.nextID - 1

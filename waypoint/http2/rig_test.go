@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
 	"strings"
 	"testing"
 
@@ -19,7 +21,7 @@ import (
 // running is a loop that runs until the test ends.
 func running(t testing.TB) *loop.Loop {
 	t.Helper()
-	l, err := loop.New(loop.Config{})
+	l, err := loop.New(loop.Config{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,30 +29,29 @@ func running(t testing.TB) *loop.Loop {
 	done := make(chan error)
 	go func() { done <- l.Run(ctx) }()
 	t.Cleanup(func() {
+		stop()
+		<-done
 		if n := l.Stats().Panics; n > 0 {
 			t.Errorf("%d panics on the loop", n)
 		}
-		stop()
-		<-done
 	})
 	return l
 }
 
 // memPipe is a loop.Pipe whose peer is the test.
 type memPipe struct {
-	l        *loop.Loop
-	h        loop.PipeHandler
-	in       []byte
-	end      error // behind in
-	out      bytes.Buffer
-	null     bool // forget what is written
-	full     int  // bytes that are still taken, if limited
-	limited  bool
-	woken    bool
-	closed   bool
-	ended    bool
-	reset    bool
-	inHander bool
+	l       *loop.Loop
+	h       loop.PipeHandler
+	in      []byte
+	end     error // behind in
+	out     bytes.Buffer
+	null    bool // forget what is written
+	full    int  // bytes that are still taken, if limited
+	limited bool
+	woken   bool
+	closed  bool
+	ended   bool
+	reset   bool
 }
 
 func (p *memPipe) Read(b []byte) (int, error) {

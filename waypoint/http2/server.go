@@ -96,6 +96,12 @@ func (c *conn) onTrailer(s *stream, end bool, p []byte) error {
 		}
 		return s.fault(codeClosed, "HEADERS behind the end")
 	}
+	if s.tunnel || !c.client && s.isConnect { // RFC 9113 section 8.5
+		if err := c.skipBlock(p); err != nil {
+			return err
+		}
+		return s.fault(codeProtocol, "HEADERS in a tunnel")
+	}
 	var hd head
 	if err := c.decodeHead(p, &s.trailer, &hd); err != nil {
 		return err
@@ -148,7 +154,8 @@ func (c *conn) writeResponse(s *stream, r *message.Response, end bool) {
 	*c.out = c.enc.fields(b, &r.Header)
 	c.endHead(s, at, end)
 	s.noBody = s.isHead || status == 204 || status == 304
-	if v, ok := r.Header.Lookup("content-length"); ok && !s.noBody && !end && !(s.isConnect && status/100 == 2) {
+	s.tunnel = s.isConnect && status/100 == 2 && !end
+	if v, ok := r.Header.Lookup("content-length"); ok && !s.noBody && !end && !s.tunnel {
 		if n, ok := message.Length(v); ok {
 			s.sendLeft = n
 		}

@@ -60,6 +60,7 @@ type stream struct {
 	noRecvBody bool // of the message that is received
 	isHead     bool // the method is HEAD
 	isConnect  bool // ... CONNECT, extended or not
+	tunnel     bool // it was agreed to: two directions that end each for itself
 	held       bool // client: waits for SETTINGS before it is opened
 	heldEnd    bool
 }
@@ -266,7 +267,8 @@ func (s *stream) peerEnded() error {
 	return nil
 }
 
-// tellEnd tells that the message is complete, when all of it has been taken. That ends a client's stream.
+// tellEnd tells that the message is complete, when all of it has been taken. That ends a client's stream, unless it is a
+// tunnel whose other direction is open.
 func (s *stream) tellEnd() {
 	if s.taker == nil || s.endTold || s.queue.Len() > 0 {
 		return
@@ -277,7 +279,12 @@ func (s *stream) tellEnd() {
 	if trailer.Len() == 0 {
 		trailer = nil
 	}
-	if s.c.client {
+	switch {
+	case s.tunnel:
+		if s.sentEnd {
+			s.finish()
+		}
+	case s.c.client:
 		if s.open { // give up the rest of the request
 			s.c.writeReset(s.id, codeNo)
 		}
@@ -385,15 +392,24 @@ func (s *stream) SendEnd(trailer *message.Header) {
 			s.abort(errLengthOurs)
 			return
 		}
-		s.c.writeEnd(s, trailer)
+		if s.open {
+			s.c.writeEnd(s, trailer)
+		}
 	}
 	s.ended()
 }
 
-// ended notes that this side has ended. That ends a server's stream.
+// ended notes that this side has ended. That ends a server's stream, unless it is a tunnel.
 func (s *stream) ended() {
 	s.sentEnd, s.full = true, false
 	switch {
+	case s.tunnel && s.err == nil:
+		if s.recvEnd {
+			s.close()
+		}
+		if s.endTold {
+			s.finish()
+		}
 	case !s.c.client:
 		if s.open && !s.recvEnd { // nothing will read it (RFC 9113 section 8.1)
 			s.c.writeReset(s.id, codeNo)

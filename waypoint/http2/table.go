@@ -1,13 +1,17 @@
 package http2
 
-// table finds the streams that are open on the wire, by number. It is open addressing with linear probing: a connection's
-// numbers ascend, so they fill it evenly, and nothing is allocated once it is large enough.
+import "math/bits"
+
+// table finds the streams that are open on the wire, by number. It is open addressing with linear probing, at most half
+// full; nothing is allocated once it is large enough.
 type table struct {
-	slots []*stream // length is a power of two
+	slots []*stream // length is 2^(32-shift)
+	shift uint8
 	n     int
 }
 
-func (t *table) home(id uint32) int { return int(id>>1) & (len(t.slots) - 1) }
+// home scatters the numbers, which follow each other: neighbours would make long runs.
+func (t *table) home(id uint32) int { return int(id * 0x9e3779b1 >> t.shift) }
 
 func (t *table) get(id uint32) *stream {
 	if t.n == 0 {
@@ -25,6 +29,7 @@ func (t *table) put(s *stream) {
 	if 2*(t.n+1) > len(t.slots) {
 		old := t.slots
 		t.slots = make([]*stream, max(8, 2*len(old)))
+		t.shift = uint8(33 - bits.Len(uint(len(t.slots))))
 		for _, x := range old {
 			if x != nil {
 				t.place(x)
@@ -57,5 +62,10 @@ func (t *table) del(s *stream) {
 		}
 	}
 	t.slots[i] = nil
-	t.n--
+	if t.n--; t.n == 0 && len(t.slots) > keptSlots {
+		t.slots = nil
+	}
 }
+
+// keptSlots is the size above which an empty table is not kept.
+const keptSlots = 512

@@ -79,7 +79,7 @@ type HTTP struct {
 	Routes    *route.Table
 	RouteName string
 	Logs      []*accesslog.Log
-	// Tracing is the configuration of spans, or nil.
+	// Tracing is the configuration of spans, or nil; chains with the same one share it.
 	Tracing *hcmv3.HttpConnectionManager_Tracing
 
 	// Path says how paths are made canonical.
@@ -133,8 +133,8 @@ type HTTP struct {
 	CertSubject, CertDNS, CertURI, CertPEM, CertCA bool
 }
 
-func compileHTTP(p *hcmv3.HttpConnectionManager) (*HTTP, error) {
-	h := &HTTP{StatPrefix: strings.TrimSuffix(p.GetStatPrefix(), ";"), Tracing: p.GetTracing(), Via: p.GetVia()}
+func (c *compiler) http(p *hcmv3.HttpConnectionManager) (*HTTP, error) {
+	h := &HTTP{StatPrefix: strings.TrimSuffix(p.GetStatPrefix(), ";"), Via: p.GetVia()}
 	for _, step := range []func(*hcmv3.HttpConnectionManager) error{
 		h.refuse, h.compileFilters, h.compileRoutes, h.compileTimes, h.compileLimits, h.compilePath, h.compileHeads, h.compileUpgrades,
 	} {
@@ -143,10 +143,11 @@ func compileHTTP(p *hcmv3.HttpConnectionManager) (*HTTP, error) {
 		}
 	}
 	var err error
-	if h.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
+	if h.Logs, err = c.accessLogs(p.GetAccessLog()); err != nil {
 		return nil, err
 	}
-	return h, nil
+	h.Tracing, err = c.sharedTracing(p.GetTracing())
+	return h, field.At(err, "tracing")
 }
 
 // refuse names what would change answers or decisions.
@@ -212,7 +213,7 @@ func (h *HTTP) compileRoutes(p *hcmv3.HttpConnectionManager) error {
 		}
 		return nil
 	}
-	return field.Errorf("route_specifier", "unsupported %T", p.GetRouteSpecifier())
+	return field.Unsupported(p, "route_specifier")
 }
 
 // RouteOptions are the options by which tables are compiled, here and for RDS.

@@ -10,9 +10,11 @@
 package listener
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -51,6 +53,8 @@ type Chain struct {
 	TCP  *TCP
 	// TLS are the settings of a server that ends TLS; nil: plaintext. Only a listener with an address has any.
 	TLS *cluster.TLS
+
+	digest [sha256.Size]byte // of the resource
 }
 
 // Target is what is done with connections to an address: a chain for each protocol that is told apart. If neither HTTP, H2C
@@ -65,17 +69,24 @@ type Target struct {
 }
 
 // Decode reads and compiles a resource; it has the form that package xds asks for.
-func Decode(_ string, body []byte) (*Listener, error) {
+func Decode(_ string, body []byte) (*Listener, error) { return DecodeOver(nil, body) }
+
+// DecodeOver reads and compiles a resource that takes the place of old; see CompileOver.
+func DecodeOver(old *Listener, body []byte) (*Listener, error) {
 	var p listenerv3.Listener
 	if err := proto.Unmarshal(body, &p); err != nil {
 		return nil, err
 	}
-	return Compile(&p)
+	return CompileOver(old, &p)
 }
 
 // Compile compiles a listener. What would change which chain a connection gets, or what is done in it, and is not known
 // here is refused.
-func Compile(p *listenerv3.Listener) (*Listener, error) {
+func Compile(p *listenerv3.Listener) (*Listener, error) { return CompileOver(nil, p) }
+
+// CompileOver compiles a listener that takes the place of old. Chains whose resource is the same stay the same objects, and
+// with them what their filters keep: counts of rate limits, keys that were fetched.
+func CompileOver(old *Listener, p *listenerv3.Listener) (*Listener, error) {
 	l := &Listener{Name: p.GetName()}
 	if l.Name == "" {
 		return nil, field.Errorf("name", "required")
@@ -87,7 +98,8 @@ func Compile(p *listenerv3.Listener) (*Listener, error) {
 	if l.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
 		return nil, err
 	}
-	c := &compiler{l: l, chains: map[string]*Chain{}}
+	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*hcmv3.HttpConnectionManager_Tracing{}}
+	c.keep(old)
 	for i, f := range p.GetFilterChains() {
 		x, err := c.chain(f)
 		if err != nil {
@@ -148,15 +160,85 @@ func (l *Listener) refuse(p *listenerv3.Listener) error {
 type compiler struct {
 	l      *Listener
 	chains map[string]*Chain
+	// What most chains have alike is shared by them, by its serialized form.
+	logs    map[string][]*accesslog.Log
+	tracing map[string]*hcmv3.HttpConnectionManager_Tracing
+	kept    map[[sha256.Size]byte]*Chain // of the listener before
+}
+
+// keep remembers the chains of the listener before.
+func (c *compiler) keep(old *Listener) {
+	if old == nil {
+		return
+	}
+	c.kept = make(map[[sha256.Size]byte]*Chain, len(old.Chains))
+	for _, x := range old.Chains {
+		c.kept[x.digest] = x
+	}
+}
+
+// form is the serialized form of messages.
+func form[M proto.Message](ms ...M) (string, error) {
+	var b []byte
+	var err error
+	for _, m := range ms {
+		if b, err = (proto.MarshalOptions{Deterministic: true}).MarshalAppend(append(b, 0), m); err != nil {
+			return "", err
+		}
+	}
+	return string(b), nil
+}
+
+// accessLogs compiles access logs.
+func (c *compiler) accessLogs(ps []*accesslogv3.AccessLog) ([]*accesslog.Log, error) {
+	if len(ps) == 0 {
+		return nil, nil
+	}
+	k, err := form(ps...)
+	if err != nil {
+		return nil, err
+	}
+	if ls := c.logs[k]; ls != nil {
+		return ls, nil
+	}
+	ls, err := accesslog.Compile(ps)
+	c.logs[k] = ls
+	return ls, err
+}
+
+// sharedTracing is one object for all configurations of spans that are the same.
+func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3.HttpConnectionManager_Tracing, error) {
+	if p == nil {
+		return nil, nil
+	}
+	k, err := form(p)
+	if err != nil {
+		return nil, err
+	}
+	if c.tracing[k] == nil {
+		c.tracing[k] = p
+	}
+	return c.tracing[k], nil
 }
 
 func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
-	x := &Chain{Name: p.GetName()}
+	k, err := form(p)
+	if err != nil {
+		return nil, err
+	}
+	x := &Chain{Name: p.GetName(), digest: sha256.Sum256([]byte(k))}
+	kept := c.kept[x.digest]
+	if kept != nil {
+		x = kept
+	}
 	if x.Name != "" {
 		if c.chains[x.Name] != nil {
 			return nil, field.Errorf("name", "%q is there twice", x.Name)
 		}
 		c.chains[x.Name] = x
+	}
+	if kept != nil {
+		return kept, nil
 	}
 	if err := c.compileTLS(x, p.GetTransportSocket()); err != nil {
 		return nil, field.At(err, "transport_socket")
@@ -183,7 +265,7 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 			gates = append(gates, g)
 		}
 	}
-	if err := x.compileLast(fs[last], gates); err != nil {
+	if err := c.last(x, fs[last], gates); err != nil {
 		return nil, field.Index(err, "filters", last)
 	}
 	if port := names.GetPortValue(); port > 65535 {
@@ -205,22 +287,22 @@ func compileGate(f *listenerv3.Filter) (filter.Gate, error) {
 	return g, field.At(err, "typed_config")
 }
 
-// compileLast compiles the filter that ends a chain.
-func (x *Chain) compileLast(f *listenerv3.Filter, gates []filter.Gate) (err error) {
+// last compiles the filter that ends a chain.
+func (c *compiler) last(x *Chain, f *listenerv3.Filter, gates []filter.Gate) (err error) {
 	a := f.GetTypedConfig()
 	var h hcmv3.HttpConnectionManager
 	var t tcpv3.TcpProxy
 	switch {
 	case a.MessageIs(&h):
 		if err = a.UnmarshalTo(&h); err == nil {
-			x.HTTP, err = compileHTTP(&h)
+			x.HTTP, err = c.http(&h)
 		}
 		if err == nil {
 			x.HTTP.Chain, x.HTTP.Gates = x, gates
 		}
 	case a.MessageIs(&t):
 		if err = a.UnmarshalTo(&t); err == nil {
-			x.TCP, err = compileTCP(&t)
+			x.TCP, err = c.tcp(&t)
 		}
 		if err == nil {
 			x.TCP.Chain, x.TCP.Gates = x, gates

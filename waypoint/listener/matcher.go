@@ -1,6 +1,7 @@
 package listener
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -181,7 +182,7 @@ func (c *compiler) node(m *matcherv3.Matcher, depth int) (*node, error) {
 	case depth > maxDepth:
 		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
 	case t == nil:
-		return nil, field.Errorf("matcher_type", "unsupported %T", m.GetMatcherType())
+		return nil, field.Unsupported(m, "matcher_type")
 	}
 	in := t.GetInput().GetTypedConfig()
 	n := &node{}
@@ -278,7 +279,7 @@ func (n *node) add(p netip.Prefix, m rangeMatch) {
 
 func (c *compiler) ports(n *node, t *matcherv3.Matcher_MatcherTree, depth int) error {
 	if t.GetExactMatchMap() == nil {
-		return fmt.Errorf("required, ports cannot be matched by %T", t.GetTreeType())
+		return errors.New("required: ports are matched exactly")
 	}
 	n.ports = map[uint16]*node{}
 	for k, on := range t.GetExactMatchMap().GetMap() {
@@ -307,8 +308,11 @@ func (c *compiler) choice(on *matcherv3.Matcher_OnMatch, depth int) (*choice, er
 // tree compiles a matcher that decides by protocol or server name.
 func (c *compiler) tree(m *matcherv3.Matcher, depth int) (*choice, error) {
 	t := m.GetMatcherTree()
-	if t == nil || depth > maxDepth {
-		return nil, field.Errorf("matcher_type", "unsupported %T", m.GetMatcherType())
+	switch {
+	case depth > maxDepth:
+		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
+	case t == nil:
+		return nil, field.Unsupported(m, "matcher_type")
 	}
 	var none *choice
 	if on := m.GetOnNoMatch(); on != nil {

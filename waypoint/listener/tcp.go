@@ -1,7 +1,6 @@
 package listener
 
 import (
-	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -79,7 +78,7 @@ func (t *TCP) Clusters() []string {
 	return out
 }
 
-func compileTCP(p *tcpv3.TcpProxy) (*TCP, error) {
+func (c *compiler) tcp(p *tcpv3.TcpProxy) (*TCP, error) {
 	t := &TCP{StatPrefix: strings.TrimSuffix(p.GetStatPrefix(), ";"), MaxConnectAttempts: 1}
 	switch {
 	case p.GetMetadataMatch() != nil && len(p.GetMetadataMatch().GetFilterMetadata()) > 0:
@@ -107,7 +106,7 @@ func compileTCP(p *tcpv3.TcpProxy) (*TCP, error) {
 			return nil, err
 		}
 	}
-	t.Logs, err = accesslog.Compile(p.GetAccessLog())
+	t.Logs, err = c.accessLogs(p.GetAccessLog())
 	return t, err
 }
 
@@ -146,7 +145,7 @@ func (t *TCP) compileHash(p *tcpv3.TcpProxy) error {
 		case *typev3.HashPolicy_FilterState_:
 			t.HashState = x.FilterState.GetKey()
 		default:
-			return field.Index(fmt.Errorf("unsupported policy %T", x), "hash_policy", i)
+			return field.Index(field.Unsupported(h, "policy_specifier"), "hash_policy", i)
 		}
 	}
 	return nil

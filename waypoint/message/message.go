@@ -37,7 +37,8 @@ type Request struct {
 	Method string
 	// Scheme is "http" or "https". An HTTP/1 request that does not name one has "http".
 	Scheme string
-	// Authority is the target's host and port as received: of HTTP/1 the absolute form's, or Host. It is not in Header.
+	// Authority is the target's host and port as received: of HTTP/1 the absolute form's, or Host. It is not in Header. ""
+	// only of an HTTP/1.0 request without Host.
 	Authority string
 	// Path is path and query as received. "*" for the asterisk form, "" for an ordinary CONNECT.
 	Path string

@@ -7,6 +7,7 @@ const (
 	classTarget                // visible ASCII without "#" and blanks: what may stand in a request target
 	classAuthority             // of reg-name, IP literal and port (RFC 3986 section 3.2), without userinfo
 	classUpper
+	classHost // of the names and addresses that are usual
 )
 
 var classes = func() (t [256]uint8) {
@@ -27,6 +28,9 @@ var classes = func() (t [256]uint8) {
 		}
 		if 'A' <= c && c <= 'Z' {
 			t[c] |= classUpper
+		}
+		if letter || digit || contains("-._", c) {
+			t[c] |= classHost
 		}
 	}
 	return t
@@ -79,6 +83,21 @@ func PathAndQuery(s string) bool { return s != "" && s[0] == '/' && all(s, class
 // Authority says that s is a host with or without a port: no userinfo, no blank, brackets and colons where they belong.
 // Whether the host exists is not its concern.
 func Authority(s string) bool {
+	i := 0
+	for i < len(s) && classes[s[i]]&classHost != 0 {
+		i++
+	}
+	switch {
+	case i == len(s):
+		return i > 0
+	case i > 0 && s[i] == ':':
+		return len(s)-i <= 6 && digits(s[i+1:])
+	}
+	return unusual(s)
+}
+
+// unusual is Authority for IPv6 addresses and for names with octets that are rare.
+func unusual(s string) bool {
 	if s == "" || !all(s, classAuthority) {
 		return false
 	}

@@ -33,8 +33,6 @@ type Forward struct {
 	Mirrors []*Mirror
 	// NotFoundStatus is the answer if there is no such cluster.
 	NotFoundStatus int
-	// HighPriority uses the cluster's thresholds for high priority.
-	HighPriority bool
 	// AutoHostRewrite asks for the endpoint's host name as authority; see SetHost.
 	AutoHostRewrite bool
 	// AttemptCount asks for x-envoy-attempt-count in the request, AttemptCountInResponse in the answer.
@@ -151,7 +149,7 @@ func compileMirrors(ps []*routev3.RouteAction_RequestMirrorPolicy) ([]*Mirror, e
 // compileForward compiles everything but the choice of a cluster. vh has the defaults.
 func compileForward(a *routev3.RouteAction, m *match, vh *VirtualHost) (*Forward, error) {
 	f := &Forward{
-		HighPriority: a.GetPriority() == corev3.RoutingPriority_HIGH, path: pathRewrite{match: m, prefix: a.GetPrefixRewrite()},
+		path:         pathRewrite{match: m, prefix: a.GetPrefixRewrite()},
 		AttemptCount: vh.attemptCount, AttemptCountInResponse: vh.attemptCountInResponse,
 	}
 	switch c := a.GetClusterNotFoundResponseCode(); c {
@@ -264,7 +262,7 @@ func (f *Forward) compileHost(a *routev3.RouteAction) (err error) {
 		f.host.format, err = CompileFormat(h.HostRewrite)
 		return field.At(err, "host_rewrite")
 	default:
-		return field.Errorf("host_rewrite_specifier", "unsupported %T", h)
+		return field.Unsupported(a, "host_rewrite_specifier")
 	}
 	return nil
 }
@@ -349,12 +347,15 @@ func (a *Action) rewrite(r *message.Request, c *Context) {
 			a.SetHost(r, r.Header.HoldBytes(b))
 		}
 	}
-	if p, changed := a.path.apply(r.Path, c); changed {
-		if p != "" && p[0] != '/' && old != "" && old[0] == '/' {
-			p = "/" + p // what is not a path could not be sent
+	var space [512]byte
+	space[0] = '/'
+	if p, changed := a.path.appendPath(space[:1], old, c); changed {
+		// What does not begin with a slash could not be sent.
+		if len(p) == 1 || p[1] == '/' || old == "" || old[0] != '/' {
+			p = p[1:]
 		}
 		r.Header.Set("x-envoy-original-path", old)
-		r.Path = r.Header.Hold(p)
+		r.Path = r.Header.HoldBytes(p)
 	}
 }
 

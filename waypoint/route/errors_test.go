@@ -23,6 +23,7 @@ func TestAnErrorNamesTheFieldAndTheFault(t *testing.T) {
 		"header without name":      {route(`"prefix":"/","headers":[{"present_match":true}]`, ``), `virtual_hosts[0].routes[0].match.headers[0].name: empty header name`},
 		"header without pattern":   {route(`"prefix":"/","headers":[{"name":"a","string_match":{}}]`, ``), `virtual_hosts[0].routes[0].match.headers[0].string_match: no pattern`},
 		"header with empty prefix": {route(`"prefix":"/","headers":[{"name":"a","prefix_match":""}]`, ``), `virtual_hosts[0].routes[0].match.headers[0].prefix_match.prefix: empty pattern`},
+		"case of a regex":          {route(`"prefix":"/","headers":[{"name":"a","string_match":{"safe_regex":{"regex":"a"},"ignore_case":true}}]`, ``), `virtual_hosts[0].routes[0].match.headers[0].string_match.ignore_case: has no effect on safe_regex`},
 		"parameter without name":   {route(`"prefix":"/","query_parameters":[{"present_match":true}]`, ``), `virtual_hosts[0].routes[0].match.query_parameters[0].name: empty parameter name`},
 		"TLS condition":            {route(`"prefix":"/","tls_context":{"presented":true}`, ``), `virtual_hosts[0].routes[0].match.tls_context: unsupported condition`},
 		"fraction":                 {route(`"prefix":"/","runtime_fraction":{}`, ``), `virtual_hosts[0].routes[0].match.runtime_fraction.default_value: required`},

@@ -19,6 +19,8 @@ type Context struct {
 	Req    *message.Request
 	Resp   *message.Response
 	Values Values
+
+	space []byte // for Values
 }
 
 func setOf(names string) map[string]bool {
@@ -225,5 +227,8 @@ func (c *Context) value(dst []byte, p *piece) ([]byte, bool) {
 	if c.Values == nil {
 		return dst, false
 	}
-	return c.Values.AppendValue(dst, p.operator, p.arg)
+	// Not into dst: what is handed to an interface cannot stay on the stack.
+	v, ok := c.Values.AppendValue(c.space[:0], p.operator, p.arg)
+	c.space = v[:0]
+	return append(dst, v...), ok
 }

@@ -86,7 +86,7 @@ func compileHashPolicy(p *routev3.RouteAction_HashPolicy) (h hashPolicy, err err
 	case *routev3.RouteAction_HashPolicy_FilterState_:
 		h.kind, h.name = hashState, s.FilterState.GetKey()
 	default:
-		return h, field.Errorf("policy_specifier", "unsupported %T", s)
+		return h, field.Unsupported(p, "policy_specifier")
 	}
 	if h.name == "" {
 		return h, field.Errorf("policy_specifier", "empty name")

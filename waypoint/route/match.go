@@ -115,10 +115,8 @@ func (c *match) compilePath(m *routev3.RouteMatch) (err error) {
 		c.kind, c.fold = pathRegex, false
 		c.re, err = compilePathPolicy(p.PathMatchPolicy)
 		return field.At(err, "path_match_policy")
-	case nil:
-		return field.Errorf("path_specifier", "required")
 	default:
-		return field.Errorf("path_specifier", "unsupported %T", p)
+		return field.Unsupported(m, "path_specifier")
 	}
 	return nil
 }
@@ -265,7 +263,7 @@ func compileQuery(q *routev3.QueryParameterMatcher) (*queryMatcher, error) {
 		}
 		m.str = s
 	default:
-		return nil, field.Errorf("query_parameter_match_specifier", "unsupported %T", p)
+		return nil, field.Unsupported(q, "query_parameter_match_specifier")
 	}
 	return m, nil
 }

@@ -67,15 +67,18 @@ func CompileString(m *matcherv3.StringMatcher) (*StringMatcher, error) {
 	case *matcherv3.StringMatcher_Contains:
 		s.kind, s.text, name = contains, p.Contains, "contains"
 	case *matcherv3.StringMatcher_SafeRegex:
+		if s.fold { // Envoy refuses it too: (?i) is the way to say so
+			return nil, field.Errorf("ignore_case", "has no effect on safe_regex")
+		}
 		re, err := FullRegexp(p.SafeRegex.GetRegex())
 		if err != nil {
 			return nil, field.At(err, "safe_regex")
 		}
-		s.kind, s.re, s.fold = regex, re, false
+		s.kind, s.re = regex, re
 	case nil:
 		return nil, errors.New("no pattern")
 	default:
-		return nil, field.Errorf("match_pattern", "unsupported pattern %T", p)
+		return nil, field.Unsupported(m, "match_pattern")
 	}
 	if name != "" && s.text == "" {
 		return nil, field.Errorf(name, "empty pattern")
@@ -196,7 +199,7 @@ func CompileHeader(h *routev3.HeaderMatcher) (*HeaderMatcher, error) {
 	case *routev3.HeaderMatcher_SafeRegexMatch:
 		err = str("safe_regex_match", &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: p.SafeRegexMatch}})
 	default:
-		err = field.Errorf("header_match_specifier", "unsupported match %T", p)
+		err = field.Unsupported(h, "header_match_specifier")
 	}
 	if err != nil {
 		return nil, err
@@ -219,35 +222,66 @@ func compileHeaders(list string, hs []*routev3.HeaderMatcher) ([]*HeaderMatcher,
 // Name is the header's name, lower case; a pseudo header's begins with ":".
 func (m *HeaderMatcher) Name() string { return m.name }
 
-// Match applies the matcher to a request. It allocates only if the header is there several times.
+// Match applies the matcher to a request. Of a header that is there several times each value counts by itself: it is
+// matched if one of them is (and not if that is inverted), as in Envoy.
 func (m *HeaderMatcher) Match(r *message.Request) bool {
-	v, ok := RequestHeader(r, m.name)
-	return m.value(v, ok)
+	if m.name[0] == ':' || m.name == "host" {
+		v, ok := RequestHeader(r, m.name)
+		return m.decide(ok, ok && m.hit(v))
+	}
+	return m.fields(&r.Header)
 }
 
 // MatchResponse applies the matcher to a response.
 func (m *HeaderMatcher) MatchResponse(r *message.Response) bool {
-	v, ok := ResponseHeader(r, m.name)
-	return m.value(v, ok)
+	if m.name[0] == ':' {
+		v, ok := ResponseHeader(r, m.name)
+		return m.decide(ok, ok && m.hit(v))
+	}
+	return m.fields(&r.Header)
 }
 
-// value applies the matcher to a value. A header that is not there is not matched by a pattern, inverted or not.
-func (m *HeaderMatcher) value(v string, ok bool) bool {
-	if m.present {
-		return (ok == m.want) != m.invert
+func (m *HeaderMatcher) fields(h *message.Header) bool {
+	there, hit := false, false
+	fs := h.Fields()
+	for i := range fs {
+		if fs[i].Name == m.name {
+			there = true
+			if hit = m.hit(fs[i].Value); hit {
+				break
+			}
+		}
 	}
-	if !ok && !m.emptyToo {
+	return m.decide(there, hit)
+}
+
+// decide is the answer. A header that is not there is not matched by a pattern, inverted or not.
+func (m *HeaderMatcher) decide(there, hit bool) bool {
+	switch {
+	case m.present:
+		return ((there || m.emptyToo) == m.want) != m.invert
+	case !there && !m.emptyToo:
 		return false
+	case !there:
+		hit = m.hit("")
 	}
-	if m.ranged {
-		n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-		return (err == nil && m.low <= n && n < m.high) != m.invert
-	}
-	return m.str.Match(v) != m.invert
+	return hit != m.invert
 }
 
-// RequestHeader is the value of a request's header, and whether it is there. Several values are joined by ",", as Envoy
-// does for matching. Pseudo headers, and host, are the head's fields.
+// hit says whether a value fits.
+func (m *HeaderMatcher) hit(v string) bool {
+	switch {
+	case m.present:
+		return true
+	case m.ranged:
+		n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		return err == nil && m.low <= n && n < m.high
+	}
+	return m.str.Match(v)
+}
+
+// RequestHeader is the first value of a request's header, and whether it is there. Pseudo headers, and host, are the
+// head's fields.
 func RequestHeader(r *message.Request, name string) (string, bool) {
 	if name != "" && name[0] == ':' {
 		switch name {
@@ -267,7 +301,7 @@ func RequestHeader(r *message.Request, name string) (string, bool) {
 	if name == "host" {
 		return r.Authority, r.Authority != ""
 	}
-	return joined(&r.Header, name)
+	return r.Header.Lookup(name)
 }
 
 // ResponseHeader is the same for a response.
@@ -275,33 +309,5 @@ func ResponseHeader(r *message.Response, name string) (string, bool) {
 	if name == ":status" {
 		return strconv.Itoa(r.Status), true
 	}
-	return joined(&r.Header, name)
-}
-
-// joined is all values of a header, joined by ",".
-func joined(h *message.Header, name string) (string, bool) {
-	first, n := "", 0
-	fs := h.Fields()
-	for i := range fs {
-		if fs[i].Name == name {
-			if n == 0 {
-				first = fs[i].Value
-			}
-			n++
-		}
-	}
-	if n < 2 {
-		return first, n == 1
-	}
-	var b strings.Builder
-	for i := range fs {
-		if fs[i].Name == name {
-			if n == 0 {
-				b.WriteByte(',')
-			}
-			n = 0
-			b.WriteString(fs[i].Value)
-		}
-	}
-	return b.String(), true
+	return r.Header.Lookup(name)
 }

@@ -85,8 +85,9 @@ func bare(path string) string {
 
 // NormalizePath does what Envoy's normalize_path does (RFC 3986 6.2.2, with the rules of the WHATWG URL standard): dot
 // segments are resolved, escaped or not; a backslash is a slash; escaped unreserved characters are unescaped; characters
-// that must be escaped are. Double slashes and the query stay. It is false for a path that is not absolute or has %00. It
-// allocates only if something changes.
+// that must be escaped are. Double slashes and the query stay. It is false for a path that is not absolute or has a NUL,
+// escaped or not. What comes out stays as it is when it is done again; Envoy's need not, where a dot with parameters or a
+// percent sign before an escape was escaped itself. It allocates only if something changes.
 func NormalizePath(path string) (string, bool) {
 	p, query := split(path)
 	if p == "" || p[0] != '/' {
@@ -115,6 +116,8 @@ func NormalizePath(path string) (string, bool) {
 		}
 		c := p[i]
 		switch {
+		case c == 0:
+			return path, false
 		case c == '\\':
 			b = append(b, '/')
 		case c == '%' && i+2 < len(p) && isHex(p[i+1]) && isHex(p[i+2]):
@@ -164,7 +167,7 @@ func dot(s string) int {
 	return 0
 }
 
-// dotSegment recognises "." and "..", with the slash behind them, at the beginning of s.
+// dotSegment recognises "." and "..", with parameters and the slash behind them, at the beginning of s.
 func dotSegment(s string) (n int, up, ok bool) {
 	n = dot(s)
 	if n < len(s) {
@@ -173,11 +176,16 @@ func dotSegment(s string) (n int, up, ok bool) {
 			n += m
 		}
 	}
-	if n == len(s) {
+	switch {
+	case n == len(s):
 		return n, up, true
-	}
-	if s[n] == '/' || s[n] == '\\' {
+	case s[n] == '/' || s[n] == '\\':
 		return n + 1, up, true
+	case s[n] == ';': // some servers take ..;x as .. with parameters
+		if i := strings.IndexByte(s[n:], '/'); i >= 0 {
+			return n + i + 1, up, true
+		}
+		return len(s), up, true
 	}
 	return 0, false, false
 }
@@ -198,7 +206,7 @@ func unreserved(c byte) bool {
 }
 
 func mustEscape(c byte) bool {
-	return c <= ' ' || c >= 0x7f || strings.IndexByte("\"<>`{}", c) >= 0
+	return c <= ' ' || c >= 0x7f || strings.IndexByte("\"<>^`{|}", c) >= 0
 }
 
 // completes says that b, with v behind it, would end in an escape that was not there: what comes out has to be normal.

@@ -97,18 +97,18 @@ type pathRewrite struct {
 	format *Format
 }
 
-// apply returns the new path, and whether it is another one.
-func (p *pathRewrite) apply(path string, c *Context) (string, bool) {
+// appendPath appends the new path, and says whether it is another one; if not nothing is appended.
+func (p *pathRewrite) appendPath(dst []byte, path string, c *Context) ([]byte, bool) {
 	old := bare(path)
 	switch {
 	case p.prefix != "":
-		return p.prefix + path[p.match.matched(old):], true
+		return append(append(dst, p.prefix...), path[p.match.matched(old):]...), true
 	case p.regex != nil:
-		return p.regex.Replace(old) + path[len(old):], true
+		return append(append(dst, p.regex.Replace(old)...), path[len(old):]...), true
 	case p.format != nil:
-		return string(p.format.Append(nil, c, "")) + path[len(old):], true
+		return append(p.format.Append(dst, c, ""), path[len(old):]...), true
 	}
-	return path, false
+	return dst, false
 }
 
 // Redirect is a compiled RedirectAction.
@@ -162,7 +162,7 @@ func compileRedirect(r *routev3.RedirectAction, m *match) (*Redirect, error) {
 		}
 		d.rewrite.regex = re
 	default:
-		return nil, field.Errorf("path_rewrite_specifier", "unsupported %T", p)
+		return nil, field.Unsupported(r, "path_rewrite_specifier")
 	}
 	return d, nil
 }
@@ -180,7 +180,10 @@ func (d *Redirect) Location(r *message.Request) string {
 	if host == "" {
 		host = redirectHost(r, scheme, d.port != "")
 	}
-	path, _ := d.rewrite.apply(r.Path, &Context{Req: r})
+	path := r.Path
+	if b, changed := d.rewrite.appendPath(nil, path, &Context{Req: r}); changed {
+		path = string(b)
+	}
 	if d.path != "" {
 		query := path[len(bare(path)):]
 		path = d.path

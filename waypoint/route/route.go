@@ -141,7 +141,7 @@ func compileDirect(d *routev3.DirectResponseAction, limit int) (*Direct, error) 
 	case *corev3.DataSource_InlineBytes:
 		r.Body = string(b.InlineBytes)
 	default:
-		return nil, field.Errorf("body", "unsupported source %T", b)
+		return nil, field.At(field.Unsupported(d.GetBody(), "specifier"), "body")
 	}
 	if d.GetBodyFormat() != nil {
 		return nil, field.Errorf("body_format", "unsupported")
@@ -170,7 +170,7 @@ func (o *Options) compileAction(r *Route, a *routev3.RouteAction) (err error) {
 	case *routev3.RouteAction_WeightedClusters:
 		return field.At(o.compileWeighted(r, c.WeightedClusters), "weighted_clusters")
 	default:
-		return field.Errorf("cluster_specifier", "unsupported %T", c)
+		return field.Unsupported(a, "cluster_specifier")
 	}
 	return nil
 }
@@ -181,7 +181,7 @@ func (o *Options) compileWeighted(r *Route, w *routev3.WeightedCluster) error {
 	case *routev3.WeightedCluster_HeaderName:
 		r.randHeader = lower(s.HeaderName)
 	default:
-		return field.Errorf("random_value_specifier", "unsupported %T", s)
+		return field.Unsupported(w, "random_value_specifier")
 	}
 	for i, c := range w.GetClusters() {
 		a, err := o.compileWeight(r, c)

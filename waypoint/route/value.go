@@ -53,7 +53,7 @@ func CompileState(p *matcherv3.FilterStateMatcher) (*StateMatcher, error) {
 			return nil, field.Errorf("address_match.ranges", "required")
 		}
 	default:
-		return nil, field.Errorf("matcher", "unsupported %T", x)
+		return nil, field.Unsupported(p, "matcher")
 	}
 	return m, nil
 }
@@ -178,10 +178,8 @@ func CompileValue(p *matcherv3.ValueMatcher) (*ValueMatcher, error) {
 		return &ValueMatcher{func(v *structpb.Value) bool { return anyOf(v, one) }}, nil
 	case *matcherv3.ValueMatcher_OrMatch:
 		return compileOr(x.OrMatch)
-	case nil:
-		return nil, field.Errorf("match_pattern", "required")
 	default:
-		return nil, field.Errorf("match_pattern", "unsupported %T", x)
+		return nil, field.Unsupported(p, "match_pattern")
 	}
 }
 

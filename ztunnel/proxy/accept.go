@@ -86,6 +86,10 @@ func (a *acceptor) Ready(*loop.FD) {
 // accept takes up to acceptBudget connections and reports whether more may be waiting.
 func (a *acceptor) accept() bool {
 	for range acceptBudget {
+		if a.w.p.fds.full(a.fd.Fd()) {
+			a.shed(unix.EMFILE)
+			return false
+		}
 		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil:
@@ -95,12 +99,12 @@ func (a *acceptor) accept() bool {
 			a.w.p.log.Warn("a pod's listener is closed", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
 			return false
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-			a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
-			a.w.loop.Start(&a.pause, shedPause, a)
+			a.shed(err)
 			return false
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
+		a.w.p.fds.accepted(fd)
 		local, err := localAddr(fd)
 		peer := addrPort(sa)
 		if err != nil || !peer.IsValid() {
@@ -115,6 +119,14 @@ func (a *acceptor) accept() bool {
 		}
 	}
 	return true
+}
+
+// shed has the listener rest: what comes waits in its queue.
+func (a *acceptor) shed(err error) {
+	if skipped, ok := a.w.p.fds.warned.now(a.w.loop.Now()); ok {
+		a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace, "skipped", skipped)
+	}
+	a.w.loop.Start(&a.pause, shedPause, a)
 }
 
 // Expired implements loop.TimerHandler: the pause is over.

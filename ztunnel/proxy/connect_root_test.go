@@ -30,6 +30,12 @@ func (m *mesh) tunnelFrom(from, by, to *meshPod) *rawTunnel {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	return m.tunnelOn(c, by)
+}
+
+// tunnelOn makes a tunnel of a connection.
+func (m *mesh) tunnelOn(c net.Conn, by *meshPod) *rawTunnel {
+	m.t.Helper()
 	cfg := svid.ClientConfig(m.ca.Issue(m.ca.ID(by.ns, by.sa)), nil, svid.Options{}).Clone()
 	cfg.VerifyConnection = nil // the server is not what is tested
 	r := &rawTunnel{t: m.t, conn: tls.Client(c, cfg), stream: 1}
@@ -45,8 +51,8 @@ func (m *mesh) tunnelFrom(from, by, to *meshPod) *rawTunnel {
 	return r
 }
 
-// ask sends a request and tells how it was answered: a status, the code of a reset, or the end of the tunnel.
-func (r *rawTunnel) ask(kv ...string) string {
+// send sends a request and returns the number of its stream.
+func (r *rawTunnel) send(kv ...string) uint32 {
 	r.t.Helper()
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
@@ -59,6 +65,13 @@ func (r *rawTunnel) ask(kv ...string) string {
 	if err := r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: end}); err != nil {
 		r.t.Fatal(err)
 	}
+	return id
+}
+
+// ask sends a request and tells how it was answered: a status, the code of a reset, or the end of the tunnel.
+func (r *rawTunnel) ask(kv ...string) string {
+	r.t.Helper()
+	id := r.send(kv...)
 	for {
 		f, err := r.fr.ReadFrame()
 		switch f := f.(type) {
@@ -71,7 +84,9 @@ func (r *rawTunnel) ask(kv ...string) string {
 				return f.ErrCode.String()
 			}
 		case *http2.GoAwayFrame:
-			return "GOAWAY " + f.ErrCode.String()
+			if f.ErrCode != http2.ErrCodeNo {
+				return "GOAWAY " + f.ErrCode.String()
+			}
 		case *http2.SettingsFrame:
 			if !f.IsAck() {
 				r.fr.WriteSettingsAck()
@@ -150,4 +165,25 @@ func TestRootMeshATunnelLeadsNowhereButIntoItsPod(t *testing.T) { // B22, I3, th
 		t.Errorf("pod %s was reached once more than allowed", name)
 	case <-time.After(50 * time.Millisecond):
 	}
+}
+
+func TestRootMeshAStreamThatWaitsHearsOfItsPeersResetAtOnce(t *testing.T) {
+	m := newMesh(t, func(c *Config) { c.WorkloadWait = time.Minute })
+	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
+	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
+	m.capture(a, b)
+	r := m.tunnelFrom(out, a, b)
+	connect := []string{":method", "CONNECT", ":authority", "10.99.0.3:8080"}
+	if got := r.ask(connect...); got != "503" { // nobody listens
+		t.Fatalf("got %s", got)
+	}
+	p := m.nodes["n2"].proxy
+	m.nodes["n2"].wl.Apply(nil, []string{"c//Pod/shop/b"})
+	id := r.send(connect...)
+	wait(t, "the stream to wait for the pod's record", func() bool { return p.Open() == 1 })
+	if err := r.fr.WriteRSTStream(id, http2.ErrCodeCancel); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the end of a stream that its peer has given up", func() bool { return p.Open() == 0 })
+	m.line(`direction="inbound"`, "the client is gone")
 }

@@ -13,7 +13,8 @@ type dial struct {
 	h     dialHandler
 }
 
-// dialHandler is told once how a dial ended. On success the connected socket is d.fd; on error it is closed.
+// dialHandler is told once how a dial ended. On success the connected socket is d.fd; on error it is closed. A handler that
+// panics is told again, with loop.ErrPanic.
 type dialHandler interface {
 	dialed(err error)
 }
@@ -41,6 +42,9 @@ func (d *dial) Ready(*loop.FD) {
 		d.fail(err)
 	}
 }
+
+// Abort implements loop.Aborter: what waits for the dial must end, or it would stay on the list of connections for ever.
+func (d *dial) Abort(err error) { d.fail(err) }
 
 // Expired implements loop.TimerHandler.
 func (d *dial) Expired(*loop.Timer) { d.fail(unix.ETIMEDOUT) }

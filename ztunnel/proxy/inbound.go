@@ -24,23 +24,6 @@ type peerTunnel struct {
 	peer, local netip.AddrPort
 }
 
-// takeTunnel begins with an accepted connection on 15008: the handshake runs on a goroutine, then the worker serves it.
-func (w *worker) takeTunnel(pod *Pod, fd int, peer, local netip.AddrPort) {
-	w.p.tune(fd)
-	pod.ref() // the tunnel's, until it is closed
-	w.p.goHelper(func() {
-		t := &peerTunnel{pod: pod, peer: peer, local: local}
-		conn, err := w.p.acceptTLS(t, fd)
-		if err != nil {
-			unix.Close(fd)
-			pod.unref()
-			w.p.earlyDenial(inboundDir, peer, local, err)
-			return
-		}
-		w.loop.Inject(func() { w.serveTunnel(fd, conn, t) })
-	})
-}
-
 // serveTunnel takes a tunnel whose handshake is done. The pod may have gone meanwhile.
 func (w *worker) serveTunnel(fd int, conn *looptls.Conn, t *peerTunnel) {
 	gone := t.pod.gone.Load()
@@ -54,19 +37,11 @@ func (w *worker) serveTunnel(fd int, conn *looptls.Conn, t *peerTunnel) {
 	}
 }
 
-// acceptTLS does the server's handshake with the pod's certificate and notes who the peer is (I1).
-func (p *Proxy) acceptTLS(t *peerTunnel, fd int) (*looptls.Conn, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
-	defer cancel()
-	cert, err := p.certificate(ctx, t.pod) // before the turn: one pod's missing certificate must not hold up the others
+// acceptTLS does the server's handshake with the pod's certificate and notes who the peer is (I1). Blocks.
+func (p *Proxy) acceptTLS(ctx context.Context, t *peerTunnel, fd int) (*looptls.Conn, error) {
+	cert, err := p.certificate(ctx, t.pod)
 	if err != nil {
 		return nil, err
-	}
-	select {
-	case p.accepting <- struct{}{}:
-		defer func() { <-p.accepting }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 	conn, err := looptls.Server(ctx, fd, svid.ServerConfig(cert, p.cfg.TLS))
 	if err != nil {

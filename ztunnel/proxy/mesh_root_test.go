@@ -50,12 +50,14 @@ type meshNode struct {
 	proxy *Proxy
 	wl    *workload.Store
 	pol   *rbac.Store
+	stop  func() // what runs, and waits for its end
 }
 
 type meshPod struct {
 	name, node, ns, sa string
 	space              *netns.NS
 	v4, v6             netip.Addr
+	anon               bool // its source does not know its addresses
 }
 
 type syncBuffer struct {
@@ -125,9 +127,9 @@ func (m *mesh) addNode(name string, change func(*Config)) {
 	for _, f := range []func(context.Context) error{certs.Run, writer.Run, n.proxy.Run} {
 		wg.Go(func() { f(ctx) })
 	}
+	n.stop = func() { stop(); wg.Wait() }
 	t.Cleanup(func() {
-		stop()
-		wg.Wait()
+		n.stop()
 		netnstest.Must(t, kern.Close(), redirect.Unload(pins))
 	})
 	m.nodes[name] = n
@@ -161,8 +163,11 @@ func (m *mesh) capture(pods ...*meshPod) {
 			}
 			return zds.NewFile(d)
 		}
-		w := &zds.Workload{UID: p.name, Name: p.name, Namespace: p.ns, ServiceAccount: p.sa, Addrs: addrs, Files: zds.Files{
+		w := &zds.Workload{UID: p.name, Name: p.name, Namespace: p.ns, ServiceAccount: p.sa, Files: zds.Files{
 			NetNS: dup(p.space.FD()), Outbound: dup(l.Outbound), Plaintext: dup(l.Plaintext), HBONE: dup(l.HBONE)}}
+		if !p.anon {
+			w.Addrs = addrs
+		}
 		l.Close()
 		if err := n.proxy.StartPod(m.t.Context(), w); err != nil {
 			m.t.Fatal(err)
@@ -478,12 +483,15 @@ func TestRootMeshFailsClosed(t *testing.T) {
 	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
 	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
 	m.serve(b, 8080, tellPeer)
+	c := m.pod("c", "n1", "10.99.0.4", "fd99::4")
+	m.serve(c, 8080, tellPeer)
 	m.ca.Fail(errors.New("the CA is down")) // before capture, which asks for certificates ahead of need
-	m.capture(a, b)
+	m.capture(a, b, c)
 	t.Run("without a certificate", func(t *testing.T) {
 		m.wantRefused(a, "10.99.0.3:8080")
 		m.line("the CA is down")
 	})
+	t.Run("but not inside the node, which vouches for both pods", func(t *testing.T) { m.wantPeer(a, "10.99.0.4:8080", "10.99.0.2") })
 	t.Run("without the pod's record", func(t *testing.T) {
 		for _, n := range m.nodes {
 			n.wl.Apply(nil, []string{"c//Pod/shop/b", "c//Pod/shop/a"})

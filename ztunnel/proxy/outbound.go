@@ -114,7 +114,7 @@ func (o *outbound) open() {
 // resolve asks DNS for the destination's address on a goroutine (O22) and then goes on.
 func (o *outbound) resolve() {
 	w, host := o.w, o.decision.Resolve
-	w.p.goHelper(func() {
+	ok := w.p.goHelper(func() {
 		ip, err := w.p.lookup(host, o.orig.Addr().Is4())
 		w.loop.Inject(func() {
 			switch {
@@ -127,6 +127,9 @@ func (o *outbound) resolve() {
 			}
 		})
 	})
+	if !ok {
+		o.fail(errDrained)
+	}
 }
 
 // retry implements parked.
@@ -235,7 +238,7 @@ func (o *outbound) elsewhere(err error) bool {
 	}
 	var answer *hbone.StatusError
 	var own identityError // no certificate of ours: none for another endpoint either
-	if errors.As(err, &answer) && answer.Status != 503 || errors.As(err, &own) {
+	if errors.As(err, &answer) && answer.Status != 503 || errors.As(err, &own) || errors.Is(err, loop.ErrPanic) {
 		return false
 	}
 	o.avoid = append(o.avoid, o.decision.Workload)

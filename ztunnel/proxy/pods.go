@@ -194,7 +194,7 @@ func (p *Proxy) stopLocked(pod *Pod, drain bool) {
 	p.pods.Store(p.pods.Load().with(func(m map[string]*Pod) { delete(m, pod.UID) }))
 	for _, w := range p.workers {
 		w.loop.OnLoop(func() {
-			w.pool.Retire(func(k poolKey) bool { return begunIn(k, pod) })
+			w.pool.Retire(func(_ poolKey, tag any) bool { return tag.(*peerSpec).pod == pod })
 			if drain {
 				w.leavePod(pod)
 			} else {

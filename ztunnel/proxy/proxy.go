@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,13 +128,17 @@ type Proxy struct {
 	// next deals connections out to workers.
 	next atomic.Uint32
 	// accepting and connecting bound the handshakes under way. They are two, so that slow peers cannot keep our own pods
-	// from connecting.
-	accepting, connecting chan struct{}
+	// from connecting. awaiting bounds those that wait for a pod's certificate before.
+	accepting            *turns
+	connecting, awaiting chan struct{}
+	fds                  *descriptors
 	// done is closed when Run ends; ctx of everything that a connection starts.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// helpers are the goroutines that Run waits for.
-	helpers sync.WaitGroup
+	// helpers are the goroutines that Run waits for. None begins once helpersEnded, which helpersMu guards.
+	helpers      sync.WaitGroup
+	helpersMu    sync.Mutex
+	helpersEnded bool
 
 	// podsMu serialises the changes of pods.
 	podsMu   sync.Mutex
@@ -141,15 +146,30 @@ type Proxy struct {
 	draining atomic.Bool
 }
 
-// maxHandshakes is the number of TLS handshakes under way at once, in each role; more wait their turn.
-const maxHandshakes = 256
+const (
+	// maxHandshakes is the number of TLS handshakes under way at once, in each role; more wait their turn: up to
+	// maxWaiting for a turn to accept, as many for a certificate.
+	maxHandshakes = 256
+	maxWaiting    = 1024
+	// handshakesPerPeer bounds those that one address begins.
+	handshakesPerPeer = 32
+	// slowHandshake is how long a peer may keep others waiting.
+	slowHandshake = time.Second
+)
 
 // New makes a proxy without pods.
 func New(cfg Config) (*Proxy, error) {
 	cfg = cfg.withDefaults()
 	p := &Proxy{
 		cfg: cfg, log: cfg.Logger,
-		accepting: make(chan struct{}, maxHandshakes), connecting: make(chan struct{}, maxHandshakes),
+		connecting: make(chan struct{}, maxHandshakes), awaiting: make(chan struct{}, maxWaiting),
+	}
+	p.accepting = &turns{
+		max: maxHandshakes, perPeer: handshakesPerPeer, maxQueue: maxWaiting, slow: slowHandshake, start: p.goHelper, byPeer: map[netip.Addr]int{},
+	}
+	var err error
+	if p.fds, err = newDescriptors(); err != nil {
+		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pods.Store(newPodTable())
@@ -183,7 +203,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	<-ctx.Done()
 	p.drain()
 	p.cancel()
-	p.helpers.Wait()
+	p.endHelpers()
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.cutAll)
 		w.loop.OnLoop(w.closeTunnels)
@@ -205,11 +225,12 @@ func (p *Proxy) drain() {
 	for _, w := range p.workers { // what one worker accepted for another has arrived by now
 		w.loop.OnLoop(w.server.Drain)
 	}
+	p.log.Info("draining: peers are told to go away, open connections go on", "open", p.Open(), "limit", p.cfg.DrainTimeout)
 	over := time.NewTimer(p.cfg.DrainTimeout)
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for p.Open() > 0 {
+	for p.busy() {
 		select {
 		case <-over.C:
 			p.log.Info("drain time is over, connections are cut", "open", p.Open())
@@ -217,6 +238,19 @@ func (p *Proxy) drain() {
 		case <-tick.C:
 		}
 	}
+}
+
+// busy tells whether connections are under way, or may be in a moment: a peer whose tunnel was accepted does its handshake
+// and opens its streams, until it has seen our GOAWAY and the tunnel ends.
+func (p *Proxy) busy() bool {
+	if p.Open() > 0 || p.accepting.busy() {
+		return true
+	}
+	n := 0
+	for _, w := range p.workers {
+		w.loop.OnLoop(func() { n += w.beginning() + w.server.Stats().Conns })
+	}
+	return n > 0
 }
 
 // Open is the number of connections under way.
@@ -268,8 +302,25 @@ func (p *Proxy) policiesChanged(*rbac.Change) {
 	}
 }
 
-// goHelper runs f on a goroutine that Run waits for.
-func (p *Proxy) goHelper(f func()) { p.helpers.Go(f) }
+// goHelper runs f on a goroutine that Run waits for. Once Run is at its end it does not, and returns false: the loops would
+// be gone when f is done. Any goroutine.
+func (p *Proxy) goHelper(f func()) bool {
+	p.helpersMu.Lock()
+	defer p.helpersMu.Unlock()
+	if p.helpersEnded {
+		return false
+	}
+	p.helpers.Go(f)
+	return true
+}
+
+// endHelpers waits for the helpers and has none begin any more.
+func (p *Proxy) endHelpers() {
+	p.helpersMu.Lock()
+	p.helpersEnded = true
+	p.helpersMu.Unlock()
+	p.helpers.Wait()
+}
 
 // assign picks the worker of the next connection.
 func (p *Proxy) assign() *worker {

@@ -27,6 +27,7 @@ type Sockets interface {
 type redirected struct {
 	exempt *redirect.Exempt
 	setup  zds.Setup
+	fds    *descriptors
 }
 
 // appTries bounds how often a connection to an application is begun with another source port.
@@ -45,7 +46,7 @@ func (p *Proxy) SetupNode(s zds.Setup) error {
 	if err != nil {
 		return err
 	}
-	var sockets Sockets = &redirected{exempt: exempt, setup: s}
+	var sockets Sockets = &redirected{exempt: exempt, setup: s, fds: p.fds}
 	p.sockets.Store(&sockets) // the map of before stays open: a worker may be using it, and this happens rarely
 	return nil
 }
@@ -58,6 +59,10 @@ func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
 	fd, err := ns.Socket(family, unix.SOCK_STREAM, unix.IPPROTO_TCP)
 	if err != nil {
 		return -1, err
+	}
+	if fd >= r.fds.dial {
+		unix.Close(fd)
+		return -1, unix.EMFILE
 	}
 	if err := r.exempt.Mark(fd); err != nil {
 		unix.Close(fd)

@@ -33,6 +33,7 @@ type tunnelDial struct {
 	t    *peerSpec
 	addr netip.AddrPort
 	done func(int, *looptls.Conn, error)
+	told bool // done was called, or a goroutine will call it
 }
 
 // dialTunnel is the pool's Dial hook: a TCP connection from the pod's namespace, then TLS under the pod's identity.
@@ -49,12 +50,16 @@ func (w *worker) dialTunnel(key poolKey, tag any, done func(int, *looptls.Conn, 
 
 // dialed implements dialHandler.
 func (d *tunnelDial) dialed(err error) {
+	if d.told {
+		return
+	}
+	d.told = true
 	if err != nil {
 		d.done(-1, nil, err)
 		return
 	}
 	fd := d.fd.Detach()
-	d.w.p.goHelper(func() {
+	ok := d.w.p.goHelper(func() {
 		conn, err := d.w.p.connectTLS(d.t, fd)
 		if err != nil {
 			unix.Close(fd)
@@ -63,6 +68,10 @@ func (d *tunnelDial) dialed(err error) {
 		}
 		d.done(fd, conn, nil)
 	})
+	if !ok {
+		unix.Close(fd)
+		d.done(-1, nil, errDrained)
+	}
 }
 
 // connectTLS does the client's handshake (H1).
@@ -104,16 +113,6 @@ func (p *Proxy) awaitRecord(ctx context.Context, pod *Pod) (*workload.Workload, 
 			return nil, errUnknownWorkload
 		}
 	}
-}
-
-// begunIn says whether a tunnel of this key was dialled from pod.
-func begunIn(k poolKey, pod *Pod) bool {
-	for _, a := range pod.Addrs {
-		if a == k.SourceIP {
-			return true
-		}
-	}
-	return false
 }
 
 // lookup is an address of a hostname, of the client's family if there is one (O22). Blocks.

@@ -29,6 +29,8 @@ type worker struct {
 	// guards hold, for each pod with inbound connections here, its policy and those connections.
 	guards    map[*Pod]*guard
 	acceptors map[*Pod][]*acceptor
+	// hellos are tunnels whose peer has not begun the handshake.
+	hellos map[*hello]struct{}
 
 	// any goroutine
 	open   atomic.Int32
@@ -45,7 +47,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}, hellos: map[*hello]struct{}{}}
 	pc := p.cfg.Pool
 	pc.Dial = w.dialTunnel
 	w.pool = hbone.NewPool(l, pc)
@@ -107,6 +109,7 @@ func (w *worker) stopAcceptingAll() {
 
 // closeTunnels ends all tunnels, after the connections in them.
 func (w *worker) closeTunnels() {
+	w.endHellos(errDrained, func(*Pod) bool { return true })
 	w.server.Close()
 	w.pool.Close()
 }
@@ -132,6 +135,7 @@ func (w *worker) cutWhere(err error, match func(*flow) bool) {
 // cutPod ends every connection and tunnel of a pod that is gone (S3).
 func (w *worker) cutPod(pod *Pod) {
 	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod == pod })
+	w.endHellos(errPodGone, func(p *Pod) bool { return p == pod })
 	w.eachTunnel(pod, func(c *hbone.ServerConn) { c.Cut(errPodGone) })
 	w.dropGuard(pod)
 }

@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// podIP is the address of the first pod whose name begins so.
+func (m *mesh) podIP(namespace, prefix string) string {
+	m.t.Helper()
+	objects, err := m.c.Objects(m.t.Context(), "pod", namespace, "")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, raw := range objects {
+		var p struct {
+			Metadata struct{ Name string }
+			Status   struct{ PodIP string }
+		}
+		if err := json.Unmarshal(raw, &p); err != nil {
+			m.t.Fatal(err)
+		}
+		if strings.HasPrefix(p.Metadata.Name, prefix) {
+			return p.Status.PodIP
+		}
+	}
+	m.t.Fatalf("no pod %s/%s...", namespace, prefix)
+	return ""
+}
+
+// greeted says whether the server greets a connection within a time.
+func greeted(c net.Conn, within time.Duration) bool {
+	c.SetReadDeadline(time.Now().Add(within))
+	n, _ := c.Read(make([]byte, 1000))
+	return n > 0
+}
+
+func TestRootAProxyOutOfDescriptorsLetsConnectionsWaitAndStaysInTouch(t *testing.T) { // B8, B42, EMFILE
+	const limit = 200
+	m := upWith(t, "e2eemfile", func(ztunnel string) string {
+		wrapper := filepath.Join(t.TempDir(), "ztunnel")
+		script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in proxy*--node=node-1*) ulimit -n %d;; esac\nexec %s \"$@\"\n", limit, ztunnel)
+		if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return wrapper
+	})
+	server := net.JoinHostPort(m.podIP("shop", "server"), "9000")
+	client, err := m.c.Access(t.Context(), "shop", "client", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	if err := client.Do(func() error {
+		for range 2 * limit {
+			c, err := net.DialTimeout("tcp", server, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			conns = append(conns, c)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	served := 0
+	for served < len(conns) && greeted(conns[served], 2*time.Second) {
+		served++
+	}
+	t.Logf("%d of %d connections are served by a proxy that may have %d descriptors", served, len(conns), limit)
+	if served < limit/4 || served >= limit {
+		t.Fatal("the proxy does not serve what it can, or has no limit")
+	}
+	for i, c := range conns[served:] { // the rest waits: neither served nor reset
+		c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || !os.IsTimeout(err) {
+			t.Fatalf("connection %d, beyond the limit: %d bytes, %v", served+i, n, err)
+		}
+	}
+
+	// What is served goes on, and the control plane can be reached anew: it is restarted, and a policy still arrives.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // without a descriptor, nobody is answered
+	defer cancel()
+	if err := m.c.Program(ctx, "restart", "controlplane", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.c.Fetch(ctx, "ztunnel/node-1", "http://127.0.0.1:15021/healthz/ready"); err != nil {
+		t.Errorf("readiness: %v", err)
+	}
+	service := func(name string) string {
+		return "apiVersion: v1\nkind: Service\nmetadata: {name: " + name + ", namespace: shop}\nspec: {selector: {app: none}, ports: [{port: 1}]}\n"
+	}
+	if err := m.c.ApplyYAML(t.Context(), service("fresh")); err != nil {
+		t.Fatal(err)
+	}
+	m.eventually("news from the control plane", 20*time.Second, func() bool {
+		dump, err := m.c.Fetch(ctx, "ztunnel/node-1", "http://127.0.0.1:15000/config_dump")
+		return err == nil && strings.Contains(dump, "fresh.shop.svc")
+	})
+	if n := strings.Count(m.log("ztunnel/node-1", "proxy"), "out of descriptors"); n < 1 || n > 4 {
+		t.Errorf("%d warnings of the descriptors, want one in 10 s", n)
+	}
+
+	// Room again: those that wait are served.
+	for _, c := range conns[:served] {
+		c.Close()
+	}
+	if !greeted(conns[served], 5*time.Second) {
+		t.Error("a connection that waited is not served when there is room again")
+	}
+	if log := m.log("ztunnel/node-1", "proxy"); strings.Contains(log, "panic") {
+		t.Error("the proxy panicked")
+	}
+}

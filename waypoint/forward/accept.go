@@ -1,0 +1,171 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/looptls"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/svid"
+)
+
+const (
+	// acceptBudget is the number of connections taken before others have their turn.
+	acceptBudget = 64
+	// backlog is the length of the queue of the listening socket; the kernel bounds it further.
+	backlog = 4096
+	// shedPause is how long the listener rests after the process ran out of descriptors.
+	shedPause = 50 * time.Millisecond
+)
+
+// peer is who is at the other end of a tunnel. Not changed once made.
+type peer struct {
+	id   spiffe.ID
+	addr netip.AddrPort
+}
+
+// listen opens the socket of the HBONE port.
+func listen(addr netip.AddrPort) (int, error) {
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.Addr().As16(), Port: int(addr.Port())})
+	if addr.Addr().Is4() {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err == nil {
+		err = unix.Bind(fd, sa)
+	}
+	if err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// acceptor takes the connections of the HBONE port and deals them out to the workers.
+type acceptor struct {
+	w     *worker
+	fd    loop.FD
+	pause loop.Timer
+}
+
+// startAccepting takes over the listening socket.
+func (w *worker) startAccepting(fd int) error {
+	w.acceptor = &acceptor{w: w}
+	if err := w.loop.Register(&w.acceptor.fd, fd, w.acceptor); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	w.acceptor.fd.Wake()
+	return nil
+}
+
+func (w *worker) stopAccepting() {
+	w.acceptor.pause.Stop()
+	w.acceptor.fd.Close()
+}
+
+// Ready implements loop.Handler.
+func (a *acceptor) Ready(*loop.FD) {
+	for range acceptBudget {
+		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL):
+			return
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+			a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err)
+			a.w.loop.Start(&a.pause, shedPause, a)
+			return
+		default: // the peer is gone again: ECONNABORTED and the like
+			continue
+		}
+		addr := addrPort(sa)
+		if !addr.IsValid() {
+			unix.Close(fd)
+			continue
+		}
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		w := a.w.p.assign()
+		a.w.p.helpers.Go(func() { w.shake(fd, addr) })
+	}
+	a.fd.Wake()
+}
+
+// Expired implements loop.TimerHandler: the pause is over.
+func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
+
+// shake does the server's handshake of a tunnel and hands it to the worker. It runs on a goroutine of its own.
+func (w *worker) shake(fd int, addr netip.AddrPort) {
+	ctx, cancel := context.WithTimeout(w.p.ctx, w.p.cfg.ConnectTimeout)
+	defer cancel()
+	conn, id, err := w.p.acceptTLS(ctx, fd)
+	if err != nil {
+		unix.Close(fd)
+		w.p.log.Info("tunnel refused", "peer", addr, "err", err)
+		return
+	}
+	w.loop.Inject(func() {
+		if w.closed || w.server.Serve(fd, conn, &peer{id: id, addr: addr}) != nil {
+			unix.Close(fd)
+		}
+	})
+}
+
+// acceptTLS waits for our certificate and for a turn, and does the handshake.
+func (p *Proxy) acceptTLS(ctx context.Context, fd int) (*looptls.Conn, spiffe.ID, error) {
+	s, err := p.certificate(ctx)
+	if err != nil {
+		return nil, spiffe.ID{}, err
+	}
+	select {
+	case p.turns <- struct{}{}:
+		defer func() { <-p.turns }()
+	case <-ctx.Done():
+		return nil, spiffe.ID{}, ctx.Err()
+	}
+	conn, err := looptls.Server(ctx, fd, svid.ServerConfig(s, p.cfg.TLS))
+	if err != nil {
+		return nil, spiffe.ID{}, err
+	}
+	id, err := svid.PeerID(conn.State())
+	return conn, id, err
+}
+
+// certificate is our own, after a wait if it is still to come.
+func (p *Proxy) certificate(ctx context.Context) (*svid.SVID, error) {
+	if s, err := p.cfg.Certs.Current(p.cfg.ID); err == nil {
+		return s, nil
+	}
+	return p.cfg.Certs.Fetch(ctx, p.cfg.ID)
+}
+
+// addrPort converts a socket address; v4-mapped addresses become IPv4.
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// sockaddr is the inverse, for a socket of the family that ap has.
+func sockaddr(ap netip.AddrPort) unix.Sockaddr {
+	if ap.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
+}

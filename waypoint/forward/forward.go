@@ -1,0 +1,186 @@
+// Package forward moves the requests of a waypoint: from HBONE tunnels of clients, through the chain that the listener
+// names, to an endpoint of a cluster, most often through HBONE again.
+//
+//   - accept.go: tunnels and their handshakes. inbound.go: one CONNECT, its chain and protocol (sniff.go).
+//   - exchange.go: one HTTP request, from its head to the last byte of the answer; attempt.go: one try of it.
+//   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. tunnel.go: HBONE to a pod.
+//   - tcp.go and relay.go: connections that are not HTTP.
+//   - record.go: metrics and access log.
+//
+// # Threads
+//
+// A client's connection, its requests and the upstream connections that they use belong to one worker, an event loop
+// (package loop). Workers share immutable snapshots, behind one atomic pointer, and the counters of clusters. A request
+// sees one snapshot from its head to its end. What may block (a handshake, a certificate, a call to another service)
+// happens on a goroutine, and the request waits for a closure that is injected into its loop.
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/svid"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+// Config is what a Proxy is made of. It is not changed after New.
+type Config struct {
+	// ID is the waypoint's own identity: that of its listener and of its tunnels to endpoints. Required.
+	ID spiffe.ID
+	// Workers is the number of event loops. Default 1.
+	Workers int
+	// ConnectTimeout bounds handshakes of clients, and waits for our certificate. Default 10 s.
+	ConnectTimeout time.Duration
+	// DetectTimeout is how long a connection of unknown protocol may be silent before it counts as TCP. Default 100 ms.
+	DetectTimeout time.Duration
+	// DrainTimeout is how long requests may go on after the end was asked for. Default 5 s.
+	DrainTimeout time.Duration
+	// IdleUpstream is how long an unused HTTP connection to an endpoint is kept. Default 60 s.
+	IdleUpstream time.Duration
+	// Pool and Server configure HBONE; Dial and Handler are set by the Proxy.
+	Pool   hbone.PoolConfig
+	Server hbone.ServerConfig
+	// TLS are the options of both roles.
+	TLS svid.Options
+
+	// Snapshot is the configuration in force. Until it holds one, connections are refused.
+	Snapshot *atomic.Pointer[Snapshot]
+	// Workloads tells who is behind an address.
+	Workloads *workload.Store
+	Certs     *svid.Manager
+	// Network is the ID of the own network.
+	Network string
+	Metrics *telemetry.Registry
+	// Lines takes the lines of access logs.
+	Lines  *telemetry.Writer
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.ConnectTimeout, 10*time.Second)
+	def(&c.DetectTimeout, 100*time.Millisecond)
+	def(&c.DrainTimeout, 5*time.Second)
+	def(&c.IdleUpstream, time.Minute)
+	if c.Workers <= 0 {
+		c.Workers = 1
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Proxy is the data path of one waypoint. Make it with New, drive it with Run.
+type Proxy struct {
+	// immutable
+	cfg       Config
+	log       *slog.Logger
+	workers   []*worker
+	principal string // our own
+
+	next atomic.Uint32
+	// turns bounds the handshakes of clients under way.
+	turns  chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+	// helpers are the goroutines that Run waits for.
+	helpers sync.WaitGroup
+}
+
+// maxHandshakes is the number of TLS handshakes of clients under way at once; more wait their turn.
+const maxHandshakes = 256
+
+// New makes a proxy that listens nowhere yet.
+func New(cfg Config) (*Proxy, error) {
+	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes)}
+	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	for i := range p.cfg.Workers {
+		w, err := newWorker(p, i)
+		if err != nil {
+			return nil, fmt.Errorf("make worker %d: %w", i, err)
+		}
+		p.workers = append(p.workers, w)
+	}
+	return p, nil
+}
+
+// Run serves addr, the HBONE port, until ctx is done. Then it drains: peers are told to go away, requests under way may
+// go on for the drain time, and the rest is cut. It returns after everything that the proxy started has ended.
+func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
+	defer p.cancel()
+	ln, err := listen(addr)
+	if err != nil {
+		return fmt.Errorf("listen on %v: %w", addr, err)
+	}
+	loops, stop := context.WithCancel(context.Background())
+	defer stop()
+	var wg sync.WaitGroup
+	errs := make([]error, len(p.workers)+1)
+	for i, w := range p.workers {
+		wg.Go(func() { errs[i] = w.loop.Run(loops) })
+		w.loop.Inject(func() { w.Expired(nil) })
+	}
+	w := p.workers[0]
+	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln) })
+	if errs[len(p.workers)] == nil {
+		<-ctx.Done()
+		p.drain()
+	}
+	p.cancel()
+	p.helpers.Wait()
+	for _, w := range p.workers {
+		w.loop.OnLoop(w.close)
+	}
+	stop()
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// drain blocks until all streams have ended or the drain time is over.
+func (p *Proxy) drain() {
+	p.workers[0].loop.OnLoop(p.workers[0].stopAccepting)
+	for _, w := range p.workers {
+		w.loop.OnLoop(w.drain)
+	}
+	over := time.NewTimer(p.cfg.DrainTimeout)
+	defer over.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for p.Open() > 0 {
+		select {
+		case <-over.C:
+			p.log.Info("drain time is over, connections are cut", "open", p.Open())
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Open is the number of connections and requests under way.
+func (p *Proxy) Open() int {
+	n := 0
+	for _, w := range p.workers {
+		n += int(w.open.Load())
+	}
+	return n
+}
+
+// assign picks the worker of the next tunnel.
+func (p *Proxy) assign() *worker {
+	return p.workers[int(p.next.Add(1))%len(p.workers)]
+}

@@ -1,0 +1,155 @@
+package forward
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+)
+
+// labels are the labels of metrics of an exchange.
+func (c *inbound) labels(cl *cluster.Cluster, h *cluster.Host) telemetry.Labels {
+	p := c.w.p
+	view := p.cfg.Workloads.View()
+	l := telemetry.Labels{Reporter: telemetry.Waypoint, Security: telemetry.MutualTLS}
+	l.Source = peerOf(view.Workload(p.cfg.Network, c.client.Addr.Addr()))
+	l.Source.Principal = c.client.Principal
+	if h != nil {
+		e := h.Endpoint()
+		l.Dest = peerOf(view.Workload(p.cfg.Network, e.Addr.Addr()))
+		if l.Dest.Workload == "" {
+			l.Dest.Workload, l.Dest.Namespace, l.Dest.Cluster = e.Workload.Name, e.Workload.Namespace, e.Workload.Cluster
+			l.Dest.CanonicalService, l.Dest.CanonicalRevision = e.Workload.CanonicalName, e.Workload.CanonicalRevision
+		}
+	}
+	if cl != nil && len(cl.Services) > 0 {
+		s := &cl.Services[0]
+		l.Service, l.ServiceName, l.ServiceNamespace = s.Host, s.Name, s.Namespace
+	}
+	return l
+}
+
+func peerOf(w *workload.Workload) telemetry.Peer {
+	if w == nil {
+		return telemetry.Peer{}
+	}
+	return telemetry.Peer{
+		Workload: w.WorkloadName, Namespace: w.Namespace, CanonicalService: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
+		Principal: w.ID.String(), Cluster: w.Cluster,
+	}
+}
+
+// record counts and logs a request that is over.
+func (x *exchange) record() {
+	took := x.w.loop.Now() - x.begun
+	to := x.cluster
+	if a := x.RouteAction(); to == nil && a != nil {
+		to = x.snap.Clusters.Get(a.ClusterName(x.Req)) // an answer of ours: the service that was meant
+	}
+	l := telemetry.HTTPLabels{Labels: x.in.labels(to, x.host), Protocol: "http", Flags: x.Flags.String()}
+	if x.Resp != nil {
+		l.Code = x.Resp.Status
+	}
+	if route.IsGRPC(x.Req) {
+		l.Protocol, l.GRPC = "grpc", x.grpcAnswer()
+	}
+	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent})
+	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: l.Code, GRPC: l.GRPC, Duration: took, Rand: x.Rand.Uint64()})
+}
+
+// record counts and logs a connection that is over.
+func (s *stream) record(error) {
+	c := s.in
+	l := c.labels(s.cluster, s.host)
+	t := c.w.p.cfg.Metrics.TCP(&l)
+	t.Opened()
+	t.Received(uint64(s.received))
+	t.Sent(uint64(s.sent))
+	flag := telemetry.OK
+	switch {
+	case s.Flags&filter.Unauthorized != 0:
+		flag = telemetry.Denied
+	case s.Flags != 0:
+		flag = telemetry.Connect
+	}
+	t.Closed(flag)
+	t.Release()
+	c.log(s.tcp.Logs, &accesslog.Entry{Context: s.Context(), Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun, Rand: s.Rand.Uint64()})
+}
+
+// log writes an entry to the logs that want it.
+func (c *inbound) log(logs []*accesslog.Log, e *accesslog.Entry) {
+	w := c.w
+	for _, l := range logs {
+		if l.Wants(e) {
+			w.line = l.Append(w.line[:0], e)
+			w.p.cfg.Lines.Line(w.line)
+		}
+	}
+}
+
+// AppendValue implements route.Values for a connection.
+func (s *stream) AppendValue(dst []byte, operator, arg string) ([]byte, bool) {
+	switch operator {
+	case "BYTES_RECEIVED":
+		return strconv.AppendInt(dst, s.received, 10), true
+	case "BYTES_SENT":
+		return strconv.AppendInt(dst, s.sent, 10), true
+	case "DURATION":
+		return strconv.AppendInt(dst, (s.in.w.loop.Now() - s.begun).Milliseconds(), 10), true
+	}
+	return s.in.appendValue(dst, &s.Exchange, s.cluster, s.host, operator, arg)
+}
+
+// appendValue are the operators that requests and connections share.
+func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluster, h *cluster.Host, operator, arg string) ([]byte, bool) {
+	switch operator {
+	case "START_TIME":
+		return appendTime(dst, x.Now), true
+	case "EMIT_TIME":
+		return appendTime(dst, time.Now()), true
+	case "RESPONSE_FLAGS":
+		return x.Flags.Append(dst), true
+	case "RESPONSE_CODE_DETAILS":
+		return appendText(dst, x.Details)
+	case "UPSTREAM_TRANSPORT_FAILURE_REASON":
+		return appendText(dst, x.Transport)
+	case "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW":
+		if cl == nil {
+			return dst, false
+		}
+		return append(dst, cl.Name...), true
+	case "UPSTREAM_HOST", "UPSTREAM_REMOTE_ADDRESS":
+		if h == nil {
+			return dst, false
+		}
+		return append(dst, h.String()...), true
+	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS":
+		return appendAddr(dst, c.client.Addr)
+	case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
+		return c.client.Addr.Addr().AppendTo(dst), true
+	case "DOWNSTREAM_LOCAL_ADDRESS":
+		return appendAddr(dst, c.dest)
+	case "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":
+		return c.dest.Addr().AppendTo(dst), true
+	case "DOWNSTREAM_LOCAL_PORT":
+		return strconv.AppendUint(dst, uint64(c.dest.Port()), 10), true
+	case "DOWNSTREAM_PEER_URI_SAN":
+		return appendText(dst, c.client.Principal)
+	case "DOWNSTREAM_LOCAL_URI_SAN":
+		return appendText(dst, c.w.p.principal)
+	case "REQUESTED_SERVER_NAME":
+		return appendText(dst, c.serverName)
+	case "FILTER_STATE":
+		v, ok := x.FilterState(arg)
+		return append(dst, v...), ok
+	case "DYNAMIC_METADATA":
+		return appendMetadata(dst, x, arg)
+	}
+	return dst, false
+}

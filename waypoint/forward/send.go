@@ -1,0 +1,276 @@
+package forward
+
+import (
+	"errors"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+)
+
+// errGivenUp ends streams whose other side is gone, or not wanted any more.
+var errGivenUp = &message.StreamError{Code: message.CodeCancel, Cause: errors.New("the exchange is over")}
+
+// forward sends the request where its route says.
+func (x *exchange) forward() {
+	r := x.Route()
+	switch {
+	case r == nil:
+		x.fail(404, "", "route_not_found", filter.NoRoute)
+		return
+	case r.Redirect != nil:
+		x.Answered(r.Redirect.Status, "", "direct_response", 0)
+		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "location", Value: r.Redirect.Location(x.Req)})
+		x.reply()
+		return
+	case r.Direct != nil:
+		x.fail(r.Direct.Status, r.Direct.Body, "direct_response", 0)
+		return
+	}
+	a := x.RouteAction()
+	if up := x.Req.Upgrade; up != "" && !x.upgradable(a, up) {
+		x.fail(403, "", "upgrade_failed", 0)
+		return
+	}
+	c := x.snap.Clusters.Get(a.ClusterName(x.Req))
+	if c == nil {
+		x.fail(a.NotFoundStatus, "", "cluster_not_found", filter.NoCluster)
+		return
+	}
+	x.mirror(a)
+	r.ChangeRequest(a, x.Context())
+	x.stage = waiting
+	x.keep = a.Retry.For(x.Req)
+	x.startTimeout()
+	if d := a.MaxStreamDuration; d > 0 {
+		x.w.loop.Start(&x.limit, d, (*limitEnd)(x))
+	}
+	if a.HasIdle {
+		x.setIdle(a.IdleTimeout)
+	}
+	x.attempt(c)
+}
+
+func (x *exchange) upgradable(a *route.Action, protocol string) bool {
+	if allowed, set := a.Upgrade(protocol); set {
+		return allowed
+	}
+	return x.chain.Upgrades[protocol]
+}
+
+// attempt sends the request to an endpoint of the cluster.
+func (x *exchange) attempt(c *cluster.Cluster) {
+	a := x.RouteAction()
+	x.tries++
+	if a.AttemptCount {
+		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
+	}
+	h, err := x.pick(c, a)
+	if err != nil {
+		x.cluster = c
+		x.fail(503, "no healthy upstream", "no_healthy_upstream", filter.NoHealthyUpstream)
+		return
+	}
+	x.cluster, x.host = c, h
+	x.passed = 0
+	t := x.w.newAttempt(x, c, h, x.Dest)
+	x.try = t
+	if a.Retry != nil && a.Retry.PerTry > 0 {
+		x.w.loop.Start(&t.timer, a.Retry.PerTry, t)
+	}
+	t.begin(x.Req, x.bodiless() || x.ended && len(x.kept) == 0 && !x.trailed)
+}
+
+// bodiless says that nothing follows the request's head, though its end may not have been told yet.
+func (x *exchange) bodiless() bool {
+	return x.Req.ContentLength == 0 && x.Req.Upgrade == "" && x.Req.Method != "CONNECT"
+}
+
+// pick chooses the endpoint.
+func (x *exchange) pick(c *cluster.Cluster, a *route.Action) (*cluster.Host, error) {
+	p := cluster.Pick{Rand: x.Rand}
+	if a.HasHash() {
+		var cookie string
+		p.Hash, p.HasHash, cookie = a.Hash(&route.HashInput{Req: x.Req, Source: x.Client.Addr, Local: x.Dest, State: x.FilterState})
+		if cookie != "" {
+			x.cookie = cookie
+		}
+	}
+	if r := a.Retry; r != nil && r.SkipPrevious && len(x.used) > 0 {
+		p.Avoid, p.Attempts = x.wasUsed, r.HostAttempts
+	}
+	h, err := x.w.choose(c, &p, x.Dest)
+	if err == nil && a.Retry != nil && a.Retry.SkipPrevious {
+		x.used = append(x.used, h)
+	}
+	return h, err
+}
+
+// choose chooses an endpoint of a cluster, or makes one for where the client wanted to go.
+func (w *worker) choose(c *cluster.Cluster, p *cluster.Pick, dest netip.AddrPort) (*cluster.Host, error) {
+	if c.Discovery == cluster.OriginalDst {
+		return c.At(dest, ""), nil
+	}
+	return c.Pick(p)
+}
+
+func (x *exchange) wasUsed(h *cluster.Host) bool {
+	for _, u := range x.used {
+		if u == h {
+			return true
+		}
+	}
+	return false
+}
+
+// opened implements caller: the attempt has its stream.
+func (x *exchange) opened(t *attempt) {
+	if len(x.kept) > 0 || x.ended {
+		x.push()
+		return
+	}
+	x.down.Resume()
+}
+
+// interim implements caller.
+func (x *exchange) interim(_ *attempt, r *message.Response) {
+	if x.stage == waiting && r.Status != 100 {
+		x.down.SendInterim(r)
+	}
+}
+
+// answer implements caller: an endpoint's answer begins.
+func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
+	a := x.RouteAction()
+	if x.mayRetry(a) && a.Retry.OnResponse(r) {
+		wait, ok := a.Retry.ResetAfter(r, time.Now())
+		if !ok {
+			wait = a.Retry.BackOff(x.tries, x.Rand.Uint64())
+		}
+		if x.retry(t.cluster, wait) {
+			return
+		}
+	} else if a.Retry.For(x.Req) && a.Retry.OnResponse(r) && x.tries > a.Retry.Max {
+		x.Flags |= filter.UpstreamRetryLimit
+	}
+	t.timer.Stop()
+	x.endRetry()
+	x.stage, x.upstream = answering, true
+	x.Details = "via_upstream"
+	x.keep = false
+	x.forgetBody()
+	if r.Status == 101 {
+		x.total.Stop()
+	}
+	h := &r.Header
+	h.Set("x-envoy-upstream-service-time", h.Hold(strconv.FormatInt((x.w.loop.Now()-t.since).Milliseconds(), 10)))
+	if a.AttemptCountInResponse {
+		h.Set("x-envoy-attempt-count", h.Hold(strconv.Itoa(x.tries)))
+	}
+	if x.cookie != "" {
+		h.Add("set-cookie", x.cookie)
+	}
+	x.head(r, end)
+}
+
+// data implements caller.
+func (x *exchange) data(_ *attempt, p []byte) int {
+	n := x.down.SendData(p)
+	x.moved = x.w.loop.Now()
+	x.sent += int64(n)
+	return n
+}
+
+// end implements caller: the answer is complete.
+func (x *exchange) end(t *attempt, trailer *message.Header) {
+	if trailer != nil {
+		x.noteTrailer(trailer)
+	}
+	if !t.bodiless {
+		x.down.SendEnd(trailer)
+	}
+	x.answered = true
+	x.settle()
+}
+
+// room implements caller.
+func (x *exchange) room(*attempt) { x.push() }
+
+// failed implements caller: the attempt came to nothing, or broke off.
+func (x *exchange) failed(t *attempt, f failure) {
+	x.try = nil
+	if x.stage == answering {
+		x.Flags |= filter.UpstreamTermination
+		x.Details = "upstream_reset_after_response_started{" + f.detail() + "}"
+		x.finish(false)
+		return
+	}
+	a := x.RouteAction()
+	if x.mayRetry(a) && a.Retry.OnFailure(f.kind, t.open) && x.retry(t.cluster, a.Retry.BackOff(x.tries, x.Rand.Uint64())) {
+		return
+	}
+	if a.Retry.For(x.Req) && x.tries > a.Retry.Max && a.Retry.OnFailure(f.kind, t.open) {
+		x.Flags |= filter.UpstreamRetryLimit
+	}
+	x.Transport = f.cause
+	status, flags := 503, f.flags()
+	if f.kind == route.TryTimeout {
+		x.fail(504, "upstream request timeout", "upstream_per_try_timeout", flags)
+		return
+	}
+	if f.kind == route.Overflow {
+		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
+	}
+	x.failWith(status, f, flags)
+}
+
+// failWith answers with Envoy's words for a failure.
+func (x *exchange) failWith(status int, f failure, flags filter.Flags) {
+	text := "upstream connect error or disconnect/reset before headers. "
+	if x.tries > 1 {
+		text += "retried and the latest "
+	}
+	text += "reset reason: " + f.String()
+	hs := x.Reply.Header
+	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", flags)
+	x.Reply.Header = hs
+	x.reply()
+}
+
+// mayRetry says whether the request can be sent once more.
+func (x *exchange) mayRetry(a *route.Action) bool {
+	return x.stage == waiting && x.keep && x.tries <= a.Retry.Max
+}
+
+// retry begins another attempt after a pause, unless the cluster has too many retries under way.
+func (x *exchange) retry(c *cluster.Cluster, wait time.Duration) bool {
+	if !c.BeginRetry() {
+		x.Flags |= filter.UpstreamOverflow
+		return false
+	}
+	x.endRetry()
+	x.retrying = c
+	x.dropTry(errGivenUp)
+	x.wait(wait, func() { x.attempt(c) })
+	return true
+}
+
+// endRetry gives back the place among the cluster's retries.
+func (x *exchange) endRetry() {
+	if c := x.retrying; c != nil {
+		x.retrying = nil
+		c.EndRetry()
+	}
+}
+
+// dropTry gives the attempt under way up.
+func (x *exchange) dropTry(err error) {
+	if t := x.try; t != nil {
+		x.try = nil
+		t.drop(err)
+	}
+}

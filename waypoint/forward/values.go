@@ -1,0 +1,106 @@
+package forward
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+)
+
+// AppendValue implements route.Values: the operators of Envoy's format strings that are about the exchange.
+func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) {
+	switch operator {
+	case "BYTES_RECEIVED":
+		return strconv.AppendInt(dst, x.received, 10), true
+	case "BYTES_SENT":
+		return strconv.AppendInt(dst, x.sent, 10), true
+	case "DURATION":
+		return strconv.AppendInt(dst, (x.w.loop.Now() - x.begun).Milliseconds(), 10), true
+	case "UPSTREAM_REQUEST_ATTEMPT_COUNT":
+		return strconv.AppendInt(dst, int64(x.tries), 10), true
+	case "ROUTE_NAME":
+		if r := x.Route(); r != nil && r.Name != "" {
+			return append(dst, r.Name...), true
+		}
+		return dst, false
+	case "VIRTUAL_HOST_NAME":
+		if r := x.Route(); r != nil && r.Host != nil {
+			return append(dst, r.Host.Name...), true
+		}
+		return dst, false
+	case "GRPC_STATUS", "GRPC_STATUS_NUMBER":
+		v := x.grpcAnswer()
+		if n, err := strconv.Atoi(v); err == nil && operator == "GRPC_STATUS" && n >= 0 && n < len(grpcNames) {
+			v = grpcNames[n]
+		}
+		return append(dst, v...), v != ""
+	}
+	return x.in.appendValue(dst, &x.Exchange, x.cluster, x.host, operator, arg)
+}
+
+// grpcAnswer is the answer's gRPC status, from its trailer or its head.
+func (x *exchange) grpcAnswer() string {
+	if x.grpc != "" {
+		return x.grpc
+	}
+	if x.Resp != nil {
+		return x.Resp.Header.Get("grpc-status")
+	}
+	return ""
+}
+
+// noteTrailer keeps what logs and metrics want to know of a trailer.
+func (x *exchange) noteTrailer(h *message.Header) {
+	if v := h.Get("grpc-status"); v != "" && len(v) <= len(x.grpcSpace) {
+		x.grpc = message.String(x.grpcSpace[:copy(x.grpcSpace[:], v)])
+	}
+}
+
+var grpcNames = [...]string{
+	"OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+	"ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable", "DataLoss",
+	"Unauthenticated",
+}
+
+func appendAddr(dst []byte, a netip.AddrPort) ([]byte, bool) {
+	if !a.IsValid() {
+		return dst, false
+	}
+	return a.AppendTo(dst), true
+}
+
+func appendText(dst []byte, s string) ([]byte, bool) { return append(dst, s...), s != "" }
+
+// startTime is Envoy's default form of a time.
+const startTime = "2006-01-02T15:04:05.000Z"
+
+func appendTime(dst []byte, t time.Time) []byte { return t.UTC().AppendFormat(dst, startTime) }
+
+// appendMetadata appends a value of dynamic metadata; arg is the filter's name and a path, with colons between.
+func appendMetadata(dst []byte, x *filter.Exchange, arg string) ([]byte, bool) {
+	name, path, _ := strings.Cut(arg, ":")
+	s := x.Metadata(name)
+	for s != nil && path != "" {
+		var key string
+		key, path, _ = strings.Cut(path, ":")
+		v := s.GetFields()[key]
+		if path != "" {
+			s = v.GetStructValue()
+			continue
+		}
+		switch k := v.GetKind().(type) {
+		case *structpb.Value_StringValue:
+			return append(dst, k.StringValue...), true
+		case nil:
+			return dst, false
+		}
+		b, err := v.MarshalJSON()
+		return append(dst, b...), err == nil
+	}
+	return dst, false
+}

@@ -1,0 +1,95 @@
+package forward
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/loop"
+)
+
+// worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
+// are the loop's unless said otherwise.
+type worker struct {
+	// immutable
+	p    *Proxy
+	id   int
+	loop *loop.Loop
+	rand *rand.Rand
+
+	server     *hbone.Server // tunnels of clients
+	pool       *hbone.Pool   // tunnels to endpoints
+	ups        upstreams     // HTTP connections to endpoints
+	acceptor   *acceptor     // on the first worker only
+	spare      []*exchange   // to be used again
+	spareTries []*attempt
+	conns      map[*inbound]struct{}
+	broom      loop.Timer
+	closed     bool
+
+	now    time.Duration // when dateAt was made
+	dateAt string
+	line   []byte // of an access log, being made
+
+	// any goroutine
+	open atomic.Int32
+}
+
+func newWorker(p *Proxy, id int) (*worker, error) {
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}}
+	w.ups.init(w)
+	pc := p.cfg.Pool
+	pc.Dial = w.dialTunnel
+	w.pool = hbone.NewPool(l, pc)
+	sc := p.cfg.Server
+	sc.Handler = w
+	w.server = hbone.NewServer(l, sc)
+	return w, nil
+}
+
+// sweepEvery is how often connections to endpoints that are gone are looked for.
+const sweepEvery = 2 * time.Second
+
+// Expired implements loop.TimerHandler.
+func (w *worker) Expired(*loop.Timer) {
+	w.ups.sweep()
+	w.loop.Start(&w.broom, sweepEvery, w)
+}
+
+// later runs f in the next turn.
+func (w *worker) later(f func()) { w.loop.Inject(f) }
+
+// date is the value of a date header, made anew once a second.
+func (w *worker) date() string {
+	if now := w.loop.Now(); w.dateAt == "" || now-w.now >= time.Second {
+		w.now, w.dateAt = now, time.Now().UTC().Format(http.TimeFormat)
+	}
+	return w.dateAt
+}
+
+// drain has clients go elsewhere: no new streams in their tunnels, no new requests on their connections.
+func (w *worker) drain() {
+	w.server.Drain()
+	for c := range w.conns {
+		c.drain()
+	}
+}
+
+// close ends everything at once.
+func (w *worker) close() {
+	w.closed = true
+	w.broom.Stop()
+	for c := range w.conns {
+		c.abort(errGivenUp)
+	}
+	w.ups.close()
+	w.server.Close()
+	w.pool.Close()
+}

@@ -1,0 +1,108 @@
+package waypoint
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/ambit-mesh/ambit/internal/xds"
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
+	"github.com/ambit-mesh/ambit/waypoint/forward"
+	"github.com/ambit-mesh/ambit/waypoint/listener"
+)
+
+// store takes in listeners, clusters and endpoints, and makes the snapshot that the data path goes by. Its handlers are
+// called by one goroutine, the xDS client's.
+type store struct {
+	log       *slog.Logger
+	current   atomic.Pointer[forward.Snapshot]
+	clusters  *cluster.Set
+	listeners map[string]*listener.Listener
+	endpoints *xds.Subscription
+	// ready is closed when there is a snapshot.
+	ready chan struct{}
+	// dump is what the admin interface shows.
+	dump atomic.Pointer[map[string]*listener.Listener]
+}
+
+func newStore(log *slog.Logger) *store {
+	return &store{log: log, clusters: cluster.NewSet(cluster.SetConfig{}), listeners: map[string]*listener.Listener{}, ready: make(chan struct{})}
+}
+
+// subscribe adds the types in the order in which istiod expects to be asked: clusters, endpoints, listeners (controlplane.md
+// 3.1).
+func (s *store) subscribe(c *xds.Client) {
+	xds.Subscribe(c, xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}, clusterHandler{s}, xds.Options{})
+	s.endpoints = xds.Subscribe(c, xds.Type[*cluster.Assignment]{URL: xds.EndpointType, Decode: cluster.DecodeEndpoints}, endpointHandler{s}, xds.Options{Named: true})
+	over := func(name string, body []byte) (*listener.Listener, error) {
+		return listener.DecodeOver(s.listeners[name], body)
+	}
+	xds.Subscribe(c, xds.Type[*listener.Listener]{URL: xds.ListenerType, Decode: over}, listenerHandler{s}, xds.Options{})
+}
+
+// Run keeps the clusters' clocks until ctx is done.
+func (s *store) Run(ctx context.Context) error { return s.clusters.Run(ctx) }
+
+type clusterHandler struct{ *store }
+
+// Apply implements xds.Handler.
+func (h clusterHandler) Apply(up []xds.Resource[*cluster.Config], removed []string) error {
+	list := make([]*cluster.Config, len(up))
+	for i, r := range up {
+		list[i] = r.Value
+	}
+	h.clusters.Update(list, removed)
+	h.endpoints.Keep(h.clusters.View().Services())
+	h.publish()
+	return nil
+}
+
+type endpointHandler struct{ *store }
+
+// Apply implements xds.Handler.
+func (h endpointHandler) Apply(up []xds.Resource[*cluster.Assignment], removed []string) error {
+	list := make([]*cluster.Assignment, len(up))
+	for i, r := range up {
+		list[i] = r.Value
+	}
+	h.clusters.UpdateEndpoints(list, removed)
+	return nil
+}
+
+type listenerHandler struct{ *store }
+
+// Apply implements xds.Handler.
+func (h listenerHandler) Apply(up []xds.Resource[*listener.Listener], removed []string) error {
+	next := make(map[string]*listener.Listener, len(h.listeners)+len(up))
+	for n, l := range h.listeners {
+		next[n] = l
+	}
+	for _, n := range removed {
+		delete(next, n)
+	}
+	for _, r := range up {
+		next[r.Name] = r.Value
+	}
+	h.listeners = next
+	h.publish()
+	return nil
+}
+
+// publish makes the next snapshot. Before the first listener that decides about services there is none.
+func (s *store) publish() {
+	s.dump.Store(&s.listeners)
+	main := s.listeners[listener.Main]
+	if main == nil {
+		if s.current.Load() != nil {
+			s.current.Store(&forward.Snapshot{Listener: &listener.Listener{}, Clusters: s.clusters.View()})
+		}
+		return
+	}
+	s.current.Store(&forward.Snapshot{Listener: main, Clusters: s.clusters.View()})
+	select {
+	case <-s.ready:
+	default:
+		close(s.ready)
+		s.log.Info("configuration is there", "listeners", len(s.listeners), "clusters", len(s.clusters.View().All()))
+	}
+}
