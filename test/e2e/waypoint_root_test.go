@@ -28,17 +28,20 @@ func envoyProgram(t *testing.T) string {
 	return ""
 }
 
-// upEnvoy starts a lab whose waypoints are Envoys.
-func upEnvoy(t *testing.T, name string, files ...string) *mesh {
+// upWaypoint starts a lab whose waypoints are ours, or Envoys.
+func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	envoy, bin := envoyProgram(t), programs(t)
+	bin := programs(t)
 	ambit := filepath.Join(bin, "ambit")
 	m := &mesh{t: t, echo: []string{ambit, "echo"}}
-	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
-		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo,
-		Envoy: envoy, EnvoyAgent: []string{ambit, "lab", "envoy"},
-	}})
+	o := lab.Options{Name: name, Programs: lab.Programs{
+		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo, Waypoint: filepath.Join(bin, "waypoint"),
+	}}
+	if envoy {
+		o.Programs.Envoy, o.Programs.EnvoyAgent = envoyProgram(t), []string{ambit, "lab", "envoy"}
+	}
+	l, err := lab.Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +65,15 @@ func upEnvoy(t *testing.T, name string, files ...string) *mesh {
 }
 
 func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
-	m := upEnvoy(t, "e2eenvoy", "testdata/waypoint.yaml", "testdata/waypoint-features.yaml")
+	waypointClaims(t, upWaypoint(t, "e2eenvoy", true, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+func TestRootOurWaypointServesUnderOurControlPlane(t *testing.T) {
+	waypointClaims(t, upWaypoint(t, "e2eours", false, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+// waypointClaims are what holds of both.
+func waypointClaims(t *testing.T, m *mesh) {
 	m.eventually("the first answer of v1 through the waypoint", 20*time.Second, func() bool {
 		s := m.from("shop", "client", "http://web/")
 		return s.OK == 1 && strings.Contains(s.First, "header.X-Request-Id=")
@@ -102,6 +113,6 @@ func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
 		})
 	}
 	if log := m.log("controlplane", ""); strings.Contains(log, "rejected resources") {
-		t.Error("Envoy rejected resources; see the control plane's log: " + log)
+		t.Error("the waypoint rejected resources; see the control plane's log: " + log)
 	}
 }
