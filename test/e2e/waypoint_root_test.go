@@ -26,20 +26,30 @@ func envoyProgram(t *testing.T) string {
 	return ""
 }
 
-// upEnvoy starts a lab whose waypoints are Envoys.
-func upEnvoy(t *testing.T, name string, files ...string) *mesh {
+// upWaypoint starts a lab whose waypoints are ours, or Envoys.
+func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	m := start(t, lab.Options{Name: name, Programs: lab.Programs{
-		Envoy: envoyProgram(t), EnvoyAgent: []string{program(t, "ambit"), "lab", "envoy"},
-	}})
+	p := lab.Programs{Waypoint: program(t, "waypoint")}
+	if envoy {
+		p.Envoy, p.EnvoyAgent = envoyProgram(t), []string{program(t, "ambit"), "lab", "envoy"}
+	}
+	m := start(t, lab.Options{Name: name, Programs: p})
 	m.files(files...)
 	m.ready()
 	return m
 }
 
 func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
-	m := upEnvoy(t, "e2eenvoy", "testdata/waypoint.yaml", "testdata/waypoint-features.yaml")
+	waypointClaims(t, upWaypoint(t, "e2eenvoy", true, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+func TestRootOurWaypointServesUnderOurControlPlane(t *testing.T) {
+	waypointClaims(t, upWaypoint(t, "e2eours", false, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+// waypointClaims are what holds of both.
+func waypointClaims(t *testing.T, m *mesh) {
 	m.eventually("the first answer of v1 through the waypoint", 20*time.Second, func() bool {
 		s := m.from("shop", "client", "http://web/")
 		return s.OK == 1 && strings.Contains(s.First, "header.X-Request-Id=")
@@ -79,6 +89,6 @@ func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
 		})
 	}
 	if log := m.log("controlplane", ""); strings.Contains(log, "rejected resources") {
-		t.Error("Envoy rejected resources; see the control plane's log: " + log)
+		t.Error("the waypoint rejected resources; see the control plane's log: " + log)
 	}
 }
