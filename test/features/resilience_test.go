@@ -71,10 +71,13 @@ func retries() []feature {
 	}
 }
 
+// everywhere takes pods of all zones alike: with outlier detection those nearby come first otherwise.
+const everywhere = "loadBalancer: {simple: ROUND_ROBIN, localityLbSetting: {enabled: false}}"
+
 func outliers() []feature {
 	const field = "DestinationRule.trafficPolicy.outlierDetection"
 	o := func(how string) string {
-		return virtual("retries: {attempts: 0}, "+toSelf) + destination("outlierDetection: {interval: 0.1s, baseEjectionTime: 60s, "+how+"}")
+		return virtual("retries: {attempts: 0}, "+toSelf) + destination(everywhere+", outlierDetection: {interval: 0.1s, baseEjectionTime: 60s, "+how+"}")
 	}
 	feed := get("/").times(20)
 	return []feature{
@@ -83,9 +86,9 @@ func outliers() []feature {
 		{name: "no more than a part", field: field + ".maxEjectionPercent", yaml: o("consecutive5xxErrors: 1, maxEjectionPercent: 100, minHealthPercent: 0"), pods: "version: bad", asks: []ask{feed, get("/").want("status=503")}},
 		{name: "not where errors are rare", field: field + ".consecutive5xxErrors", yaml: o("consecutive5xxErrors: 1000, maxEjectionPercent: 100"), pods: `mixed: "yes"`, asks: []ask{feed, get("/").times(30).count("status=503", 3, 25)}},
 		{name: "a refused connection counts", field: field + ".consecutive5xxErrors", yaml: o("consecutive5xxErrors: 1, maxEjectionPercent: 100"), pods: `half: "yes"`, asks: []ask{feed, get("/").times(30).want(ok)}},
-		{name: "and comes back", field: field + ".baseEjectionTime", yaml: virtual("retries: {attempts: 0}, "+toSelf) + destination("outlierDetection: {interval: 0.1s, baseEjectionTime: 0.2s, consecutive5xxErrors: 1, maxEjectionPercent: 100}"), pods: `mixed: "yes"`, slow: true,
+		{name: "and comes back", field: field + ".baseEjectionTime", yaml: virtual("retries: {attempts: 0}, "+toSelf) + destination(everywhere+", outlierDetection: {interval: 0.1s, baseEjectionTime: 0.2s, consecutive5xxErrors: 1, maxEjectionPercent: 100}"), pods: `mixed: "yes"`, slow: true,
 			asks: []ask{feed, get("/").times(60).paced(10*time.Millisecond).count("status=503", 1, 40)}},
-		{name: "of a port", field: "DestinationRule.trafficPolicy.portLevelSettings.outlierDetection", yaml: virtual("retries: {attempts: 0}, "+toSelf) + destination("portLevelSettings: [{port: {number: 80}, outlierDetection: {interval: 0.1s, baseEjectionTime: 60s, consecutive5xxErrors: 1, maxEjectionPercent: 100}}]"), pods: `mixed: "yes"`, asks: []ask{feed, get("/").times(30).want(ok)}},
+		{name: "of a port", field: "DestinationRule.trafficPolicy.portLevelSettings.outlierDetection", yaml: virtual("retries: {attempts: 0}, "+toSelf) + destination("portLevelSettings: [{port: {number: 80}, "+everywhere+", outlierDetection: {interval: 0.1s, baseEjectionTime: 60s, consecutive5xxErrors: 1, maxEjectionPercent: 100}}]"), pods: `mixed: "yes"`, asks: []ask{feed, get("/").times(30).want(ok)}},
 	}
 }
 

@@ -71,7 +71,7 @@ const istio = "{apiVersion: networking.istio.io/v1, kind: %s, metadata: {name: $
 // rule matches.
 func virtual(rules ...string) string {
 	for i, r := range rules {
-		if !strings.Contains(r, "destination:") && !strings.Contains(r, "redirect:") && !strings.Contains(r, "directResponse:") && !strings.Contains(r, "delegate:") {
+		if !strings.Contains(r, "route:") && !strings.Contains(r, "redirect:") && !strings.Contains(r, "directResponse:") && !strings.Contains(r, "delegate:") {
 			rules[i] = r + ", " + toV1
 		}
 	}
