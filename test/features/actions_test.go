@@ -41,7 +41,7 @@ func chooseDestination() []feature {
 			"{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: $S-child, namespace: shop}, spec: {http: [{match: [{uri: {prefix: /d/two}}], " + toV2 + "}, {" + toV1 + "}]}}",
 			asks: split(get("/d/two"), get("/d/one"))},
 		{name: "no route at all is the service", field: "Service", yaml: "", asks: []ask{get("/").times(60).want(ok).pods(3, 3)}},
-		{name: "the host by wildcard is not only one", field: "VirtualService.hosts", yaml: "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: $S, namespace: shop}, spec: {hosts: [$S, $S.shop.svc.cluster.local], http: [{" + toV2 + "}]}}", asks: []ask{get("/").want(ok, atV2)}},
+		{name: "by several of its names", field: "VirtualService.hosts", yaml: "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: $S, namespace: shop}, spec: {hosts: [$S, $S.shop.svc.cluster.local], http: [{" + toV2 + "}]}}", asks: []ask{get("/").want(ok, atV2)}},
 	}
 }
 
@@ -64,7 +64,6 @@ func redirects() []feature {
 		{name: "with status 308", field: field + ".redirectCode", yaml: r("uri: /new, redirectCode: 308"), asks: []ask{get("/").method("POST").want("status=308")}},
 		{name: "only what matches", field: field, yaml: virtual("match: [{uri: {prefix: /old}}], redirect: {uri: /new}"), asks: []ask{get("/old").want("status=301"), get("/new").want(ok)}},
 		{name: "to a path with the query of its own", field: field + ".uri", yaml: r(`uri: "/new?x=1"`), asks: []ask{get("/old").want("status=301", "answer.location=http://$S.shop/new?x=1")}},
-		{name: "a prefix", field: field + ".uri", yaml: virtual(`match: [{uri: {prefix: /old}}], redirect: {uri: "%PREFIX()%/new"}`), asks: []ask{get("/old/x").want("status=301")}},
 		{name: "with headers on the answer", field: "VirtualService.http.headers.response.set", yaml: virtual("redirect: {uri: /new}, headers: {response: {set: {x-r: \"1\"}}}"), asks: []ask{get("/").want("status=301", "answer.x-r=1")}},
 	}
 }
@@ -113,7 +112,7 @@ func changeHeaders() []feature {
 		{name: "with the client's address", field: request + ".set", yaml: h(`request: {set: {x-from: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}}`), asks: []ask{get("/").want(ok, "header.X-From=10.*")}},
 		{name: "with another header's value", field: request + ".set", yaml: h(`request: {set: {x-copy: "%REQ(x-a)%"}}`), asks: []ask{get("/", "x-a: v").want(ok, "header.X-Copy=v")}},
 		{name: "of a direct answer", field: response + ".set", yaml: virtual(`directResponse: {status: 200}, headers: {response: {set: {x-a: "1"}}}`), asks: []ask{get("/").want(ok, "answer.x-a=1")}},
-		{name: "a percent sign as it is", field: request + ".set", yaml: h(`request: {set: {x-a: "100%%"}}`), asks: []ask{get("/").want(ok, "header.X-A=100%*")}},
+		{name: "a percent sign as it is", field: request + ".set", yaml: h(`request: {set: {x-a: "100%%"}}`), asks: []ask{get("/").want(ok, "header.X-A=100%")}},
 	}
 }
 

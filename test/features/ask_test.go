@@ -37,9 +37,10 @@ type ask struct {
 
 	wants       []string
 	shares      []share
-	distinct    [2]int // pods that answer: at least, at most
+	key         string // the beginning of a line, of which there are so many different ones: at least, at most
+	distinct    [2]int
 	least, most time.Duration
-	pause       time.Duration // before each but the first
+	pause       time.Duration // before each but the first, and in the middle of what is not HTTP
 }
 
 // share is how many answers have a line.
@@ -61,7 +62,15 @@ func (a ask) times(n int) ask          { a.repeat = n; return a }
 func (a ask) anew() ask                { a.fresh = true; return a }
 func (a ask) atOnce() ask              { a.parallel = true; return a }
 func (a ask) want(lines ...string) ask { a.wants = append(slices.Clone(a.wants), lines...); return a }
-func (a ask) pods(least, most int) ask { a.distinct = [2]int{least, most}; return a }
+
+// pods is how many different pods answer, peers how many connections they see.
+func (a ask) pods(least, most int) ask  { return a.different("pod=", least, most) }
+func (a ask) peers(least, most int) ask { return a.different("peer=", least, most) }
+func (a ask) different(line string, least, most int) ask {
+	a.key, a.distinct = line, [2]int{least, most}
+	return a
+}
+
 func (a ask) took(least, most time.Duration) ask {
 	a.least, a.most = least, most
 	return a
@@ -128,16 +137,16 @@ func (a ask) judge(answers []string) error {
 			}
 		}
 	}
-	pods := map[string]bool{}
+	seen := map[string]bool{}
 	for _, got := range answers {
 		for line := range strings.SplitSeq(got, "\n") {
-			if pod, ok := strings.CutPrefix(line, "pod="); ok {
-				pods[pod] = true
+			if value, ok := strings.CutPrefix(line, a.key); ok {
+				seen[value] = true
 			}
 		}
 	}
-	if a.distinct[1] > 0 && (len(pods) < a.distinct[0] || len(pods) > a.distinct[1]) {
-		return fmt.Errorf("%d pods answered, want %d to %d; first answer\n%s", len(pods), a.distinct[0], a.distinct[1], answers[0])
+	if a.distinct[1] > 0 && (len(seen) < a.distinct[0] || len(seen) > a.distinct[1]) {
+		return fmt.Errorf("%d different %s, want %d to %d; first answer\n%s", len(seen), a.key, a.distinct[0], a.distinct[1], answers[0])
 	}
 	for _, s := range a.shares {
 		n := 0
@@ -199,7 +208,7 @@ func (s *session) once(ctx context.Context, i int) string {
 
 func (s *session) request(ctx context.Context, number string) (string, error) {
 	s.made.Do(func() {
-		s.http = &http.Transport{DialContext: s.d, DisableKeepAlives: s.a.fresh, DisableCompression: true, MaxIdleConnsPerHost: 64}
+		s.http = &http.Transport{DialContext: s.d, DisableCompression: true, MaxIdleConnsPerHost: 64}
 		if s.a.proto != "" {
 			s.http.Protocols = new(http.Protocols)
 			s.http.Protocols.SetUnencryptedHTTP2(true)
@@ -230,7 +239,12 @@ func (s *session) request(ctx context.Context, number string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close()
+	defer func() {
+		resp.Body.Close()
+		if s.a.fresh {
+			s.http.CloseIdleConnections()
+		}
+	}()
 	body, err := io.ReadAll(resp.Body)
 	var b strings.Builder
 	fmt.Fprintf(&b, "status=%d\n", resp.StatusCode)

@@ -33,7 +33,7 @@ func balancing() []group {
 		{name: "in turn within a subset", field: "DestinationRule.subsets.trafficPolicy.loadBalancer", yaml: virtual("route: [{destination: {host: $S, subset: v1}}]") +
 			"{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: $S, namespace: shop}, spec: {host: $S, subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}]}}\n---\n",
 			asks: []ask{get("/").times(20).want(ok, atV1).pods(2, 2)}},
-		{name: "with a warm-up", field: field + ".warmup.duration", yaml: lb("simple: ROUND_ROBIN, warmup: {duration: 1s}"), asks: []ask{get("/").times(60).want(ok)}},
-		{name: "with failover between zones", field: field + ".localityLbSetting.failoverPriority", yaml: destination(`loadBalancer: {localityLbSetting: {enabled: true, failoverPriority: ["topology.kubernetes.io/zone"]}}, outlierDetection: {consecutive5xxErrors: 5}`), asks: []ask{get("/").times(30).want(ok)}},
+		{name: "with a warm-up", field: field + ".warmup.duration", yaml: lb("simple: ROUND_ROBIN, warmup: {duration: 1s}"), asks: []ask{get("/").times(60).want(ok).pods(3, 3)}},
+		{name: "with failover between zones", field: field + ".localityLbSetting.failoverPriority", yaml: destination(`loadBalancer: {localityLbSetting: {enabled: true, failoverPriority: ["topology.kubernetes.io/zone"]}}, outlierDetection: {consecutive5xxErrors: 5}`), asks: []ask{get("/").times(30).want(ok).pods(1, 2)}},
 	}}}
 }

@@ -140,6 +140,8 @@ func grpcRoutes() []feature {
 		return feature{name: name, field: field + part, yaml: yaml, asks: asks, ports: grpcPort}
 	}
 	echo := rpc("/ambit.echo.v1.Echo/Echo").want("answer.grpc-status=0")
+	mirrored := g("mirror", ".filters.requestMirror", route("GRPCRoute", "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: g2, port: 80}}}], "+refs("g1")), rpc("/copy.$S/M").times(3).want("answer.grpc-status=0", atV1))
+	mirrored.copies = copies{"/copy.$S/M", 3, 3}
 	return []feature{
 		g("all calls", "", route("GRPCRoute", refs("g2")), echo.want(atV2)),
 		g("a service", ".matches.method.service", only("{method: {service: ambit.echo.v1.Echo}}"), split(echo, rpc("/a.B/C"))...),
@@ -152,7 +154,7 @@ func grpcRoutes() []feature {
 		g("by weight", ".backendRefs.weight", route("GRPCRoute", refs("g1=50", "g2=50")), echo.times(100).count(atV2, 25, 75)),
 		g("set a header", ".filters.requestHeaderModifier", route("GRPCRoute", "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-a, value: \"1\"}]}}], "+refs("g1")), echo.want("header.X-A=1")),
 		g("set a header of the answer", ".filters.responseHeaderModifier", route("GRPCRoute", "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-a, value: \"1\"}]}}], "+refs("g1")), echo.want("answer.x-a=1")),
-		g("mirror", ".filters.requestMirror", route("GRPCRoute", "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: g2, port: 80}}}], "+refs("g1")), echo.times(3).want(atV1)),
+		mirrored,
 		g("no rule is unimplemented", ".matches", "{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {name: $S, namespace: shop}, spec: {parentRefs: [{group: \"\", kind: Service, name: $S}], rules: [{matches: [{method: {service: a.B}}], "+refs("g2")+"}]}}", rpc("/x.Y/Z").want("answer.grpc-status=12")),
 		g("a back end without pods is unavailable", ".backendRefs", route("GRPCRoute", refs("nobody")), rpc("/x.Y/Z").want("answer.grpc-status=14")),
 	}

@@ -85,7 +85,7 @@ func matchOthers() []feature {
 		{name: "a method", field: method + ".exact", yaml: only("{method: {exact: POST}}"), asks: split(get("/").method("POST"), get("/"))},
 		{name: "a method by prefix", field: method + ".prefix", yaml: only("{method: {prefix: P}}"), asks: split(get("/").method("PUT"), get("/"))},
 		{name: "methods by regular expression", field: method + ".regex", yaml: only(`{method: {regex: "PUT|DELETE"}}`), asks: split(get("/").method("DELETE"), get("/").method("PATCH"))},
-		{name: "a method of one's own", field: method + ".exact", yaml: only("{method: {exact: PURGE}}"), ports: "", asks: []ask{get("/").method("OPTIONS").want(ok, atV1)}},
+		{name: "a method of one's own", field: method + ".exact", yaml: virtual("match: [{method: {exact: PURGE}}], directResponse: {status: 418}"), asks: []ask{get("/").method("PURGE").want("status=418"), get("/").want(ok, atV1)}},
 		{name: "an authority", field: authority + ".exact", yaml: only("{authority: {exact: $S.shop}}"), asks: split(get("/"), get("/").host("$S"))},
 		{name: "an authority by prefix", field: authority + ".prefix", yaml: only("{authority: {prefix: $S.shop}}"), asks: split(get("/").host("$S.shop.svc"), get("/").host("$S"))},
 		{name: "an authority by regular expression", field: authority + ".regex", yaml: only(`{authority: {regex: ".*\\.svc"}}`), asks: split(get("/").host("$S.shop.svc"), get("/").host("$S.shop"))},

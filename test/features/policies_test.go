@@ -35,7 +35,6 @@ func authorizeClient() []feature {
 		{name: "but for addresses", field: field + ".notIpBlocks", yaml: from(`notIpBlocks: ["192.0.2.0/24"]`), asks: []ask{us.want(ok)}},
 		{name: "by the original address", field: field + ".remoteIpBlocks", yaml: from(`remoteIpBlocks: ["10.0.0.0/8"]`), asks: []ask{us.want(ok)}},
 		{name: "but for original addresses", field: field + ".notRemoteIpBlocks", yaml: from(`notRemoteIpBlocks: ["0.0.0.0/0"]`), asks: []ask{us.want("status=403")}},
-		{name: "who has none", field: field + ".principals", yaml: from(`principals: ["*"]`), asks: []ask{get("/").by("outsider").want("!header.X-Request-Id=*")}},
 		{name: "one of several", field: "AuthorizationPolicy.rules.from[]", yaml: allow("from: [{source: {namespaces: [ghost]}}, {source: {namespaces: [shop]}}]"), asks: refused(us, them)},
 		{name: "all of one", field: field, yaml: from("namespaces: [shop], notPrincipals: [cluster.local/ns/shop/sa/client]"), asks: []ask{us.want("status=403"), them.want("status=403")}},
 		{name: "denied by identity", field: field + ".principals", yaml: deny("from: [{source: {principals: [cluster.local/ns/other/sa/stranger]}}]"), asks: refused(us, them)},

@@ -35,9 +35,10 @@ func protocols() []group {
 			{name: "TLS", field: "Service.ports.name tls", ports: tls, asks: []ask{hello(443, "a.example").want("pod=*")}},
 			{name: "a large answer", field: "Service.ports.name http", asks: []ask{get("/bytes/3000000").want(ok, "answer.content-length=3000000")}},
 			{name: "HEAD", field: "Service.ports.name http", asks: []ask{get("/").method("HEAD").want(ok, "!pod=*")}},
+			{name: "a client that closes after the answer", field: "Service", asks: []ask{get("/", "connection: close").times(20).anew().want(ok, "pod=*")}},
 			{name: "an error of the application", field: "Service.ports.name http", asks: []ask{get("/status/404").want("status=404", "pod=*"), get("/status/500").want("status=500", "pod=*")}},
 			{name: "a request gets an identifier", field: "Service", asks: []ask{get("/").want("header.X-Request-Id=*")}},
-			{name: "a request keeps its identifier", field: "Service", asks: []ask{get("/", "x-request-id: mine").want("header.X-Request-Id=*")}},
+			{name: "a request keeps its identifier", field: "Service", asks: []ask{get("/", "x-request-id: mine").want("header.X-Request-Id=mine")}},
 			{name: "the protocol is told", field: "Service", asks: []ask{get("/").want("header.X-Forwarded-Proto=http")}},
 		}},
 		{title: "TCP", features: []feature{
