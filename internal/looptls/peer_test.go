@@ -44,8 +44,8 @@ func configs(t testing.TB) (server, client *tls.Config) {
 	return server, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
 }
 
-// pipe is a TCP connection over loopback, one end of it as a bare descriptor.
-func pipe(t testing.TB) (peer *net.TCPConn, fd int) {
+// connection is a TCP connection over loopback, one end of it as a bare descriptor.
+func connection(t testing.TB) (peer *net.TCPConn, fd int) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -191,7 +191,7 @@ func shaken(t testing.TB, attached bool) *peer {
 	t.Helper()
 	srv, cli := configs(t)
 	p := &peer{t: t, plain: make(chan []byte, 1<<16), fail: make(chan error, 1)}
-	p.sock, p.fd = pipe(t)
+	p.sock, p.fd = connection(t)
 	var log bytes.Buffer
 	cli.KeyLogWriter = &log
 	tc := tls.Client(p.sock, cli)
