@@ -261,10 +261,20 @@ func (p *peer) want(b []byte) {
 	p.t.Helper()
 	var got []byte
 	for len(got) < len(b) {
+		select { // an end comes behind the bytes, though select might not take them so
+		case x := <-p.plain:
+			got = append(got, x...)
+			continue
+		default:
+		}
 		select {
 		case x := <-p.plain:
 			got = append(got, x...)
 		case err := <-p.fail:
+			if len(p.plain) > 0 {
+				p.fail <- err
+				continue
+			}
 			p.t.Fatalf("after %d of %d bytes: %v", len(got), len(b), err)
 		}
 	}
