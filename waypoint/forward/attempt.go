@@ -91,6 +91,7 @@ type attempt struct {
 	cluster *cluster.Cluster
 	host    *cluster.Host
 	dest    netip.AddrPort // where the client wanted to go
+	client  netip.AddrPort // who asks; not valid if it is the waypoint itself
 	req     *message.Request
 	up      message.ClientStream
 	link    *link

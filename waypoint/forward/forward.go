@@ -3,7 +3,8 @@
 //
 //   - accept.go: tunnels and their handshakes. inbound.go: one CONNECT, its chain and protocol (sniff.go).
 //   - exchange.go: one HTTP request, from its head to the last byte of the answer; attempt.go: one try of it.
-//   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. tunnel.go: HBONE to a pod.
+//   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. reach.go: how one is made; tunnel.go:
+//     HBONE to a pod; tls.go: TLS to an endpoint, and proxyproto.go: what tells it of the client.
 //   - tcp.go and relay.go: connections that are not HTTP.
 //   - record.go: metrics and access log.
 //
@@ -94,9 +95,10 @@ type Proxy struct {
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
-	turns  chan struct{}
-	ctx    context.Context
-	cancel context.CancelFunc
+	turns   chan struct{}
+	ctx     context.Context
+	cancel  context.CancelFunc
+	secrets secrets
 	// helpers are the goroutines that Run waits for.
 	helpers sync.WaitGroup
 }

@@ -78,6 +78,7 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	x.cluster, x.host = c, h
 	x.passed = 0
 	t := x.w.newAttempt(x, c, h, x.Dest)
+	t.client = x.Client.Addr
 	x.try = t
 	if a.Retry != nil && a.Retry.PerTry > 0 {
 		x.w.loop.Start(&t.timer, a.Retry.PerTry, t)

@@ -69,7 +69,7 @@ func (s *stream) dial() {
 		return
 	}
 	s.tries++
-	s.in.w.reach(h, c, s.Dest, func(p loop.Pipe, err error) {
+	s.in.w.reach(way{host: h, cluster: c, dest: s.Dest, client: s.Client.Addr, http: notHTTP}, func(p loop.Pipe, _ string, err error) {
 		switch {
 		case s.in.over:
 			c.EndConnection()
