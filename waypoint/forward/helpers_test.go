@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/hbone/hbonetest"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/xds"
@@ -20,6 +21,16 @@ import (
 
 // quiet takes what servers say about clients that they do not like.
 var quiet = log.New(io.Discard, "", 0)
+
+// another is a second client of the same waypoint.
+func (r *rig) another() *rig {
+	o := &rig{t: r.t, ca: r.ca, addr: r.addr, set: r.set, proxy: r.proxy}
+	l := hbonetest.Loop(r.t)
+	cfg := svid.ClientConfig(r.ca.Issue(r.ca.ID("demo", "other")), []spiffe.ID{r.ca.ID("demo", "waypoint")}, svid.Options{})
+	l.OnLoop(func() { o.pool = hbone.NewPool(l, hbone.PoolConfig{Dial: hbonetest.Dialer(l, cfg)}) })
+	r.t.Cleanup(func() { l.OnLoop(o.pool.Close) })
+	return o
+}
 
 // pod starts a node's proxy, in front of addr, for the identity demo/reviews. Its tunnels are told by tag.
 func (r *rig) pod(addr string, done hbone.JoinHandler) netip.AddrPort {
