@@ -33,6 +33,7 @@ const maxConnectTries = 1
 func (c *inbound) serveTCP(tcp *listener.TCP) {
 	s := &stream{in: c, tcp: tcp, begun: c.w.loop.Now()}
 	c.stream = s
+	c.pipe.SetHandler(nil) // what comes now is for the relay
 	s.Req = &s.req
 	s.Client, s.Local, s.Dest, s.ServerName = c.client, c.w.p.principal, c.dest, c.serverName
 	s.Now, s.Rand = time.Now(), c.w.rand
