@@ -191,10 +191,10 @@ func (x *exchange) Go(f func(ctx context.Context) func()) {
 	if x.ctx == nil {
 		x.ctx, x.cancel = context.WithCancel(x.w.p.ctx)
 	}
-	ctx := x.ctx
+	ctx, l := x.ctx, x.w.loop // x may be another exchange when f returns
 	x.w.p.helpers.Go(func() {
 		done := f(ctx)
-		x.w.loop.Inject(func() {
+		l.Inject(func() {
 			if ctx.Err() == nil && done != nil {
 				done()
 			}
