@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -22,10 +23,13 @@ const (
 // Lookup resolves a name. network is "ip", "ip4" or "ip6"; ttl is how long the answer is good, 0 if that is not known.
 type Lookup func(ctx context.Context, network, host string) (addrs []netip.Addr, ttl time.Duration, err error)
 
-// systemLookup asks the system's resolver, which does not tell TTLs.
-func systemLookup(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
-	return addrs, 0, err
+// systemLookup asks the servers that the system names, which does not tell TTLs. No thread waits meanwhile.
+func systemLookup() Lookup {
+	r := &net.Resolver{PreferGo: true}
+	return func(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
+		addrs, err := r.LookupNetIP(ctx, network, host)
+		return addrs, 0, err
+	}
 }
 
 // nameState is when a name is resolved again.
@@ -136,6 +140,26 @@ func (c *Cluster) Named(host string, port uint16) *Host {
 	return c.At(netip.AddrPortFrom(a.addr, port), host)
 }
 
+// forbidden says whether an address is this machine's, or on the link. Where the machine's cannot be told all are.
+func forbidden(a netip.Addr) bool {
+	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+		return true
+	}
+	own, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(own, func(o net.Addr) bool {
+		p, err := netip.ParsePrefix(o.String())
+		return err == nil && p.Addr().Unmap() == a
+	})
+}
+
+// DefaultPort is the port of the hosts of a Dynamic cluster that requests name without one.
+func (c *Cluster) DefaultPort() uint16 {
+	if c.transport.TLS != nil {
+		return 443
+	}
+	return 80
+}
+
 // maxAnswers is the number of hosts whose addresses are kept for a Dynamic cluster.
 const maxAnswers = 4096
 
@@ -156,7 +180,7 @@ func (c *Cluster) Resolve(ctx context.Context, host string, port uint16) (*Host,
 		return nil, fmt.Errorf("resolve %q: %w", host, ErrNoHost)
 	}
 	for _, a := range addrs {
-		if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+		if c.forbidden(a) {
 			return nil, fmt.Errorf("resolve %q: %v: %w", host, a, ErrForbidden)
 		}
 	}

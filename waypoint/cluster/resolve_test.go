@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -157,6 +158,16 @@ func TestAHostThatARequestNamesIsResolvedOnce(t *testing.T) {
 	k.t = k.t.Add(time.Hour)
 	if c.Named("a.example", 443) != nil {
 		t.Error("an answer is good for ever")
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range own {
+		ip := netip.MustParsePrefix(a.String()).Addr().WithZone("").String()
+		if _, err := c.Resolve(t.Context(), ip, 80); !errors.Is(err, ErrForbidden) {
+			t.Errorf("%s, which is this machine: %v", ip, err)
+		}
 	}
 	for _, host := range []string{"here", "cloud", "127.0.0.1", "::1", "169.254.169.254", "0.0.0.0"} {
 		if h, err := c.Resolve(t.Context(), host, 80); !errors.Is(err, ErrForbidden) {

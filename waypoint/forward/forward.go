@@ -5,6 +5,7 @@
 //   - exchange.go: one HTTP request, from its head to the last byte of the answer; attempt.go: one try of it.
 //   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. reach.go: how one is made; tunnel.go:
 //     HBONE to a pod; tls.go: TLS to an endpoint, and proxyproto.go: what tells it of the client.
+//   - dynamic.go: hosts that requests name themselves.
 //   - tcp.go and relay.go: connections that are not HTTP.
 //   - record.go: metrics and access log.
 //
@@ -95,7 +96,9 @@ type Proxy struct {
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
-	turns   chan struct{}
+	turns chan struct{}
+	// lookups bounds the lookups of hosts that requests name.
+	lookups chan struct{}
 	ctx     context.Context
 	cancel  context.CancelFunc
 	secrets secrets
@@ -108,7 +111,7 @@ const maxHandshakes = 256
 
 // New makes a proxy that listens nowhere yet.
 func New(cfg Config) (*Proxy, error) {
-	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes)}
+	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for i := range p.cfg.Workers {

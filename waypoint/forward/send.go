@@ -69,13 +69,23 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	if a.AttemptCount {
 		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
 	}
+	x.cluster = c
+	if c.Discovery == cluster.Dynamic {
+		x.attemptNamed(c)
+		return
+	}
 	h, err := x.pick(c, a)
 	if err != nil {
-		x.cluster = c
 		x.fail(503, "no healthy upstream", "no_healthy_upstream", filter.NoHealthyUpstream)
 		return
 	}
-	x.cluster, x.host = c, h
+	x.send(h)
+}
+
+// send sends the request to an endpoint of the cluster that was chosen.
+func (x *exchange) send(h *cluster.Host) {
+	a, c := x.RouteAction(), x.cluster
+	x.host = h
 	x.passed = 0
 	t := x.w.newAttempt(x, c, h, x.Dest)
 	t.client = x.Client.Addr

@@ -57,12 +57,22 @@ func (s *stream) dial() {
 		return
 	}
 	s.cluster = c
+	if c.Discovery == cluster.Dynamic {
+		s.dialNamed(c)
+		return
+	}
 	h, err := s.in.w.choose(c, &cluster.Pick{Rand: s.Rand}, s.Dest)
 	if err != nil {
 		s.Flags |= filter.NoHealthyUpstream
 		s.end(err)
 		return
 	}
+	s.connect(h)
+}
+
+// connect dials an endpoint of the cluster that was chosen.
+func (s *stream) connect(h *cluster.Host) {
+	c := s.cluster
 	s.host = h
 	if !c.BeginConnection() {
 		s.Flags |= filter.UpstreamOverflow
