@@ -234,8 +234,9 @@ func (d *demo) outlier(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer heal()
+	// without the setting the pod nearest to the waypoint would have all requests, as in Istio
 	const rule = `{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: reviews, namespace: shop}, spec: {host: reviews,
- trafficPolicy: {outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 3s, maxEjectionPercent: 100}}}}`
+ trafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false}}, outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 3s, maxEjectionPercent: 100}}}}`
 	err = d.set(ctx, rule, d.only(ctx, 1))
 	if err != nil {
 		return "", err
