@@ -3,13 +3,11 @@ package e2e
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
@@ -32,35 +30,13 @@ func envoyProgram(t *testing.T) string {
 func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	bin := programs(t)
-	ambit := filepath.Join(bin, "ambit")
-	m := &mesh{t: t, echo: []string{ambit, "echo"}}
-	o := lab.Options{Name: name, Programs: lab.Programs{
-		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo, Waypoint: filepath.Join(bin, "waypoint"),
-	}}
+	programs := lab.Programs{Waypoint: program(t, "waypoint")}
 	if envoy {
-		o.Programs.Envoy, o.Programs.EnvoyAgent = envoyProgram(t), []string{ambit, "lab", "envoy"}
+		programs.Envoy, programs.EnvoyAgent = envoyProgram(t), []string{program(t, "ambit"), "lab", "envoy"}
 	}
-	l, err := lab.Up(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	m.c = l.Client()
-	manifests, err := manifest.Read(files...)
-	if err == nil {
-		_, err = m.c.Apply(t.Context(), manifests...)
-	}
-	if err == nil {
-		err = m.c.WaitReady(t.Context(), nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := start(t, lab.Options{Name: name, Programs: programs})
+	m.files(files...)
+	m.ready()
 	return m
 }
 
