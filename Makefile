@@ -47,7 +47,7 @@ test-interop: ## a Rust ztunnel named by ZTUNNEL_BIN as a node of our mesh, both
 	@if [ -z "$$ZTUNNEL_BIN" ]; then echo 'skipped: ZTUNNEL_BIN does not name a Rust ztunnel'; else \
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
-soak: build ## the long forms of the tests (churn, certificates, policy), about 40 minutes; needs root
+soak: build ## the long forms of the tests (churn, crashes, certificates, policy), about an hour; needs root
 	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
 
 fuzz: ## every fuzz target for FUZZTIME (10m)

@@ -477,3 +477,18 @@ func TestDrainLetsRequestsEnd(t *testing.T) {
 		t.Errorf("%q", body)
 	}
 }
+
+func TestARequestOnAnOldConnectionGoesByTheNewRoutes(t *testing.T) {
+	r := newRig(t)
+	for _, n := range []string{"v1", "v2"} {
+		r.cluster(n, "", backend(t, func(w http.ResponseWriter, q *http.Request) { io.WriteString(w, n) }))
+	}
+	for name, c := range map[string]*http.Client{"HTTP/1.1": r.client(), "HTTP/2": r.client2()} {
+		for _, n := range []string{"v1", "v2", "v1"} {
+			r.routes(`[{"match": {"prefix": "/"}, "route": {"cluster": "` + n + `"}}]`)
+			if _, body := get(t, c, "/"); body != n {
+				t.Errorf("%s: %s answered, want %s", name, body, n)
+			}
+		}
+	}
+}

@@ -43,6 +43,7 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 		return
 	}
 	w.p.tune(fd)
+	o.app.ResetOnClose()
 	o.peer, o.orig = peer, orig
 	o.begin(w, pod, o, outboundDir)
 	if o.selfCall() {
@@ -134,11 +135,13 @@ func (o *outbound) resolve() {
 
 // retry implements parked.
 func (o *outbound) retry() {
-	if o.dest != nil {
+	switch {
+	case !o.listed: // the retry of another one may have ended it
+	case o.dest != nil:
 		o.enterPod()
-		return
+	default:
+		o.route()
 	}
-	o.route()
 }
 
 // Expired implements loop.TimerHandler: the pod's record did not come in time.
@@ -178,6 +181,7 @@ func (o *outbound) dialed(err error) {
 		}
 		return
 	}
+	o.up.fd.ResetOnClose()
 	o.join = loop.NewJoin(&o.app, &o.up.fd, nil, o)
 }
 
