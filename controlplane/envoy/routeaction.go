@@ -4,6 +4,7 @@ package envoy
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -20,14 +21,10 @@ import (
 
 // httpRoutes are the routes of a rule: one for each of its matches.
 func (b *builder) httpRoutes(src *ruleSource, r *httpRule, s *service, p port) []*routev3.Route {
-	matches, paths := b.matches(src, r, p)
 	var out []*routev3.Route
-	for i, m := range matches {
-		route := &routev3.Route{Name: r.Name, Match: m, Metadata: routeMetadata(src)}
+	for _, m := range b.matches(src, r, p) {
+		route := &routev3.Route{Name: m.name, StatPrefix: m.stat, Match: m.RouteMatch, Metadata: routeMetadata(src)}
 		who := src.name
-		if len(r.Match) == 0 && catchesAll([]*routev3.Route{{Match: m}}) {
-			route.Match.CaseSensitive = nil
-		}
 		switch {
 		case r.Redirect != nil:
 			route.Action = redirect(r.Redirect)
@@ -39,12 +36,39 @@ func (b *builder) httpRoutes(src *ruleSource, r *httpRule, s *service, p port) [
 			}
 		}
 		headers(route, r.Headers)
-		route.Decorator = &routev3.Decorator{Operation: who + ":" + portText(p.number) + paths[i]}
+		route.Decorator = &routev3.Decorator{Operation: who + ":" + portText(p.number) + m.operation}
 		if d := b.single(src, r, p); d != nil && r.Redirect == nil && r.DirectResponse == nil {
-			route.Decorator.Operation = who + ":" + portText(d.port.number) + paths[i]
+			route.Decorator.Operation = who + ":" + portText(d.port.number) + m.operation
 		}
 		b.perFilter(route, src, r)
-		out = append(out, route)
+		out = append(out, b.checked(route, r, s, p))
+	}
+	return out
+}
+
+// checked is a route that a client takes: one that it would refuse, and the whole listener with it, answers with 500. The
+// last good routes of the port stay in force, if there are any.
+func (b *builder) checked(route *routev3.Route, r *httpRule, s *service, p port) *routev3.Route {
+	why := ""
+	if e := r.Rewrite.GetUriRegexRewrite(); e != nil {
+		why = rewriteFlaw(e.Match, e.Rewrite)
+	}
+	for _, o := range r.CorsPolicy.GetAllowOrigins() {
+		if _, err := regexp.Compile(o.GetRegex()); err != nil {
+			why = err.Error()
+		}
+	}
+	if err := flaw(route); err != nil && why == "" {
+		why = err.Error()
+	}
+	if why == "" {
+		return route
+	}
+	b.bad[inboundName(p.number, kindHTTP, "", s.host())] = true
+	b.problem(kube.Rejected, r.object, r.field, why+": the last good routes of the service stay in force; without any, the rule answers with 500", "values that Envoy's routes accept")
+	out := &routev3.Route{Name: route.Name, Match: route.Match, Action: directResponse(&networking.HTTPDirectResponse{Status: 500})}
+	if flaw(out) != nil {
+		out.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
 	}
 	return out
 }
@@ -163,12 +187,12 @@ func headerOps(h *networking.Headers) headerChanges {
 func operations(o *networking.Headers_HeaderOperations) (add []*corev3.HeaderValueOption, remove []string) {
 	for _, k := range sortedKeys(o.GetSet()) {
 		if !isAuthority(k) {
-			add = append(add, overwrite(k, o.Set[k]))
+			add = append(add, overwrite(k, headerValue(o.Set[k])))
 		}
 	}
 	for _, k := range sortedKeys(o.GetAdd()) {
 		if !isAuthority(k) {
-			add = append(add, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: o.Add[k]}})
+			add = append(add, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: headerValue(o.Add[k])}})
 		}
 	}
 	return add, o.GetRemove()

@@ -64,6 +64,8 @@ type exchange struct {
 	host     *cluster.Host
 	try      *attempt
 	tries    int
+	resends  int              // of a request that no endpoint has seen
+	fed      bool             // some of the body was sent, to an endpoint
 	retrying *cluster.Cluster // counts a retry of this request
 	total    loop.Timer       // of the route's timeout
 	timed    bool             // it was started
@@ -230,6 +232,7 @@ func (x *exchange) take(p []byte) int {
 		return n
 	}
 	n := a.up.SendData(p)
+	x.fed = x.fed || n > 0
 	if !x.keep {
 		return n
 	}
@@ -305,6 +308,7 @@ func (x *exchange) push() {
 		if n == 0 {
 			return
 		}
+		x.fed = true
 	}
 	if !x.keep {
 		x.kept, x.passed = x.kept[:0], 0

@@ -220,6 +220,9 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.finish(false)
 		return
 	}
+	if x.resend(t, f) {
+		return
+	}
 	a := x.RouteAction()
 	if x.mayRetry(a) && a.Retry.OnFailure(f.kind, t.open) && x.retry(t.cluster, a.Retry.BackOff(x.tries, x.Rand.Uint64())) {
 		return
@@ -237,6 +240,30 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
 	x.failWith(status, f, flags)
+}
+
+// maxResends is how often a request is sent again because a connection was gone before the endpoint saw it.
+const maxResends = 3
+
+// resend sends a request again that no endpoint has seen. That is not a retry: no policy has to allow it.
+func (x *exchange) resend(t *attempt, f failure) bool {
+	if !f.unseen || x.stage != waiting || x.resends == maxResends || x.fed && !x.keep || f.reused && !idempotent(x.Req.Method) {
+		return false
+	}
+	x.resends++
+	x.tries--
+	c := t.cluster
+	x.wait(0, func() { x.attempt(c) })
+	return true
+}
+
+// idempotent says that doing it twice is doing it once (RFC 9110 section 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
 }
 
 // failWith answers with Envoy's words for a failure.
