@@ -30,7 +30,7 @@ type handlerFunc func()
 func (f handlerFunc) PipeReady() { f() }
 
 // pipeTo makes a Pipe over TLS of a version; ready is called as its handler.
-func pipeTo(t *testing.T, version uint16, ready func(p loop.Pipe)) *piped {
+func pipeTo(t testing.TB, version uint16, ready func(p loop.Pipe)) *piped {
 	t.Helper()
 	srv, cli := configs(t)
 	srv.MinVersion, cli.MinVersion, cli.MaxVersion = version, version, version
@@ -62,7 +62,6 @@ type echo struct {
 	held  []byte
 	moved int
 	most  int // was queued
-	fin   bool
 	err   error
 	over  chan struct{}
 }
@@ -292,5 +291,23 @@ func TestShortPiecesShareARecord(t *testing.T) {
 	}
 	if n, err := io.ReadFull(p.peer, make([]byte, 40_000)); err != nil {
 		t.Error(n, err)
+	}
+}
+
+// BenchmarkPipe carries 64 KiB to the pipe, which sends them back.
+func BenchmarkPipe(b *testing.B) {
+	const size = 64 << 10
+	e := &echo{over: make(chan struct{})}
+	p := pipeTo(b, tls.VersionTLS13, e.ready)
+	out, in := make([]byte, size), make([]byte, size)
+	b.SetBytes(2 * size)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.peer.Write(out); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(p.peer, in); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -82,6 +82,7 @@ func (r *reaching) fail(err error) {
 // connected has a socket to the endpoint.
 func (r *reaching) connected(f *loop.FD, err error) {
 	if err == nil {
+		keepAlive(f.Fd(), r.cluster.Keepalive)
 		if err = r.announce(f); err != nil {
 			f.Reset()
 		}
@@ -94,6 +95,22 @@ func (r *reaching) connected(f *loop.FD, err error) {
 	default:
 		r.secure(f.Detach(), nil)
 	}
+}
+
+// keepAlive sets the options of TCP keep-alive; what is not said stays the system's.
+func keepAlive(fd int, k cluster.Keepalive) {
+	if !k.On {
+		return
+	}
+	set := func(level, name, v int) {
+		if v > 0 {
+			unix.SetsockoptInt(fd, level, name, v)
+		}
+	}
+	set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, k.Probes)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(k.Idle/time.Second))
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(k.Interval/time.Second))
 }
 
 // tunnelled has a stream to the endpoint. TLS in it needs a descriptor: a pair of sockets, one of which is relayed to the
@@ -267,8 +284,9 @@ func splitAuthority(a string) (host string, port uint16) {
 	host = a
 	if i := strings.LastIndexByte(a, ':'); i >= 0 && (i == strings.IndexByte(a, ':') || a[0] == '[' && a[i-1] == ']') {
 		host = a[:i]
-		n, _ := strconv.ParseUint(a[i+1:], 10, 16)
-		port = uint16(n)
+		if n, err := strconv.ParseUint(a[i+1:], 10, 16); err == nil {
+			port = uint16(n)
+		}
 	}
 	if n := len(host); n > 2 && host[0] == '[' && host[n-1] == ']' {
 		host = host[1 : n-1]
