@@ -59,7 +59,8 @@ func pipeTo(t testing.TB, version uint16, ready func(p loop.Pipe)) *piped {
 
 // echo sends back what comes, as a relay does: what is not taken is held, and nothing is read meanwhile.
 type echo struct {
-	held  []byte
+	held  []byte // the rest of space
+	space []byte
 	moved int
 	most  int // was queued
 	err   error
@@ -91,7 +92,8 @@ func (e *echo) ready(p loop.Pipe) {
 			return
 		}
 		e.moved += n
-		e.held = append(e.held[:0], buf[:n]...)
+		e.space = append(e.space[:0], buf[:n]...)
+		e.held = e.space
 	}
 }
 
