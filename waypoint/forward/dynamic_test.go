@@ -181,7 +181,7 @@ func TestTLSGoesToTheServerThatItNamesWithinAWildcard(t *testing.T) {
 			c.Close()
 		}
 	}
-	if n := asked.Load(); n != 6 { // twice for those that come to nothing
+	if n := asked.Load(); n < 4 || n > 6 { // again for those that come to nothing, if a second has passed
 		t.Errorf("looked up %d times", n)
 	}
 }
