@@ -132,7 +132,8 @@ func mask(h map[string][]string) {
 	}
 }
 
-// line sends a line on a connection that is not HTTP, and returns what came back; "closed" if nothing did.
+// line sends a line on a connection that is not HTTP, and returns what came back; "closed" if nothing did. A
+// backend that speaks HTTP says that it is none.
 func line(s side, who client, dst netip.AddrPort) string {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -144,7 +145,7 @@ func line(s side, who client, dst netip.AddrPort) string {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err.Error()
 	}
-	if _, err := io.WriteString(c, "some bytes\n"); err != nil {
+	if _, err := io.WriteString(c, "some bytes\r\n\r\n"); err != nil {
 		return "closed"
 	}
 	b, _ := io.ReadAll(c) // a reset is as good as an end
