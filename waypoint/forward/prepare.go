@@ -37,6 +37,9 @@ func (x *exchange) prepare() bool {
 	if !h.Has("x-forwarded-proto") {
 		h.Add("x-forwarded-proto", x.Req.Scheme)
 	}
+	if s := h.Get("x-forwarded-proto"); x.Req.Proto != message.HTTP2 && (s == "http" || s == "https") {
+		x.Req.Scheme = s // HTTP/1 does not say it itself
+	}
 	if x.chain.Scheme != "" {
 		x.Req.Scheme = x.chain.Scheme
 	}

@@ -69,6 +69,7 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	if a.AttemptCount {
 		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
 	}
+	x.expect(a)
 	x.cluster = c
 	if c.Discovery == cluster.Dynamic {
 		x.attemptNamed(c)
@@ -104,7 +105,7 @@ func (x *exchange) bodiless() bool {
 // pick chooses the endpoint.
 func (x *exchange) pick(c *cluster.Cluster, a *route.Action) (*cluster.Host, error) {
 	p := cluster.Pick{Rand: x.Rand}
-	if a.HasHash() {
+	if by := c.Policy(); a.HasHash() && (by == cluster.RingHash || by == cluster.Maglev) {
 		var cookie string
 		p.Hash, p.HasHash, cookie = a.Hash(&route.HashInput{Req: x.Req, Source: x.Client.Addr, Local: x.Dest, State: x.FilterState})
 		if cookie != "" {
