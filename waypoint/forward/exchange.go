@@ -81,6 +81,8 @@ type exchange struct {
 
 	calls []*call // of filters
 
+	span spanState
+
 	// the answer
 	grpc      string // the trailer's gRPC status
 	grpcSpace [8]byte

@@ -59,6 +59,7 @@ func (x *exchange) record() {
 		l.Protocol, l.GRPC = "grpc", x.grpcAnswer()
 	}
 	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent})
+	x.endSpan(took)
 	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: l.Code, GRPC: l.GRPC, Duration: took, Rand: x.Rand.Uint64()})
 }
 
@@ -146,8 +147,7 @@ func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluste
 	case "REQUESTED_SERVER_NAME":
 		return appendText(dst, c.serverName)
 	case "FILTER_STATE":
-		v, ok := x.FilterState(arg)
-		return append(dst, v...), ok
+		return c.appendState(dst, x, h, arg)
 	case "DYNAMIC_METADATA":
 		return appendMetadata(dst, x, arg)
 	}

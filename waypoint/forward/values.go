@@ -33,6 +33,8 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 			return append(dst, r.Host.Name...), true
 		}
 		return dst, false
+	case "TRACE_ID":
+		return x.appendTrace(dst)
 	case "GRPC_STATUS", "GRPC_STATUS_NUMBER":
 		v := x.grpcAnswer()
 		if n, err := strconv.Atoi(v); err == nil && operator == "GRPC_STATUS" && n >= 0 && n < len(grpcNames) {

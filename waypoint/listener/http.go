@@ -15,6 +15,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 //lint:file-ignore SA1019 deprecated fields are still sent, and Envoy still obeys them
@@ -80,7 +81,7 @@ type HTTP struct {
 	RouteName string
 	Logs      []*accesslog.Log
 	// Tracing is the configuration of spans, or nil; chains with the same one share it.
-	Tracing *hcmv3.HttpConnectionManager_Tracing
+	Tracing *trace.Config
 
 	// Path says how paths are made canonical.
 	Path route.PathPolicy

@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // Main is the name of the listener that decides about services.
@@ -98,7 +99,7 @@ func CompileOver(old *Listener, p *listenerv3.Listener) (*Listener, error) {
 	if l.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
 		return nil, err
 	}
-	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*hcmv3.HttpConnectionManager_Tracing{}}
+	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*trace.Config{}}
 	c.keep(old)
 	for i, f := range p.GetFilterChains() {
 		x, err := c.chain(f)
@@ -162,7 +163,7 @@ type compiler struct {
 	chains map[string]*Chain
 	// What most chains have alike is shared by them, by its serialized form.
 	logs    map[string][]*accesslog.Log
-	tracing map[string]*hcmv3.HttpConnectionManager_Tracing
+	tracing map[string]*trace.Config
 	kept    map[[sha256.Size]byte]*Chain // of the listener before
 }
 
@@ -207,7 +208,7 @@ func (c *compiler) accessLogs(ps []*accesslogv3.AccessLog) ([]*accesslog.Log, er
 }
 
 // sharedTracing is one object for all configurations of spans that are the same.
-func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3.HttpConnectionManager_Tracing, error) {
+func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*trace.Config, error) {
 	if p == nil {
 		return nil, nil
 	}
@@ -216,7 +217,9 @@ func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3
 		return nil, err
 	}
 	if c.tracing[k] == nil {
-		c.tracing[k] = p
+		if c.tracing[k], err = trace.Compile(p); err != nil {
+			return nil, err
+		}
 	}
 	return c.tracing[k], nil
 }
