@@ -83,6 +83,8 @@ type exchange struct {
 
 	span spanState
 
+	asked, told frames // messages of gRPC in the request and in the answer
+
 	// the answer
 	grpc      string // the trailer's gRPC status
 	grpcSpace [8]byte
@@ -116,6 +118,8 @@ func (w *worker) serve(in *inbound, s message.ServerStream) {
 	x.Now = time.Now()
 	x.Rand = w.rand
 	x.begun = w.loop.Now()
+	x.asked.on = route.IsGRPC(x.Req)
+	x.told.on = x.asked.on
 	w.open.Add(1)
 	s.SetTaker(x)
 	x.setIdle(x.chain.StreamIdleTimeout)
@@ -212,6 +216,7 @@ func (x *exchange) Data(p []byte) int {
 	n := x.take(p)
 	x.moved = x.w.loop.Now()
 	x.received += int64(n)
+	x.asked.count(p[:n])
 	for _, m := range x.mirrors {
 		m.feed(p[:n])
 	}

@@ -58,7 +58,7 @@ func (x *exchange) record() {
 	if route.IsGRPC(x.Req) {
 		l.Protocol, l.GRPC = "grpc", x.grpcAnswer()
 	}
-	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent})
+	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent, Messages: x.asked.n, Answers: x.told.n})
 	x.endSpan(took)
 	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: l.Code, GRPC: l.GRPC, Duration: took, Rand: x.Rand.Uint64()})
 }
