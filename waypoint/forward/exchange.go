@@ -86,13 +86,12 @@ type exchange struct {
 	asked, told frames // messages of gRPC in the request and in the answer
 
 	// the answer
-	grpc      string // the trailer's gRPC status
-	grpcSpace [8]byte
-	resp      message.Response // of ours
-	body      string           // of ours, what is left
-	sent      int64
-	upstream  bool // it comes from an endpoint
-	answered  bool // it is complete
+	grpc     string           // the trailer's gRPC status
+	resp     message.Response // of ours
+	body     string           // of ours, what is left
+	sent     int64
+	upstream bool // it comes from an endpoint
+	answered bool // it is complete
 
 	ctx    context.Context // of what filters do on goroutines; nil until one does
 	cancel context.CancelFunc

@@ -44,6 +44,7 @@ func TestMetricsOfGRPCHaveTheNumberOfMessages(t *testing.T) {
 		for range 5 {
 			w.Write(frame(10))
 		}
+		w.(http.Flusher).Flush()
 		w.Header().Set("grpc-status", "0")
 	}))
 	r.routes(`[{"match": {"prefix": "/"}, "route": {"cluster": "reviews"}}]`)
