@@ -28,6 +28,8 @@ type store struct {
 	ready chan struct{}
 	// dump is what the admin interface shows.
 	dump atomic.Pointer[map[string]*listener.Listener]
+	// The resources as they came.
+	rawClusters, rawEndpoints, rawListeners rawSet
 }
 
 func newStore(log *slog.Logger) *store {
@@ -37,12 +39,12 @@ func newStore(log *slog.Logger) *store {
 // subscribe adds the types in the order in which istiod expects to be asked: clusters, endpoints, listeners (controlplane.md
 // 3.1).
 func (s *store) subscribe(c *xds.Client) {
-	xds.Subscribe(c, xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}, clusterHandler{s}, xds.Options{})
-	s.endpoints = xds.Subscribe(c, xds.Type[*cluster.Assignment]{URL: xds.EndpointType, Decode: cluster.DecodeEndpoints}, endpointHandler{s}, xds.Options{Named: true})
+	xds.Subscribe(c, keepingType(xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}), keeping[*cluster.Config]{&s.rawClusters, clusterHandler{s}}, xds.Options{})
+	s.endpoints = xds.Subscribe(c, keepingType(xds.Type[*cluster.Assignment]{URL: xds.EndpointType, Decode: cluster.DecodeEndpoints}), keeping[*cluster.Assignment]{&s.rawEndpoints, endpointHandler{s}}, xds.Options{Named: true})
 	over := func(name string, body []byte) (*listener.Listener, error) {
 		return listener.DecodeOver(s.listeners[name], body)
 	}
-	xds.Subscribe(c, xds.Type[*listener.Listener]{URL: xds.ListenerType, Decode: over}, listenerHandler{s}, xds.Options{})
+	xds.Subscribe(c, keepingType(xds.Type[*listener.Listener]{URL: xds.ListenerType, Decode: over}), keeping[*listener.Listener]{&s.rawListeners, listenerHandler{s}}, xds.Options{})
 }
 
 // Run keeps the clusters' clocks until ctx is done.

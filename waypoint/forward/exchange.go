@@ -83,14 +83,17 @@ type exchange struct {
 
 	calls []*call // of filters
 
+	span spanState
+
+	asked, told frames // messages of gRPC in the request and in the answer
+
 	// the answer
-	grpc      string // the trailer's gRPC status
-	grpcSpace [8]byte
-	resp      message.Response // of ours
-	body      string           // of ours, what is left
-	sent      int64
-	upstream  bool // it comes from an endpoint
-	answered  bool // it is complete
+	grpc     string           // the trailer's gRPC status
+	resp     message.Response // of ours
+	body     string           // of ours, what is left
+	sent     int64
+	upstream bool // it comes from an endpoint
+	answered bool // it is complete
 
 	ctx    context.Context // of what filters do on goroutines; nil until one does
 	cancel context.CancelFunc
@@ -116,6 +119,8 @@ func (w *worker) serve(in *inbound, s message.ServerStream) {
 	x.Now = time.Now()
 	x.Rand = w.rand
 	x.begun = w.loop.Now()
+	x.asked.on = route.IsGRPC(x.Req)
+	x.told.on = x.asked.on
 	w.open.Add(1)
 	s.SetTaker(x)
 	x.setIdle(x.chain.StreamIdleTimeout)
@@ -212,6 +217,7 @@ func (x *exchange) Data(p []byte) int {
 	n := x.take(p)
 	x.moved = x.w.loop.Now()
 	x.received += int64(n)
+	x.asked.count(p[:n])
 	for _, m := range x.mirrors {
 		m.feed(p[:n])
 	}

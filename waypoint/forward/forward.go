@@ -61,6 +61,10 @@ type Config struct {
 	Certs     *svid.Manager
 	// Network is the ID of the own network.
 	Network string
+	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans may refer to; nil: it
+	// is empty.
+	Node    string
+	Env     func(name string) (string, bool)
 	Metrics *telemetry.Registry
 	// Lines takes the lines of access logs.
 	Lines  *telemetry.Writer
@@ -80,6 +84,9 @@ func (c Config) withDefaults() Config {
 	if c.Workers <= 0 {
 		c.Workers = 1
 	}
+	if c.Env == nil {
+		c.Env = func(string) (string, bool) { return "", false }
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -93,6 +100,7 @@ type Proxy struct {
 	log       *slog.Logger
 	workers   []*worker
 	principal string // our own
+	spans     *telemetry.CounterVec
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
@@ -113,6 +121,7 @@ const maxHandshakes = 256
 func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
+	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for i := range p.cfg.Workers {
 		w, err := newWorker(p, i)

@@ -194,6 +194,7 @@ func (x *exchange) data(_ *attempt, p []byte) int {
 	n := x.down.SendData(p)
 	x.moved = x.w.loop.Now()
 	x.sent += int64(n)
+	x.told.count(p[:n])
 	return n
 }
 
