@@ -27,7 +27,7 @@ func (b *builder) httpRoutes(src *ruleSource, r *httpRule, s *service, p port) [
 		who := src.name
 		switch {
 		case r.Redirect != nil:
-			route.Action = redirect(r.Redirect)
+			route.Action = redirect(r.Redirect, route.Match)
 		case r.DirectResponse != nil:
 			route.Action = directResponse(r.DirectResponse)
 		default:
@@ -254,9 +254,11 @@ var redirectCodes = map[uint32]routev3.RedirectAction_RedirectResponseCode{
 	303: routev3.RedirectAction_SEE_OTHER, 307: routev3.RedirectAction_TEMPORARY_REDIRECT, 308: routev3.RedirectAction_PERMANENT_REDIRECT,
 }
 
-func redirect(r *networking.HTTPRedirect) *routev3.Route_Redirect {
+func redirect(r *networking.HTTPRedirect, match *routev3.RouteMatch) *routev3.Route_Redirect {
 	out := &routev3.RedirectAction{HostRedirect: r.Authority, ResponseCode: redirectCodes[r.RedirectCode]}
-	if p, ok := strings.CutPrefix(r.Uri, replacePrefix); ok {
+	if p, ok := strings.CutPrefix(r.Uri, replacePrefix); ok && p == "/" && match.GetPathSeparatedPrefix() != "" {
+		out.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: regexRewrite(withoutPrefix(match.GetPathSeparatedPrefix()))}
+	} else if ok {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PrefixRewrite{PrefixRewrite: p}
 	} else if r.Uri != "" {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: r.Uri}
@@ -264,15 +266,10 @@ func redirect(r *networking.HTTPRedirect) *routev3.Route_Redirect {
 	if r.Scheme != "" {
 		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: r.Scheme}
 	}
-	switch t := r.RedirectPort.(type) {
-	case *networking.HTTPRedirect_Port:
+	// Without a port the location has none, or with the scheme or host as they are, that of the request: what a scheme's own
+	// port is needs no saying.
+	if t, ok := r.RedirectPort.(*networking.HTTPRedirect_Port); ok {
 		out.PortRedirect = t.Port
-	case *networking.HTTPRedirect_DerivePort:
-		if t.DerivePort == networking.HTTPRedirect_FROM_PROTOCOL_DEFAULT {
-			if out.PortRedirect = 80; r.Scheme == "https" {
-				out.PortRedirect = 443
-			}
-		}
 	}
 	return &routev3.Route_Redirect{Redirect: out}
 }

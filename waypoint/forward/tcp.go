@@ -9,6 +9,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
 	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
 // stream is a client's connection that is not HTTP, on its way to an endpoint.
@@ -61,7 +62,11 @@ func (s *stream) dial() {
 		s.dialNamed(c)
 		return
 	}
-	h, err := s.in.w.choose(c, &cluster.Pick{Rand: s.Rand}, s.Dest)
+	pick := &cluster.Pick{Rand: s.Rand}
+	if a := s.Client.Addr.Addr(); s.tcp.HashSource && a.IsValid() {
+		pick.Hash, pick.HasHash = route.HashAddr(a), true
+	}
+	h, err := s.in.w.choose(c, pick, s.Dest)
 	if err != nil {
 		s.Flags |= filter.NoHealthyUpstream
 		s.end(err)
