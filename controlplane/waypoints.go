@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
@@ -47,8 +48,8 @@ type waypoints struct {
 	objects   *kube.Objects
 	addresses map[string]*workloadpb.Address // by resource name
 	built     map[kube.Name]*envoy.Resources // nil before the first set of objects
-	index     *envoy.Index
-	views     map[view]bool // that somebody asked for
+	index     *envoy.Index                   // nil until it is needed
+	views     map[view]bool                  // that somebody asked for
 }
 
 func newWaypoints(cfg envoy.Config) *waypoints {
@@ -71,14 +72,32 @@ func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
 	if quiet {
 		return
 	}
-	w.index = envoy.NewIndex(w.cfg, objects, slices.Collect(maps.Values(w.addresses)))
-	w.built = map[kube.Name]*envoy.Resources{}
-	for _, name := range w.index.Waypoints() {
-		w.built[name] = w.index.Build(name)
+	last := w.built
+	w.built, w.index = map[kube.Name]*envoy.Resources{}, nil
+	if len(w.views) == 0 && !hasGateway(objects) {
+		return // a mesh without waypoints pays nothing for them
+	}
+	for _, name := range w.indexLocked().Waypoints() {
+		w.built[name] = w.indexLocked().Build(name, last[name])
 	}
 	for v := range w.views {
 		w.publishLocked(v)
 	}
+}
+
+func hasGateway(objects *kube.Objects) bool {
+	for range kube.List[*gatewayv1.Gateway](objects) {
+		return true
+	}
+	return false
+}
+
+// indexLocked is the index of the current objects, made when it is first needed.
+func (w *waypoints) indexLocked() *envoy.Index {
+	if w.index == nil {
+		w.index = envoy.NewIndex(w.cfg, w.objects, slices.Collect(maps.Values(w.addresses)))
+	}
+	return w.index
 }
 
 // problems lists what of the objects is not served as written.
@@ -110,7 +129,7 @@ func (w *waypoints) publishLocked(v view) {
 	}
 	r := w.built[v.gateway]
 	if r == nil {
-		r = w.index.Build(v.gateway) // the Gateway is gone: what every waypoint has
+		r = w.indexLocked().Build(v.gateway, nil) // the Gateway is gone: what every waypoint has
 	}
 	clusters, listeners := r.Clusters, r.Listeners
 	if v.plain {

@@ -296,10 +296,10 @@ func TestAnAnswerOtherThan200IsAStatusError(t *testing.T) {
 
 // 3.2: a tunnel lives as long as its peer answers, whether streams are busy or not.
 func TestATunnelOutlivesItsPingTimeout(t *testing.T) {
-	ka := hbone.KeepAlive{Interval: 20 * time.Millisecond, Timeout: 200 * time.Millisecond}
+	ka := hbone.KeepAlive{Interval: 50 * time.Millisecond, Timeout: time.Second}
 	m := newMesh(t, hbone.PoolConfig{KeepAlive: ka}, hbone.ServerConfig{KeepAlive: ka})
 	a, b := m.connect()
-	end := time.NewTimer(600 * time.Millisecond)
+	end := time.NewTimer(1600 * time.Millisecond)
 	defer end.Stop()
 	busy := 0
 	for on := true; on; busy++ {

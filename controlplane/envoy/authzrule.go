@@ -35,6 +35,12 @@ func (b *builder) policyRule(p *securityv1.AuthorizationPolicy, index int, r *se
 		when = nil
 	}
 	allow := action == rbacconfigv3.RBAC_ALLOW
+	if !b.templates(p, index, r) {
+		if allow {
+			return nil
+		}
+		r = &security.Rule{From: r.From, When: r.When} // without the paths, which nobody can read
+	}
 	out := &rbacconfigv3.Policy{}
 	froms := r.From
 	if len(froms) == 0 {
@@ -60,6 +66,24 @@ func (b *builder) policyRule(p *securityv1.AuthorizationPolicy, index int, r *se
 		return nil
 	}
 	return out
+}
+
+// templates reports path templates that cannot be matched; false when there is one.
+func (b *builder) templates(p *securityv1.AuthorizationPolicy, index int, r *security.Rule) bool {
+	ok := true
+	for i, to := range r.To {
+		for _, path := range append(to.GetOperation().GetPaths(), to.GetOperation().GetNotPaths()...) {
+			if !strings.Contains(path, "{") {
+				continue
+			}
+			if why := templateFlaw(path); why != "" {
+				ok = false
+				b.problem(kube.Warning, kube.KeyOf(p), indexed(indexed("spec.rules", index)+".to", i)+".operation.paths",
+					"template "+strconv.Quote(path)+": "+why+": an ALLOW rule with it allows nothing, another holds for all requests of its sources", "segments that are text, {*} or, as the last operator, {**}")
+			}
+		}
+	}
+	return ok
 }
 
 // principals are the matchers of the conditions about the client; false when, on a TCP chain, they can never hold.

@@ -46,7 +46,7 @@ func BenchmarkBuild(b *testing.B) {
 	gateway := kube.Name{Namespace: "demo", Name: "waypoint"}
 	b.ReportAllocs()
 	for b.Loop() {
-		r := NewIndex(Config{}, set, addresses).Build(gateway)
+		r := NewIndex(Config{}, set, addresses).Build(gateway, nil)
 		if len(r.Clusters) != 1005 || len(r.Endpoints(Place{})) != 1000 {
 			b.Fatal("wrong number of resources")
 		}

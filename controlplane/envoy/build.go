@@ -28,16 +28,22 @@ type builder struct {
 	eds      []edsCluster
 	problems []kube.Problem
 	reported map[string]bool
+	// bad are the chains with something that a client would refuse; last is what the waypoint had before.
+	bad  map[string]bool
+	last *Resources
 	// ruleSets and virtualOf remember what was found for a service.
 	ruleSets  map[*service]*ruleSet
 	virtualOf map[*service]*networkingv1.VirtualService
 }
 
-// Build makes the resources of the waypoint of a Gateway. A Gateway that is not there has what every waypoint has.
-func (x *Index) Build(gateway kube.Name) *Resources {
+// Build makes the resources of the waypoint of a Gateway. A Gateway that is not there has what every waypoint has. last are
+// the resources that it had, nil for none: where an object cannot be served, they stay in force for the cluster or the port
+// that it concerns.
+func (x *Index) Build(gateway kube.Name, last *Resources) *Resources {
 	b := &builder{
 		Index: x, gateway: gateway, object: kube.Get[*gatewayv1.Gateway](x.objects, gateway.Namespace, gateway.Name),
 		serves: map[*service]bool{}, others: map[*service]bool{}, clusters: map[string]*clusterv3.Cluster{}, reported: map[string]bool{},
+		bad: map[string]bool{}, last: last,
 		ruleSets: map[*service]*ruleSet{}, virtualOf: map[*service]*networkingv1.VirtualService{},
 	}
 	if f := x.mesh.flaw; f != nil {
@@ -62,6 +68,7 @@ func (x *Index) Build(gateway kube.Name) *Resources {
 	for s := range b.others {
 		b.outboundClusters(s)
 	}
+	b.checkClusters()
 	r := &Resources{index: x, eds: b.eds, Problems: b.problems}
 	for _, name := range slices.Sorted(maps.Keys(b.clusters)) {
 		r.Clusters = append(r.Clusters, NewResource(name, b.clusters[name]))
@@ -75,6 +82,63 @@ func (x *Index) Build(gateway kube.Name) *Resources {
 
 func (b *builder) listeners() []*listenerv3.Listener {
 	return []*listenerv3.Listener{b.connectTerminate(), connectOriginate(), innerOriginate(), outerOriginate(), b.mainInternal()}
+}
+
+// checkClusters keeps the last good one of a cluster that a client would refuse; without one requests to it fail.
+func (b *builder) checkClusters() {
+	for _, name := range slices.Sorted(maps.Keys(b.clusters)) {
+		if !strings.Contains(name, "|") {
+			continue // what every waypoint has
+		}
+		err := flaw(b.clusters[name])
+		if err == nil {
+			continue
+		}
+		object, field := kube.Key{}, ""
+		for s, set := range b.ruleSets {
+			if set != nil && strings.HasSuffix(name, "|"+s.host()) {
+				object, field = kube.KeyOf(set.first), "spec.trafficPolicy"
+			}
+		}
+		b.problem(kube.Rejected, object, field, err.Error()+": the last good settings of cluster "+name+" stay in force; without any, requests to it fail", "values that Envoy's clusters accept")
+		if c := b.last.cluster(name); c != nil {
+			b.clusters[name] = c
+			continue
+		}
+		delete(b.clusters, name)
+		b.eds = slices.DeleteFunc(b.eds, func(e edsCluster) bool { return e.name == name })
+	}
+}
+
+// cluster is a cluster by name, nil when there is none.
+func (r *Resources) cluster(name string) *clusterv3.Cluster {
+	if r == nil {
+		return nil
+	}
+	for _, c := range r.Clusters {
+		if c.Name == name {
+			return c.Message.(*clusterv3.Cluster)
+		}
+	}
+	return nil
+}
+
+// chain is a chain of main_internal by name, nil when there is none.
+func (r *Resources) chain(name string) *listenerv3.FilterChain {
+	if r == nil {
+		return nil
+	}
+	for _, l := range r.Listeners {
+		if l.Name != nameMainInternal {
+			continue
+		}
+		for _, c := range l.Message.(*listenerv3.Listener).FilterChains {
+			if c.Name == name {
+				return c
+			}
+		}
+	}
+	return nil
 }
 
 // problem reports something about an object, once per waypoint.

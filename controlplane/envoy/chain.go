@@ -6,6 +6,7 @@ import (
 	udpav1 "github.com/cncf/xds/go/udpa/type/v1"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
@@ -14,12 +15,15 @@ import (
 	grpcwebv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_web/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	netstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
 // typedStruct is a message whose type we have no code for.
@@ -53,9 +57,32 @@ func (b *builder) portChains(s *service, p port) []*listenerv3.FilterChain {
 		} else {
 			chain.Filters = b.tcpFilters(at, b.tcpProxy(s, p, name))
 		}
-		out = append(out, chain)
+		out = append(out, b.checkChain(chain, s))
 	}
 	return out
+}
+
+// checkChain keeps the last good chain in place of one with something that a client would refuse. Without one, what is
+// wrong with a rule has been taken out of it already, and a chain that is wrong otherwise has no filters: it closes
+// connections.
+func (b *builder) checkChain(chain *listenerv3.FilterChain, s *service) *listenerv3.FilterChain {
+	err := flaw(chain)
+	if err != nil {
+		b.problem(kube.Rejected, s.key, "", err.Error()+": the last good settings of "+chain.Name+" stay in force; without any, its connections are closed", "policies and telemetry that Envoy accepts")
+	}
+	if err == nil && !b.bad[chain.Name] {
+		return chain
+	}
+	if last := b.last.chain(chain.Name); last != nil {
+		return last
+	}
+	if err != nil {
+		return &listenerv3.FilterChain{Name: chain.Name, Filters: []*listenerv3.Filter{
+			networkFilter("envoy.filters.network.rbac", &netrbacv3.RBAC{Rules: &rbacconfigv3.RBAC{}, StatPrefix: "closed."}),
+			networkFilter("envoy.filters.network.tcp_proxy", &tcpv3.TcpProxy{StatPrefix: chain.Name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: nameUnknownService}}),
+		}}
+	}
+	return chain
 }
 
 // directChains serve connections to the address of a workload: they go on to the same address.

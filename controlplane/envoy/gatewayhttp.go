@@ -187,6 +187,11 @@ func prefixFor(match *networking.HTTPMatchRequest, replacement string) string {
 	return trimmed
 }
 
+// withoutPrefix is an expression that takes a prefix away, and what takes its place.
+func withoutPrefix(prefix string) (expression, by string) {
+	return "^" + regexp.QuoteMeta(prefix) + "/?(.*)", `/\1`
+}
+
 func gatewayRewrite(f *gatewayv1.HTTPURLRewriteFilter, match *networking.HTTPMatchRequest) *networking.HTTPRewrite {
 	out := &networking.HTTPRewrite{}
 	if f.Hostname != nil {
@@ -202,7 +207,8 @@ func gatewayRewrite(f *gatewayv1.HTTPURLRewriteFilter, match *networking.HTTPMat
 		prefix := strings.TrimSuffix(match.GetUri().GetPrefix(), "/")
 		if strings.Trim(*f.Path.ReplacePrefixMatch, "/") == "" && prefix != "" {
 			// The prefix goes away: its replacement must not leave two slashes.
-			out.UriRegexRewrite = &networking.RegexRewrite{Match: "^" + regexp.QuoteMeta(prefix) + "/?(.*)", Rewrite: `/\1`}
+			expression, by := withoutPrefix(prefix)
+			out.UriRegexRewrite = &networking.RegexRewrite{Match: expression, Rewrite: by}
 		} else {
 			out.Uri = prefixFor(match, *f.Path.ReplacePrefixMatch)
 		}

@@ -78,7 +78,7 @@ func TestGolden(t *testing.T) {
 // render writes what of a waypoint's resources is its own.
 func render(t *testing.T, x *Index) string {
 	t.Helper()
-	r := x.Build(kube.Name{Namespace: "demo", Name: "waypoint"})
+	r := x.Build(kube.Name{Namespace: "demo", Name: "waypoint"}, nil)
 	var b strings.Builder
 	for _, c := range r.Clusters {
 		if strings.Contains(c.Name, "|") {

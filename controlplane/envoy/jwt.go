@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -24,8 +25,9 @@ import (
 // spaceDelimited claims are lists in one text.
 var spaceDelimited = []string{"permission", "scope"}
 
-// noKeys verifies nothing: a token of a provider without keys fails, rather than passing unchecked.
-const noKeys = `{"keys":[]}`
+// noKeys verifies nothing, so that a token of a provider without keys fails rather than passing unchecked: nobody has the
+// private half of its key. A set without any key would be refused by the client, and the whole listener with it.
+const noKeys = `{"keys":[{"kty":"EC","crv":"P-256","kid":"nobody","x":"B1ydT-dWuI048SIMdXJsWbfYYlJZg13AaRB8xCCJuqI","y":"pfJVhd3O-QCxx1R6zm6OUEPe3bxF_yasvY_xjIyMfoc"}]}`
 
 // jwtFilter verifies tokens as RequestAuthentications for a chain want it. A request without a token passes, one with a
 // bad token does not (3.8).
@@ -90,6 +92,10 @@ func (b *builder) jwtProvider(object kube.Key, field string, r *security.JWTRule
 	switch {
 	case r.Jwks != "":
 		p.JwksSourceSpecifier = localKeys(r.Jwks)
+		if why := keysFlaw(r.Jwks); why != "" {
+			b.problem(kube.Warning, object, field+".jwks", why+": every token of the issuer fails", "a JSON Web Key Set with RSA, EC or OKP keys")
+			p.JwksSourceSpecifier = localKeys(noKeys)
+		}
 	case r.JwksUri != "":
 		remote, why := b.remoteKeys(r)
 		if why == "" {
@@ -103,6 +109,33 @@ func (b *builder) jwtProvider(object kube.Key, field string, r *security.JWTRule
 		p.JwksSourceSpecifier = localKeys(noKeys)
 	}
 	return p
+}
+
+// keysFlaw says what is wrong with a key set, "" when some key of it can be used.
+func keysFlaw(text string) string {
+	var set struct {
+		Keys []struct{ Kty, N, E, Crv, X, Y string }
+	}
+	if err := json.Unmarshal([]byte(text), &set); err != nil {
+		return err.Error()
+	}
+	for _, k := range set.Keys {
+		switch k.Kty {
+		case "RSA":
+			if k.N != "" && k.E != "" {
+				return ""
+			}
+		case "EC":
+			if slices.Contains([]string{"P-256", "P-384", "P-521"}, k.Crv) && k.X != "" && k.Y != "" {
+				return ""
+			}
+		case "OKP":
+			if k.Crv == "Ed25519" && k.X != "" {
+				return ""
+			}
+		}
+	}
+	return "there is no key that can be used"
 }
 
 func localKeys(text string) *jwtv3.JwtProvider_LocalJwks {

@@ -91,18 +91,19 @@ type Index struct {
 	objects *kube.Objects
 	mesh    meshSettings
 
-	services   []*service            // in order of namespace and host
-	byHost     map[string][]*service // the preferred one first
-	byAddress  map[string][]*service // by the address of their waypoints
-	workloads  map[string][]*workloadpb.Workload
-	all        []*workloadpb.Workload          // in order of uid
-	rules      []*networkingv1.DestinationRule // oldest first
-	virtuals   []*networkingv1.VirtualService  // oldest first
-	policies   []*securityv1.AuthorizationPolicy
-	requests   []*securityv1.RequestAuthentication
-	telemetry  []*telemetryv1.Telemetry
-	routes     map[kube.Key][]*attachedRoute // Gateway API routes by the Service or ServiceEntry they attach to
-	routeFlaws []kube.Problem
+	services        []*service            // in order of namespace and host
+	byHost          map[string][]*service // the preferred one first
+	byAddress       map[string][]*service // by the address of their waypoints
+	workloads       map[string][]*workloadpb.Workload
+	all             []*workloadpb.Workload          // in order of uid
+	rules           []*networkingv1.DestinationRule // oldest first
+	virtuals        []*networkingv1.VirtualService  // oldest first
+	policies        []*securityv1.AuthorizationPolicy
+	requests        []*securityv1.RequestAuthentication
+	telemetry       []*telemetryv1.Telemetry
+	backendPolicies []*gatewayv1.BackendTLSPolicy
+	routes          map[kube.Key][]*attachedRoute // Gateway API routes by the Service or ServiceEntry they attach to
+	routeFlaws      []kube.Problem
 }
 
 // NewIndex makes an index of a set of objects and of the addresses that translate made of it.
@@ -164,6 +165,7 @@ func NewIndex(cfg Config, objects *kube.Objects, addresses []*workloadpb.Address
 	x.policies = oldestFirst(kube.List[*securityv1.AuthorizationPolicy](objects))
 	x.requests = oldestFirst(kube.List[*securityv1.RequestAuthentication](objects))
 	x.telemetry = oldestFirst(kube.List[*telemetryv1.Telemetry](objects))
+	x.backendPolicies = oldestFirst(kube.List[*gatewayv1.BackendTLSPolicy](objects))
 	x.attachRoutes()
 	return x
 }

@@ -6,7 +6,9 @@ import (
 	"math"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	matchv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -45,6 +47,7 @@ func (b *builder) applyPolicy(o *clusterOptions, p *networking.TrafficPolicy) {
 	b.outlierDetection(o, p.OutlierDetection)
 	b.loadBalancer(o, p.LoadBalancer)
 	b.clientTLS(o, p.Tls)
+	b.backendTLS(o)
 	b.proxyProtocol(o, p.ProxyProtocol)
 	if p.RetryBudget != nil {
 		t := o.cluster.CircuitBreakers.Thresholds[0]
@@ -138,6 +141,15 @@ func (o *clusterOptions) upgrade(h *networking.ConnectionPoolSettings_HTTPSettin
 	} else if h.H2UpgradePolicy == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE && o.h2 == nil && o.kind == kindHTTP {
 		o.h2, o.useClient = &corev3.Http2ProtocolOptions{}, false
 	}
+	if k := h.Http2KeepAlive; k != nil && o.h2 != nil {
+		o.h2.ConnectionKeepalive = &corev3.KeepaliveSettings{}
+		if k.Interval != nil {
+			o.h2.ConnectionKeepalive.Interval = clone(k.Interval)
+		}
+		if k.Timeout != nil {
+			o.h2.ConnectionKeepalive.Timeout = clone(k.Timeout)
+		}
+	}
 	if h.MaxConcurrentStreams > 0 && o.h2 != nil {
 		o.h2.MaxConcurrentStreams = u32(uint32(h.MaxConcurrentStreams))
 	}
@@ -176,6 +188,23 @@ func (b *builder) outlierDetection(o *clusterOptions, p *networking.OutlierDetec
 		o.cluster.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: float64(p.MinHealthPercent)}
 	}
 	o.cluster.OutlierDetection = out
+	if len(p.OutlierDetectionHttpErrorCodes) > 0 && o.kind == kindHTTP {
+		o.http.OutlierDetection, o.hasHTTP = &httpv3.HttpProtocolOptions_OutlierDetection{ErrorMatcher: statusIsOneOf(p.OutlierDetectionHttpErrorCodes)}, true
+	}
+}
+
+// statusIsOneOf matches responses by their status.
+func statusIsOneOf(codes []uint32) *matchv3.MatchPredicate {
+	var rules []*matchv3.MatchPredicate
+	for _, c := range codes {
+		rules = append(rules, &matchv3.MatchPredicate{Rule: &matchv3.MatchPredicate_HttpResponseHeadersMatch{HttpResponseHeadersMatch: &matchv3.HttpHeadersMatch{
+			Headers: []*routev3.HeaderMatcher{{Name: ":status", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: exactMatcher(portText(c))}}},
+		}}})
+	}
+	if len(rules) == 1 {
+		return rules[0] // a set must have two
+	}
+	return &matchv3.MatchPredicate{Rule: &matchv3.MatchPredicate_OrMatch{OrMatch: &matchv3.MatchPredicate_MatchSet{Rules: rules}}}
 }
 
 func (b *builder) loadBalancer(o *clusterOptions, p *networking.LoadBalancerSettings) {
@@ -186,6 +215,11 @@ func (b *builder) loadBalancer(o *clusterOptions, p *networking.LoadBalancerSett
 	if l := p.LocalityLbSetting; l != nil && (l.Enabled == nil || l.Enabled.Value) {
 		c.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
 			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
+		}
+	}
+	if z := p.ZoneAwareLbSetting; z.GetEnabled().GetValue() && c.CommonLbConfig.LocalityConfigSpecifier == nil {
+		c.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_ZoneAwareLbConfig_{
+			ZoneAwareLbConfig: &clusterv3.Cluster_CommonLbConfig_ZoneAwareLbConfig{},
 		}
 	}
 	if hash := p.GetConsistentHash(); hash != nil {
@@ -274,6 +308,10 @@ func (b *builder) clientTLS(o *clusterOptions, p *networking.ClientTLSSettings) 
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{}}
 	} else {
 		common.ValidationContextType = combined(checks, sds(roots, false))
+	}
+	if p.CaCrl != "" {
+		b.problem(kube.Warning, kube.KeyOf(o.rule.first), "spec.trafficPolicy.tls.caCrl", "a waypoint has no list of revoked certificates: connections fail", "caCertificates without caCrl")
+		common.ValidationContextType = combined(checks, sds("unusable-crl:"+p.CaCrl, false))
 	}
 	if p.Mode == networking.ClientTLSSettings_MUTUAL {
 		cert := "file-cert:" + p.ClientCertificate + "~" + p.PrivateKey

@@ -95,7 +95,7 @@ func catchesAll(routes []*routev3.Route) bool {
 		return false
 	}
 	m := routes[len(routes)-1].Match
-	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters)+len(m.FilterState) == 0
+	return m.GetPrefix() == "/" && len(m.Headers)+len(m.QueryParameters)+len(m.FilterState)+len(m.DynamicMetadata) == 0
 }
 
 // defaultRoute takes everything to one cluster.

@@ -4,6 +4,7 @@ package envoy
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -20,17 +21,13 @@ import (
 
 // httpRoutes are the routes of a rule: one for each of its matches.
 func (b *builder) httpRoutes(src *ruleSource, r *httpRule, s *service, p port) []*routev3.Route {
-	matches, paths := b.matches(src, r, p)
 	var out []*routev3.Route
-	for i, m := range matches {
-		route := &routev3.Route{Name: r.Name, Match: m, Metadata: routeMetadata(src)}
+	for _, m := range b.matches(src, r, p) {
+		route := &routev3.Route{Name: m.name, StatPrefix: m.stat, Match: m.RouteMatch, Metadata: routeMetadata(src)}
 		who := src.name
-		if len(r.Match) == 0 && catchesAll([]*routev3.Route{{Match: m}}) {
-			route.Match.CaseSensitive = nil
-		}
 		switch {
 		case r.Redirect != nil:
-			route.Action = redirect(r.Redirect)
+			route.Action = redirect(r.Redirect, route.Match)
 		case r.DirectResponse != nil:
 			route.Action = directResponse(r.DirectResponse)
 		default:
@@ -39,12 +36,39 @@ func (b *builder) httpRoutes(src *ruleSource, r *httpRule, s *service, p port) [
 			}
 		}
 		headers(route, r.Headers)
-		route.Decorator = &routev3.Decorator{Operation: who + ":" + portText(p.number) + paths[i]}
+		route.Decorator = &routev3.Decorator{Operation: who + ":" + portText(p.number) + m.operation}
 		if d := b.single(src, r, p); d != nil && r.Redirect == nil && r.DirectResponse == nil {
-			route.Decorator.Operation = who + ":" + portText(d.port.number) + paths[i]
+			route.Decorator.Operation = who + ":" + portText(d.port.number) + m.operation
 		}
 		b.perFilter(route, src, r)
-		out = append(out, route)
+		out = append(out, b.checked(route, r, s, p))
+	}
+	return out
+}
+
+// checked is a route that a client takes: one that it would refuse, and the whole listener with it, answers with 500. The
+// last good routes of the port stay in force, if there are any.
+func (b *builder) checked(route *routev3.Route, r *httpRule, s *service, p port) *routev3.Route {
+	why := ""
+	if e := r.Rewrite.GetUriRegexRewrite(); e != nil {
+		why = rewriteFlaw(e.Match, e.Rewrite)
+	}
+	for _, o := range r.CorsPolicy.GetAllowOrigins() {
+		if _, err := regexp.Compile(o.GetRegex()); err != nil {
+			why = err.Error()
+		}
+	}
+	if err := flaw(route); err != nil && why == "" {
+		why = err.Error()
+	}
+	if why == "" {
+		return route
+	}
+	b.bad[inboundName(p.number, kindHTTP, "", s.host())] = true
+	b.problem(kube.Rejected, r.object, r.field, why+": the last good routes of the service stay in force; without any, the rule answers with 500", "values that Envoy's routes accept")
+	out := &routev3.Route{Name: route.Name, Match: route.Match, Action: directResponse(&networking.HTTPDirectResponse{Status: 500})}
+	if flaw(out) != nil {
+		out.Match = &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
 	}
 	return out
 }
@@ -163,12 +187,12 @@ func headerOps(h *networking.Headers) headerChanges {
 func operations(o *networking.Headers_HeaderOperations) (add []*corev3.HeaderValueOption, remove []string) {
 	for _, k := range sortedKeys(o.GetSet()) {
 		if !isAuthority(k) {
-			add = append(add, overwrite(k, o.Set[k]))
+			add = append(add, overwrite(k, headerValue(o.Set[k])))
 		}
 	}
 	for _, k := range sortedKeys(o.GetAdd()) {
 		if !isAuthority(k) {
-			add = append(add, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: o.Add[k]}})
+			add = append(add, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: headerValue(o.Add[k])}})
 		}
 	}
 	return add, o.GetRemove()
@@ -230,9 +254,11 @@ var redirectCodes = map[uint32]routev3.RedirectAction_RedirectResponseCode{
 	303: routev3.RedirectAction_SEE_OTHER, 307: routev3.RedirectAction_TEMPORARY_REDIRECT, 308: routev3.RedirectAction_PERMANENT_REDIRECT,
 }
 
-func redirect(r *networking.HTTPRedirect) *routev3.Route_Redirect {
+func redirect(r *networking.HTTPRedirect, match *routev3.RouteMatch) *routev3.Route_Redirect {
 	out := &routev3.RedirectAction{HostRedirect: r.Authority, ResponseCode: redirectCodes[r.RedirectCode]}
-	if p, ok := strings.CutPrefix(r.Uri, replacePrefix); ok {
+	if p, ok := strings.CutPrefix(r.Uri, replacePrefix); ok && p == "/" && match.GetPathSeparatedPrefix() != "" {
+		out.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: regexRewrite(withoutPrefix(match.GetPathSeparatedPrefix()))}
+	} else if ok {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PrefixRewrite{PrefixRewrite: p}
 	} else if r.Uri != "" {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: r.Uri}
@@ -240,15 +266,10 @@ func redirect(r *networking.HTTPRedirect) *routev3.Route_Redirect {
 	if r.Scheme != "" {
 		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: r.Scheme}
 	}
-	switch t := r.RedirectPort.(type) {
-	case *networking.HTTPRedirect_Port:
+	// Without a port the location has none, or with the scheme or host as they are, that of the request: what a scheme's own
+	// port is needs no saying.
+	if t, ok := r.RedirectPort.(*networking.HTTPRedirect_Port); ok {
 		out.PortRedirect = t.Port
-	case *networking.HTTPRedirect_DerivePort:
-		if t.DerivePort == networking.HTTPRedirect_FROM_PROTOCOL_DEFAULT {
-			if out.PortRedirect = 80; r.Scheme == "https" {
-				out.PortRedirect = 443
-			}
-		}
 	}
 	return &routev3.Route_Redirect{Redirect: out}
 }

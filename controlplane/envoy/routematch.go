@@ -14,11 +14,11 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
-// matches makes the matches of a rule; without any the rule takes everything. The second result has, for each, the text
-// that names its path in traces. A match that is for another port, or cannot be made, is left out.
-func (b *builder) matches(src *ruleSource, r *httpRule, p port) (out []*routev3.RouteMatch, operations []string) {
+// matches makes the matches of a rule; without any the rule takes everything. A match that is for another port, or cannot
+// be made, is left out.
+func (b *builder) matches(src *ruleSource, r *httpRule, p port) (out []madeMatch) {
 	if len(r.Match) == 0 {
-		return []*routev3.RouteMatch{{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}}, []string{"/*"}
+		return []madeMatch{{RouteMatch: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}, operation: "/*", name: r.Name}}
 	}
 	for i, m := range r.Match {
 		if m == nil || m.Port != 0 && m.Port != p.number {
@@ -34,15 +34,26 @@ func (b *builder) matches(src *ruleSource, r *httpRule, p port) (out []*routev3.
 		}
 		match, operation := pathMatch(m, src.gateway)
 		match.Headers = headerMatches(m)
+		claimMatches(match, m)
 		if !b.sourceMatch(match, m) {
 			continue // no client is like that at the moment
 		}
 		for _, name := range sortedKeys(m.QueryParams) {
 			match.QueryParameters = append(match.QueryParameters, queryMatch(name, m.QueryParams[name]))
 		}
-		out, operations = append(out, match), append(operations, operation)
+		made := madeMatch{RouteMatch: match, operation: operation, name: r.Name, stat: m.StatPrefix}
+		if m.Name != "" {
+			made.name = r.Name + "." + m.Name
+		}
+		out = append(out, made)
 	}
-	return out, operations
+	return out
+}
+
+// madeMatch is a match with the name of its route, the name of its statistics, and the text for its path in traces.
+type madeMatch struct {
+	*routev3.RouteMatch
+	name, stat, operation string
 }
 
 // sourceMatch matches the real client: its namespace by its identity, its labels by the addresses of the workloads that
@@ -122,9 +133,14 @@ func pathMatch(m *networking.HTTPMatchRequest, gateway bool) (*routev3.RouteMatc
 func headerMatches(m *networking.HTTPMatchRequest) []*routev3.HeaderMatcher {
 	all := map[string]*routev3.HeaderMatcher{}
 	for name, v := range m.Headers {
-		all[name] = headerMatch(name, v)
+		if routeClaim(name) == nil {
+			all[name] = headerMatch(name, v)
+		}
 	}
 	for name, v := range m.WithoutHeaders {
+		if routeClaim(name) != nil {
+			continue
+		}
 		h := headerMatch(name, v)
 		h.InvertMatch = true
 		if h.GetStringMatch() != nil {

@@ -65,6 +65,7 @@ func workloadLabels(o kube.Object) map[string]string {
 
 func (t *Translator) reindexService(k kube.Key, old, now kube.Object) {
 	t.mark(k)
+	t.markReaders(k) // policies that have it as their target
 	if k.Kind == kube.KindServiceEntry {
 		t.entriesTouched = true
 	}

@@ -20,7 +20,11 @@ import (
 
 const (
 	annotationRedirection = "ambient.istio.io/redirection"
+	annotationSidecar     = "sidecar.istio.io/status"
 	labelTunnel           = "networking.istio.io/tunnel"
+	labelMode             = "istio.io/dataplane-mode"
+	modeAmbient           = "ambient"
+	modeNone              = "none"
 )
 
 // locality is where a node is.
@@ -102,6 +106,9 @@ func (t *Translator) pod(p *corev1.Pod, it *item) {
 	}
 	setCanonical(w, p.Labels)
 	setTunnel(w, p)
+	if p.Status.Phase == corev1.PodPending && t.toBeCaptured(p, it) {
+		w.TunnelProtocol = workloadpb.TunnelProtocol_HBONE
+	}
 	b, tunnel := t.bindWorkload(p, it)
 	w.Waypoint, w.ApplicationTunnel = b.address(), tunnel
 	if b.refusal != nil {
@@ -143,6 +150,23 @@ func setTunnel(w *workloadpb.Workload, o metav1.Object) {
 	if o.GetLabels()[labelTunnel] == "http" {
 		w.TunnelProtocol, w.NativeTunnel = workloadpb.TunnelProtocol_HBONE, true
 	}
+}
+
+// toBeCaptured says whether a pod's labels, or its namespace's, put it into the mesh. Until it runs nothing listens in it,
+// and when it runs the node agent has captured it: a client that knew it as plaintext would, in the moment between the two,
+// send in the clear what the mesh promised to encrypt.
+func (t *Translator) toBeCaptured(p *corev1.Pod, it *item) bool {
+	if _, sidecar := p.Annotations[annotationSidecar]; sidecar || p.Spec.HostNetwork {
+		return false
+	}
+	switch p.Labels[labelMode] {
+	case modeAmbient:
+		return true
+	case modeNone:
+		return false
+	}
+	ns := t.namespace(p.Namespace, it)
+	return ns != nil && ns.Labels[labelMode] == modeAmbient
 }
 
 // cronJobSuffix is the scheduled time that a CronJob appends to its Jobs' names.

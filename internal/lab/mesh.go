@@ -89,7 +89,6 @@ func (l *Lab) prepareControlplane() error {
 	if err != nil {
 		return err
 	}
-	admin := net.JoinHostPort(l.controlAddress(), "15014")
 	l.ctl = &program{
 		changed: make(chan struct{}, 1),
 		l:       l, name: "controlplane", home: ns, path: l.opts.Programs.Controlplane,
@@ -98,7 +97,8 @@ func (l *Lab) prepareControlplane() error {
 			"--manifests=" + l.paths.manifests(), "--listen=" + net.JoinHostPort(l.controlAddress(), "15012"),
 			"--root-ca-out=" + l.paths.rootCA(), "--ca-dir=" + filepath.Join(l.paths.control(), "ca"),
 			"--lab-token-key=" + l.paths.tokenKey(), "--trust-domain=cluster.local", "--cluster-id=Kubernetes",
-			"--root-namespace=" + systemNS, "--admin-address=" + admin,
+			// On every address: what changes something is only for callers by loopback.
+			"--root-namespace=" + systemNS, "--admin-address=[::]:15014",
 		}, l.opts.Programs.ControlplaneArgs...),
 		ready: func(ctx context.Context, ns *netNS) error {
 			if !exists(l.paths.rootCA()) {

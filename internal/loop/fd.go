@@ -28,6 +28,7 @@ type FD struct {
 	fd int32 // -1 once closed or detached
 
 	readable, writable, hup, failed, queued bool
+	abrupt                                  bool // ResetOnClose is in force
 }
 
 // Add registers a non-blocking descriptor and takes it over: it is closed by FD.Close or at the latest when the loop
@@ -248,11 +249,31 @@ func (f *FD) Writev(bufs [][]byte) (int, error) {
 	}
 }
 
+// The values of SO_LINGER with which close(2) sends a RST, and a FIN.
+var lingerReset, lingerFIN = unix.Linger{Onoff: 1}, unix.Linger{}
+
+// ResetOnClose has the peer of a TCP socket see a RST when the socket is closed before CloseWrite, even if it is closed by
+// the death of this process: a FIN would tell the peer that it has had all there was.
+func (f *FD) ResetOnClose() { f.linger(true) }
+
+func (f *FD) linger(abrupt bool) {
+	if f.abrupt == abrupt || f.Closed() {
+		return
+	}
+	f.abrupt = abrupt
+	v := &lingerFIN
+	if abrupt {
+		v = &lingerReset
+	}
+	unix.SetsockoptLinger(int(f.fd), unix.SOL_SOCKET, unix.SO_LINGER, v) // fails only on what is not a socket
+}
+
 // CloseWrite sends a FIN; reading goes on.
 func (f *FD) CloseWrite() error {
 	if f.Closed() {
 		return ErrClosed
 	}
+	f.linger(false)
 	return unix.Shutdown(int(f.fd), unix.SHUT_WR)
 }
 
@@ -312,6 +333,6 @@ func (f *FD) Reset() error {
 	if f.Closed() {
 		return nil
 	}
-	unix.SetsockoptLinger(int(f.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	f.linger(true)
 	return f.Close()
 }

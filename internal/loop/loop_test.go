@@ -166,6 +166,44 @@ func TestJoinPassesAResetOnAsAReset(t *testing.T) {
 	}
 }
 
+// What a process leaves open when it dies is closed by the kernel as by close(2).
+func TestASocketClosedBeforeItsFINWasSentResetsItsPeer(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		close func(*FD) error
+		want  error
+	}{
+		{"before CloseWrite", (*FD).Close, unix.ECONNRESET},
+		{"after CloseWrite", func(f *FD) error { return errors.Join(f.CloseWrite(), f.Close()) }, io.EOF},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := running(t)
+			peer, own := tcpPair(t)
+			fd := steal(t, own)
+			l.OnLoop(func() {
+				f, err := l.Add(fd, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				f.ResetOnClose()
+				n, err := f.Write([]byte("all but the end"))
+				if err := errors.Join(err, c.close(f)); err != nil || n != 15 {
+					t.Errorf("wrote %d bytes: %v", n, err)
+				}
+			})
+			peer.SetReadDeadline(time.Now().Add(10 * time.Second))
+			got, err := io.ReadAll(peer)
+			if err == nil {
+				err = io.EOF
+			}
+			if string(got) != "all but the end" || !errors.Is(err, c.want) {
+				t.Errorf("the peer read %q and then %v, want all of it and %v", got, err, c.want)
+			}
+		})
+	}
+}
+
 func TestJoinReadsNothingMoreWhileTheReceiverTakesNothing(t *testing.T) {
 	l := running(t)
 	a, b, _ := relay(t, l, nil)

@@ -11,11 +11,13 @@
 //   - splice: our own trivial relay, no TLS, one for each node: the floor for anything in user space;
 //   - rust: Istio's ztunnel, if ZTUNNEL_BIN names one;
 //   - bare: our tunnel alone, without anything that makes it a mesh;
-//   - ours: this repository's ztunnel and control plane.
+//   - ours: this repository's ztunnel and control plane;
+//   - mixed and mixed-back, only when named by -systems: ours on one node and rust on the other, which makes both use one
+//     cipher.
 //
 // The layout of the program: main.go and plan.go say what is run, run.go runs rounds, load.go and server.go are the
-// applications (this program again, in the pods' namespaces), direct.go, tunnel.go, rust.go and ours.go the systems, stats.go and
-// targets.go the arithmetic, report.go and svg.go the output.
+// applications (this program again, in the pods' namespaces), direct.go, tunnel.go, rust.go, ours.go and
+// mixed.go the systems, stats.go and targets.go the arithmetic, report.go and svg.go the output.
 package main
 
 import (

@@ -31,15 +31,23 @@ func (o ours) build(ctx context.Context, in *instance, opts options) error {
 		return err
 	}
 	for i, n := range in.bed.Nodes {
-		z, err := mesh.StartNode(ctx, mesh.NodeConfig{Plane: plane, Node: n, ProxyArgs: []string{
-			fmt.Sprintf("--workers=%d", o.workers), "--log-level=info,access=off",
-		}})
-		if err != nil {
+		if err := o.node(ctx, in, plane, n, []role{proxyA, proxyB}[i]); err != nil {
 			return err
 		}
-		in.atStop(z.Stop)
-		in.procs[[]role{proxyA, proxyB}[i]] = []int{z.Proxy.PID(), z.Capture.PID()}
 	}
+	return nil
+}
+
+// node starts the ztunnel of one node.
+func (o ours) node(ctx context.Context, in *instance, plane *mesh.Plane, n *bed.Node, as role) error {
+	z, err := mesh.StartNode(ctx, mesh.NodeConfig{Plane: plane, Node: n, ProxyArgs: []string{
+		fmt.Sprintf("--workers=%d", o.workers), "--log-level=info,access=off",
+	}})
+	if err != nil {
+		return err
+	}
+	in.atStop(z.Stop)
+	in.procs[as] = []int{z.Proxy.PID(), z.Capture.PID()}
 	return nil
 }
 

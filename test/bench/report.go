@@ -22,7 +22,7 @@ func (b *bencher) report() error {
 	if len(b.memory) > 0 {
 		b.writeMemory(&w)
 	}
-	if b.has(oursName) {
+	if b.has(oursName) || b.has(mixedName) {
 		b.writeGoals(&w)
 	}
 	b.writeInvalid(&w)

@@ -90,12 +90,17 @@ func bench(ctx context.Context, cfg *config, stdout io.Writer) (err error) {
 // chooseSystems are those of the flag, or all that can run here.
 func chooseSystems(cfg *config) ([]system, error) {
 	all := []system{direct{}, splice{}, bare{}}
+	own := ours{bin: cfg.bin, workers: cfg.workers}
+	peer := rust{bin: cfg.rust, ours: cfg.bin}
 	if cfg.rust != "" {
-		all = append(all, rust{bin: cfg.rust, ours: cfg.bin}, rust{bin: cfg.rust, ours: cfg.bin, noVAES: true})
+		all = append(all, peer, rust{bin: cfg.rust, ours: cfg.bin, noVAES: true})
 	}
-	all = append(all, ours{bin: cfg.bin, workers: cfg.workers})
+	all = append(all, own)
 	if len(cfg.systems) == 0 {
 		return all, nil
+	}
+	if cfg.rust != "" { // only when asked for
+		all = append(all, mixed{ours: own, rust: peer}, mixed{ours: own, rust: peer, back: true})
 	}
 	var chosen []system
 	for _, name := range cfg.systems {

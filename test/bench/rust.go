@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ambit-mesh/ambit/test/bed"
+	"github.com/ambit-mesh/ambit/test/mesh"
 	"github.com/ambit-mesh/ambit/test/peer"
 )
 
@@ -46,23 +47,9 @@ func (r rust) build(ctx context.Context, in *instance, opts options) error {
 		return err
 	}
 	for i, n := range in.bed.Nodes {
-		env, err := plane.PeerEnv(n)
-		if err != nil {
+		if err := r.node(ctx, in, opts, plane, n, []role{proxyA, proxyB}[i]); err != nil {
 			return err
 		}
-		if r.noVAES {
-			env = append(env, noVAES)
-		}
-		dir := filepath.Join(opts.dir, n.Name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return err
-		}
-		z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: r.pods(in.bed, n), Dir: dir, Env: env})
-		if err != nil {
-			return err
-		}
-		in.atStop(z.Stop)
-		in.procs[[]role{proxyA, proxyB}[i]] = []int{z.Process.PID()}
 	}
 	version, err := exec.CommandContext(ctx, r.bin, "version").CombinedOutput()
 	if err != nil {
@@ -70,6 +57,28 @@ func (r rust) build(ctx context.Context, in *instance, opts options) error {
 	}
 	in.about["version"] = strings.Join(strings.Fields(string(version)), " ")
 	in.about["workers"] = "2"
+	return nil
+}
+
+// node starts the ztunnel of one node.
+func (r rust) node(ctx context.Context, in *instance, opts options, plane *mesh.Plane, n *bed.Node, as role) error {
+	env, err := plane.PeerEnv(n)
+	if err != nil {
+		return err
+	}
+	if r.noVAES {
+		env = append(env, noVAES)
+	}
+	dir := filepath.Join(opts.dir, n.Name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	z, err := peer.Start(ctx, peer.Config{Bin: r.bin, Node: n, Pods: r.pods(in.bed, n), Dir: dir, Env: env})
+	if err != nil {
+		return err
+	}
+	in.atStop(z.Stop)
+	in.procs[as] = []int{z.Process.PID()}
 	return nil
 }
 

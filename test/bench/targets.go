@@ -35,6 +35,9 @@ const (
 	rustName   = "rust"
 	spliceName = "splice"
 	directName = "direct"
+
+	mixedName     = "mixed"
+	mixedBackName = "mixed-back"
 )
 
 // against is a goal on one metric of a workload, ours over another system.
@@ -53,7 +56,9 @@ func atLeast(g goal) goal {
 func goals() []goal {
 	var gs []goal
 	for _, w := range []string{"up-1", "up-8", "down-1", "down-8"} {
-		gs = append(gs, against("T1", w, proxyCPU, rustName, 0.85), against("T1", w, proxyCPU, spliceName, 2.1))
+		gs = append(gs, against("T1", w, proxyCPU, rustName, 0.85), against("T1", w, proxyCPU, spliceName, 2.1),
+			goal{id: "T1", text: w + ", proxy CPU over rust, each as sender and receiver with the other, AES-128-GCM", limit: 0.85,
+				get: func(b *bencher) spread { return b.equalCipher(w) }})
 	}
 	gs = append(gs,
 		atLeast(against("T2", "up-1", rate, rustName, 1.2)),

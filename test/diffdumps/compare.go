@@ -153,7 +153,7 @@ func resourcesOf(dir, name string) (map[string][]envoy.Resource, []string, error
 	for _, a := range translate.Build(translate.Config{}, set).Addresses {
 		addresses = append(addresses, a.Message.(*workloadpb.Address))
 	}
-	res := envoy.NewIndex(envoy.Config{Mesh: mesh}, set, addresses).Build(recordedGateway)
+	res := envoy.NewIndex(envoy.Config{Mesh: mesh}, set, addresses).Build(recordedGateway, nil)
 	for _, p := range res.Problems {
 		problems = append(problems, p.Error())
 	}

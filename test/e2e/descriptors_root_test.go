@@ -2,38 +2,18 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-)
 
-// podIP is the address of the first pod whose name begins so.
-func (m *mesh) podIP(namespace, prefix string) string {
-	m.t.Helper()
-	objects, err := m.c.Objects(m.t.Context(), "pod", namespace, "")
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	for _, raw := range objects {
-		var p struct {
-			Metadata struct{ Name string }
-			Status   struct{ PodIP string }
-		}
-		if err := json.Unmarshal(raw, &p); err != nil {
-			m.t.Fatal(err)
-		}
-		if strings.HasPrefix(p.Metadata.Name, prefix) {
-			return p.Status.PodIP
-		}
-	}
-	m.t.Fatalf("no pod %s/%s...", namespace, prefix)
-	return ""
-}
+	"github.com/ambit-mesh/ambit/internal/lab"
+	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
+)
 
 // greeted says whether the server greets a connection within a time.
 func greeted(c net.Conn, within time.Duration) bool {
@@ -43,16 +23,13 @@ func greeted(c net.Conn, within time.Duration) bool {
 }
 
 func TestRootAProxyOutOfDescriptorsLetsConnectionsWaitAndStaysInTouch(t *testing.T) { // B8, B42, EMFILE
+	netnstest.RequireRoot(t)
 	const limit = 200
-	m := upWith(t, "e2eemfile", func(ztunnel string) string {
-		wrapper := filepath.Join(t.TempDir(), "ztunnel")
-		script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in proxy*--node=node-1*) ulimit -n %d;; esac\nexec %s \"$@\"\n", limit, ztunnel)
-		if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return wrapper
-	})
-	server := net.JoinHostPort(m.podIP("shop", "server"), "9000")
+	wrapper := filepath.Join(t.TempDir(), "ztunnel")
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$1\" in proxy) ulimit -n %d;; esac\nexec %s \"$@\"\n", limit, program(t, "ztunnel"))
+	netnstest.Must(t, os.WriteFile(wrapper, []byte(script), 0o755))
+	m := up(t, lab.Options{Name: "e2eemfile", Programs: lab.Programs{ZtunnelOf: map[string]string{"node-1": wrapper}}})
+	server := netip.AddrPortFrom(m.addrs("shop", "server-")[0], 9000).String()
 	client, err := m.c.Access(t.Context(), "shop", "client", "")
 	if err != nil {
 		t.Fatal(err)

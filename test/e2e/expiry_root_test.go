@@ -1,25 +1,18 @@
 package e2e
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
+	"github.com/ambit-mesh/ambit/internal/lab"
 )
 
 func TestRootWithoutACAConnectionsWorkUntilExpiryAndAreRefusedAfterwards(t *testing.T) {
-	const life = 8 * time.Second
-	netnstest.RequireRoot(t)
-	if os.Getenv("AMBIT_SOAK") != "1" {
-		t.Skip("takes 20 s of real certificate lifetime: runs in make soak (AMBIT_SOAK=1)")
-	}
-	m := up(t, "e2eexpiry", "--cert-ttl="+life.String())
-	m.apply("strict.yaml") // what is served came by a tunnel
-	if err := m.c.Program(t.Context(), "stop", "controlplane", ""); err != nil {
-		t.Fatal(err)
-	}
+	life := pick(5*time.Second, 8*time.Second)
+	m := up(t, lab.Options{Name: "e2eexpiry", Programs: lab.Programs{ProxyArgs: []string{"--cert-ttl=" + life.String()}}})
+	m.demo("strict.yaml") // what is served came by a tunnel
+	m.program("stop", "controlplane", "")
 	stopped := time.Now()
 	if s := m.ask("50"); s.OK != 50 {
 		t.Errorf("without a control plane %d of 50 were served: %v", s.OK, s.Errors)
@@ -38,8 +31,6 @@ func TestRootWithoutACAConnectionsWorkUntilExpiryAndAreRefusedAfterwards(t *test
 		!strings.Contains(log, "no certificate for spiffe://cluster.local/ns/shop/sa/client: certificate expired") {
 		t.Error("the proxy's log does not name the cause")
 	}
-	if err := m.c.Program(t.Context(), "start", "controlplane", ""); err != nil {
-		t.Fatal(err)
-	}
+	m.program("start", "controlplane", "")
 	m.eventually("answers after the control plane is back", 30*time.Second, func() bool { return m.ask("1").OK == 1 })
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/lab"
 )
 
 // peerAuth is a PeerAuthentication: a namespace, a mode, with a selector the server's, with modes of ports.
@@ -30,7 +32,7 @@ func (m *mesh) served(namespace, pod string) (http, tcp bool) {
 }
 
 func TestRootPeerAuthenticationOfMeshNamespaceWorkloadAndPort(t *testing.T) { // I17, controlplane.md 1.7
-	m := up(t, "e2epeerauth")
+	m := up(t, lab.Options{Name: "e2epeerauth"})
 	const static = "explicitly denied by istio-system/istio_converted_static_strict"
 	// Each step changes what one before it allowed or refused, so that none passes on the state of the last.
 	for _, step := range []struct {
@@ -89,7 +91,7 @@ func TestRootPeerAuthenticationOfMeshNamespaceWorkloadAndPort(t *testing.T) { //
 }
 
 func TestRootADenyThatOnlySeesRequestsFailsClosedWithoutAWaypointAndIsReported(t *testing.T) { // B49
-	m := up(t, "e2el7deny")
+	m := up(t, lab.Options{Name: "e2el7deny"})
 	policy := func(action, rule string) string {
 		return fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: l7, namespace: shop}\n"+
 			"spec: {selector: {matchLabels: {app: server}}, action: %s, rules: [%s]}\n", action, rule)

@@ -3,13 +3,11 @@ package e2e
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
@@ -28,41 +26,30 @@ func envoyProgram(t *testing.T) string {
 	return ""
 }
 
-// upEnvoy starts a lab whose waypoints are Envoys.
-func upEnvoy(t *testing.T, name string, files ...string) *mesh {
+// upWaypoint starts a lab whose waypoints are ours, or Envoys.
+func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
 	t.Helper()
 	netnstest.RequireRoot(t)
-	envoy, bin := envoyProgram(t), programs(t)
-	ambit := filepath.Join(bin, "ambit")
-	m := &mesh{t: t, echo: []string{ambit, "echo"}}
-	l, err := lab.Up(t.Context(), lab.Options{Name: name, Programs: lab.Programs{
-		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"), Echo: m.echo,
-		Envoy: envoy, EnvoyAgent: []string{ambit, "lab", "envoy"},
-	}})
-	if err != nil {
-		t.Fatal(err)
+	p := lab.Programs{Waypoint: program(t, "waypoint")}
+	if envoy {
+		p.Envoy, p.EnvoyAgent = envoyProgram(t), []string{program(t, "ambit"), "lab", "envoy"}
 	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	m.c = l.Client()
-	manifests, err := manifest.Read(files...)
-	if err == nil {
-		_, err = m.c.Apply(t.Context(), manifests...)
-	}
-	if err == nil {
-		err = m.c.WaitReady(t.Context(), nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := start(t, lab.Options{Name: name, Programs: p})
+	m.files(files...)
+	m.ready()
 	return m
 }
 
 func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
-	m := upEnvoy(t, "e2eenvoy", "testdata/waypoint.yaml", "testdata/waypoint-features.yaml")
+	waypointClaims(t, upWaypoint(t, "e2eenvoy", true, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+func TestRootOurWaypointServesUnderOurControlPlane(t *testing.T) {
+	waypointClaims(t, upWaypoint(t, "e2eours", false, "testdata/waypoint.yaml", "testdata/waypoint-features.yaml"))
+}
+
+// waypointClaims are what holds of both.
+func waypointClaims(t *testing.T, m *mesh) {
 	m.eventually("the first answer of v1 through the waypoint", 20*time.Second, func() bool {
 		s := m.from("shop", "client", "http://web/")
 		return s.OK == 1 && strings.Contains(s.First, "header.X-Request-Id=")
@@ -102,6 +89,6 @@ func TestRootEnvoyServesAsWaypointUnderOurControlPlane(t *testing.T) {
 		})
 	}
 	if log := m.log("controlplane", ""); strings.Contains(log, "rejected resources") {
-		t.Error("Envoy rejected resources; see the control plane's log: " + log)
+		t.Error("the waypoint rejected resources; see the control plane's log: " + log)
 	}
 }

@@ -252,8 +252,10 @@ func (x *Exchange) FilterState(key string) (string, bool) {
 		return x.Client.Principal, x.Client.Principal != ""
 	case "io.istio.local_principal":
 		return x.Local, x.Local != ""
-	case "io.istio.connect_authority":
+	case "io.istio.connect_authority", "envoy.filters.listener.original_dst.local_ip":
 		return x.Dest.String(), true
+	case "envoy.filters.listener.original_dst.remote_ip":
+		return x.Client.Addr.String(), x.Client.Addr.IsValid()
 	}
 	return "", false
 }

@@ -4,9 +4,8 @@ import (
 	"net/http"
 	"testing"
 
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-
 	"github.com/ambit-mesh/ambit/waypoint/listener"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // seen asks the service once and returns what the endpoint saw, and the answer's headers.
@@ -45,7 +44,7 @@ func TestAnEndpointIsToldHowLongItsAnswerIsWaitedFor(t *testing.T) {
 
 func TestAClientThatTracesIsToldTheNameOfItsSpan(t *testing.T) {
 	const route = `[{"match": {"prefix": "/"}, "route": {"cluster": "reviews"}, "decorator": {"operation": "reviews:9080/*"}}]`
-	_, got := seen(t, "", route, func(*http.Request) {}, func(h *listener.HTTP) { h.Tracing = &hcmv3.HttpConnectionManager_Tracing{} })
+	_, got := seen(t, "", route, func(*http.Request) {}, func(h *listener.HTTP) { h.Tracing = &trace.Config{} })
 	if v := got.Get("x-envoy-decorator-operation"); v != "reviews:9080/*" {
 		t.Errorf("%q", v)
 	}

@@ -32,6 +32,7 @@ type inbound struct {
 
 	http   serverConn // the codec, if the connection speaks HTTP
 	chain  *listener.HTTP
+	two    bool    // it speaks HTTP/2
 	stream *stream // if it does not
 	over   bool
 }
@@ -157,7 +158,7 @@ func (c *inbound) decided(proto protocol) {
 
 // serveHTTP has a codec serve the connection.
 func (c *inbound) serveHTTP(h *listener.HTTP, two bool) {
-	c.chain = h
+	c.chain, c.two = h, two
 	if len(h.Gates) > 0 {
 		x := c.gated()
 		for _, g := range h.Gates {
@@ -216,8 +217,29 @@ func (c *inbound) rest() loop.Pipe {
 	return p
 }
 
+// refresh has the next request go by the configuration that is in force now. A chain that is gone serves the connection to
+// its end, which is near.
+func (c *inbound) refresh() {
+	snap := c.w.p.cfg.Snapshot.Load()
+	if snap == c.snap {
+		return
+	}
+	var h *listener.HTTP
+	if t := snap.Listener.Lookup(c.dest); t != nil && c.two {
+		h = t.H2C
+	} else if t != nil {
+		h = t.HTTP
+	}
+	if h == nil {
+		c.drain()
+		return
+	}
+	c.snap, c.chain = snap, h
+}
+
 // ServeRequest implements message.ServerHandler.
 func (c *inbound) ServeRequest(s message.ServerStream) {
+	c.refresh()
 	c.requests++
 	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n {
 		c.drain()

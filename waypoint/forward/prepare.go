@@ -46,6 +46,7 @@ func (x *exchange) prepare() bool {
 	if !h.Has("x-request-id") && x.chain.RequestID {
 		h.Add("x-request-id", x.requestID())
 	}
+	x.beginSpan()
 	return true
 }
 

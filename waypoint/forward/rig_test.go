@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -79,6 +80,11 @@ func newRig(t *testing.T) *rig {
 		done <- nil
 	}
 	t.Cleanup(r.stop)
+	for c, err := net.Conn(nil), io.EOF; err != nil; { // until it listens
+		if c, err = net.Dial("tcp", r.addr.String()); err == nil {
+			c.Close()
+		}
+	}
 	l := hbonetest.Loop(t)
 	client := r.ca.Issue(r.ca.ID("demo", "client"))
 	cfg := svid.ClientConfig(client, []spiffe.ID{id}, svid.Options{})

@@ -342,7 +342,7 @@ func FuzzServer(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"), uint64(1))
 	l := running(f)
 	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
-		rnd := rand.New(rand.NewPCG(seed, 3))
+		rnd, cut := rand.New(rand.NewPCG(seed, 3)), rand.New(rand.NewPCG(seed, 7)) // of the loop, and of this goroutine
 		m := moody{l, rnd}
 		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
 		end := newFate()
@@ -357,7 +357,7 @@ func FuzzServer(f *testing.F) {
 			}), end)
 		})
 		for len(in) > 0 {
-			n := min(len(in), 1+rnd.IntN(5000))
+			n := min(len(in), 1+cut.IntN(5000))
 			piece := in[:n]
 			in = in[n:]
 			l.OnLoop(func() {
@@ -394,7 +394,7 @@ func FuzzClient(f *testing.F) {
 	}
 	l := running(f)
 	f.Fuzz(func(t *testing.T, in []byte, seed uint64) {
-		rnd := rand.New(rand.NewPCG(seed, 4))
+		rnd, cut := rand.New(rand.NewPCG(seed, 4)), rand.New(rand.NewPCG(seed, 8)) // of the loop, and of this goroutine
 		p, q := memPair(l, rnd, 1<<30, 1+rnd.IntN(5000), 1+rnd.IntN(5000))
 		end := newFate()
 		b := &ledger{t: t}
@@ -419,7 +419,7 @@ func FuzzClient(f *testing.F) {
 			}
 		})
 		for len(in) > 0 {
-			n := min(len(in), 1+rnd.IntN(5000))
+			n := min(len(in), 1+cut.IntN(5000))
 			piece := in[:n]
 			in = in[n:]
 			l.OnLoop(func() {

@@ -177,7 +177,7 @@ func (x *moodyClient) Failed(err error) {
 }
 
 func TestMessagesSurvivePipesThatGiveAndTakeAsTheyLike(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(24) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			l := running(t)

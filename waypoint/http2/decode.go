@@ -35,10 +35,11 @@ var scratches = sync.Pool{New: func() any { return &scratch{make([]byte, 0, 256)
 type field struct {
 	name, value string
 	valid       bool // both may stand in a head, the name perhaps as that of a pseudo-header field
+	resize      bool // it is none, but a table size update
 }
 
 // next decodes the first representation of b, which is not empty, and returns what is behind it. Strings are put in
-// h's arena; without h they are valid until the next call only. A field without a name is a table size update.
+// h's arena; without h they are valid until the next call only.
 func (d *decoder) next(b []byte, sc *scratch, h *message.Header) (f field, rest []byte, err error) {
 	c := b[0]
 	switch {
@@ -62,6 +63,7 @@ func (d *decoder) next(b []byte, sc *scratch, h *message.Header) (f field, rest 
 		}
 		d.resizes++
 		d.table.resize(int(n))
+		f.resize = true
 		return f, b, nil
 	}
 	return d.literal(b, 4, false, sc, h) // without indexing, or never indexed
@@ -73,13 +75,13 @@ func (d *decoder) indexed(i uint32, h *message.Header) (field, error) {
 		return field{}, errIndex
 	}
 	if i < uint32(len(statics)) {
-		return field{statics[i].Name, statics[i].Value, true}, nil
+		return field{name: statics[i].Name, value: statics[i].Value, valid: true}, nil
 	}
 	e, err := d.entry(i)
 	if err != nil {
 		return field{}, err
 	}
-	f := field{d.table.nameOf(e), d.table.valueOf(e), e.valid}
+	f := field{name: d.table.nameOf(e), value: d.table.valueOf(e), valid: e.valid}
 	if h != nil {
 		f.name, f.value = h.Hold(f.name), h.Hold(f.value)
 	}
@@ -129,9 +131,6 @@ func (d *decoder) literal(b []byte, prefix int, index bool, sc *scratch, h *mess
 	f.valid = f.valid && message.Value(f.value)
 	if index {
 		d.table.add(f.name, f.value, 0, f.valid)
-	}
-	if f.name == "" {
-		f.name, f.valid = " ", false // an empty name is not a table size update
 	}
 	return f, b, nil
 }

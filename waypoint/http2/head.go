@@ -45,7 +45,7 @@ func (c *conn) decodeHead(p []byte, h *message.Header, hd *head) error {
 			return connError(message.CodeCompression, err.Error())
 		}
 		p = rest
-		if f.name == "" {
+		if f.resize {
 			continue
 		}
 		if hd.size += len(f.name) + len(f.value) + 32; hd.size > c.lim.HeadBytes || hd.fields > c.lim.Fields {

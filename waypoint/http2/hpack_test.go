@@ -50,11 +50,8 @@ func decodeBlock(d *decoder, b []byte, h *message.Header) ([]hpack.HeaderField, 
 			return out, err
 		}
 		b = rest
-		if f.name == "" {
+		if f.resize {
 			continue
-		}
-		if f.name == " " {
-			f.name = ""
 		}
 		out = append(out, hpack.HeaderField{Name: strings.Clone(f.name), Value: strings.Clone(f.value)})
 		if want := validName(f.name) && message.Value(f.value); f.valid && !want {
@@ -129,7 +126,7 @@ func FuzzEncodeForXNet(f *testing.F) {
 		e.init()
 		var got []hpack.HeaderField
 		x := hpack.NewDecoder(tableSize, func(f hpack.HeaderField) { got = append(got, hpack.HeaderField{Name: f.Name, Value: f.Value}) })
-		names := []string{"a", "content-type", "x-very-long-name-of-a-field", "authorization", ":path", "date", "te", "user-agent", "cookie"}
+		names := []string{"a", "b", "content-type", "x-very-long-name-of-a-field", "authorization", ":path", "date", "te", "user-agent", "cookie"}
 		for range 20 {
 			switch rnd.IntN(6) {
 			case 0:
@@ -172,6 +169,15 @@ func FuzzEncodeForXNet(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAFieldIsKnownByItsNameToo(t *testing.T) {
+	var e encoder
+	e.init()
+	a, b := e.field(nil, "x-a", "same"), e.field(nil, "x-b", "same")
+	if bytes.Equal(a, b) || len(e.field(nil, "x-a", "same")) != 1 || len(e.field(nil, "x-b", "same")) != 1 || e.table.n != 2 {
+		t.Errorf("%x and %x, %d entries", a, b, e.table.n)
+	}
 }
 
 func TestSecretsAreNeverIndexed(t *testing.T) {

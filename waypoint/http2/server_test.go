@@ -174,6 +174,22 @@ func TestDataIsSentWithinTheWindowsAndRoomIsTold(t *testing.T) {
 	if n != 25 || k.rooms != 2 {
 		t.Errorf("sent %d, told %d times", n, k.rooms)
 	}
+	if w := s.(*stream).sendWin; w != 100+7-25 {
+		t.Errorf("window %d", w)
+	}
+}
+
+func TestAFrameThatIsPartlyWrittenIsNotChanged(t *testing.T) {
+	r := serverRig(t, ServerConfig{})
+	s, _ := r.serve(1, "GET", true)
+	r.do(func() {
+		r.p.limited, r.p.full = true, 9+1+9+3 // the head, and three bytes of DATA
+		s.SendHead(response(200), false)
+		s.SendData([]byte("hello"))
+	})
+	r.do(func() { s.SendData([]byte(" world")); s.SendEnd(nil) })
+	r.allow(1000)
+	r.wantFrames("HEADERS[1] :status=200", "DATA[1] 5", "DATA[1] 6 END")
 }
 
 func TestStreamsThatWaitForTheConnectionShareIt(t *testing.T) {
@@ -347,6 +363,14 @@ func TestBadRequestsAreResetAndNotServed(t *testing.T) {
 			r.serve(3, "GET", true) // the connection lives
 		})
 	}
+}
+
+func TestAFieldWithoutANameIsNotOverlookedInTheTable(t *testing.T) {
+	r := serverRig(t, ServerConfig{})
+	r.request(1, "GET", true, "", "x")
+	r.request(3, "GET", true, "", "x") // now by its index
+	r.send()
+	r.wantFrames("RST[1] PROTOCOL_ERROR", "RST[3] PROTOCOL_ERROR")
 }
 
 func TestHostAloneIsTheAuthority(t *testing.T) {

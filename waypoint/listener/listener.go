@@ -22,11 +22,14 @@ import (
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/stats"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // Main is the name of the listener that decides about services.
@@ -98,7 +101,7 @@ func CompileOver(old *Listener, p *listenerv3.Listener) (*Listener, error) {
 	if l.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
 		return nil, err
 	}
-	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*hcmv3.HttpConnectionManager_Tracing{}}
+	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*trace.Config{}, stats: map[string]*stats.Config{}}
 	c.keep(old)
 	for i, f := range p.GetFilterChains() {
 		x, err := c.chain(f)
@@ -162,7 +165,8 @@ type compiler struct {
 	chains map[string]*Chain
 	// What most chains have alike is shared by them, by its serialized form.
 	logs    map[string][]*accesslog.Log
-	tracing map[string]*hcmv3.HttpConnectionManager_Tracing
+	tracing map[string]*trace.Config
+	stats   map[string]*stats.Config
 	kept    map[[sha256.Size]byte]*Chain // of the listener before
 }
 
@@ -206,8 +210,22 @@ func (c *compiler) accessLogs(ps []*accesslogv3.AccessLog) ([]*accesslog.Log, er
 	return ls, err
 }
 
+// compileStats compiles the statistics filter, if a is one; the same configuration is one object.
+func (c *compiler) compileStats(a *anypb.Any) (*stats.Config, bool, error) {
+	if a.MessageName() != stats.Type {
+		return nil, false, nil
+	}
+	k := string(a.GetValue())
+	if x, ok := c.stats[k]; ok {
+		return x, true, nil
+	}
+	x, err := stats.Compile(a)
+	c.stats[k] = x
+	return x, true, field.At(err, "typed_config")
+}
+
 // sharedTracing is one object for all configurations of spans that are the same.
-func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3.HttpConnectionManager_Tracing, error) {
+func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*trace.Config, error) {
 	if p == nil {
 		return nil, nil
 	}
@@ -216,7 +234,9 @@ func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3
 		return nil, err
 	}
 	if c.tracing[k] == nil {
-		c.tracing[k] = p
+		if c.tracing[k], err = trace.Compile(p); err != nil {
+			return nil, err
+		}
 	}
 	return c.tracing[k], nil
 }
@@ -250,7 +270,14 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	last := len(fs) - 1
 	var gates []filter.Gate
 	var names snidfpv3.FilterConfig
+	var metrics *stats.Config
 	for i, f := range fs[:last] {
+		if s, ok, err := c.compileStats(f.GetTypedConfig()); err != nil {
+			return nil, field.Index(err, "filters", i)
+		} else if ok {
+			metrics = s
+			continue
+		}
 		if f.GetTypedConfig().MessageIs(&names) {
 			if err := f.GetTypedConfig().UnmarshalTo(&names); err != nil {
 				return nil, field.Index(field.At(err, "typed_config"), "filters", i)
@@ -267,6 +294,9 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	}
 	if err := c.last(x, fs[last], gates); err != nil {
 		return nil, field.Index(err, "filters", last)
+	}
+	if x.TCP != nil {
+		x.TCP.Stats = metrics
 	}
 	if port := names.GetPortValue(); port > 65535 {
 		return nil, field.Errorf("filters", "not a port: %d", port)

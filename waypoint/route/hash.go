@@ -136,8 +136,7 @@ func (p *hashPolicy) value(in *HashInput) (v uint64, ok bool, cookie string) {
 		}
 	case hashSource:
 		if in.Source.IsValid() {
-			var b [64]byte
-			v, ok = xxhash.Sum64(in.Source.Addr().AppendTo(b[:0])), true
+			v, ok = HashAddr(in.Source.Addr()), true
 		}
 	case hashQuery:
 		var s string
@@ -199,4 +198,10 @@ func (p *hashPolicy) setCookie(value string) string {
 		s += "; Path=" + p.path
 	}
 	return s + p.attrs + "; HttpOnly"
+}
+
+// HashAddr is the hash of a client's address, for requests and connections alike.
+func HashAddr(a netip.Addr) uint64 {
+	var b [64]byte
+	return xxhash.Sum64(a.AppendTo(b[:0]))
 }

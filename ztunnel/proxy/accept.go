@@ -83,6 +83,21 @@ func (a *acceptor) Ready(*loop.FD) {
 	}
 }
 
+// Abort implements loop.Aborter: the loop closes the listener's duplicate after a panic. The connection that met the bug is
+// lost; the pod's next ones are not.
+func (a *acceptor) Abort(error) {
+	w, pod := a.w, a.pod
+	w.loop.Inject(func() {
+		if len(w.acceptors[pod]) == 0 { // stopped meanwhile
+			return
+		}
+		w.stopAccepting(pod)
+		if err := w.startAccepting(pod); err != nil {
+			w.p.log.Error("accept connections of a pod again", "err", err, "pod", pod.Name, "namespace", pod.Namespace)
+		}
+	})
+}
+
 // accept takes up to acceptBudget connections and reports whether more may be waiting.
 func (a *acceptor) accept() bool {
 	for range acceptBudget {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -86,6 +87,7 @@ func TestRootADrainServesATunnelWhosePeerIsInTheMiddleOfItsHandshake(t *testing.
 	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
 	m.serve(b, 8080, tellPeer)
 	m.capture(a, b)
+	m.wantPeer(a, "10.99.0.3:8080", "10.99.0.2") // b has its certificate: the end of the node ends those who get it, too
 	n2 := m.nodes["n2"]
 	conn, err := m.dial(out, "10.99.0.3:15008")
 	if err != nil {
@@ -112,4 +114,24 @@ func wait(t *testing.T, what string, f func() bool) {
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}
+}
+
+func TestRootAPanicOverOneConnectionDoesNotCloseThePodsListener(t *testing.T) {
+	m := newMesh(t, nil)
+	a, out := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("out", "n1", "10.99.0.9", "fd99::9")
+	m.serve(out, 8080, tellPeer)
+	m.capture(a)
+	p := m.nodes["n1"].proxy
+	for _, w := range p.workers {
+		w.loop.OnLoop(func() {
+			for _, acc := range w.acceptors[p.pods.Load().byUID[a.name]] {
+				acc.take = func(*worker, *Pod, int, netip.AddrPort, netip.AddrPort) { panic("a bug of ours") }
+			}
+		})
+	}
+	if c, err := m.dial(a, "10.99.0.9:8080"); err == nil {
+		c.Close()
+	}
+	m.line("panic on the loop")
+	m.wantPeer(a, "10.99.0.9:8080", "10.99.0.2")
 }

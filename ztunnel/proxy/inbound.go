@@ -194,7 +194,11 @@ func hintsOf(req *hbone.Request) hints {
 }
 
 // retry implements parked.
-func (c *inbound) retry() { c.check() }
+func (c *inbound) retry() {
+	if c.listed { // the retry of another one may have ended it
+		c.check()
+	}
+}
 
 // Expired implements loop.TimerHandler.
 func (c *inbound) Expired(*loop.Timer) {
@@ -212,6 +216,7 @@ func (c *inbound) dialed(err error) {
 		c.fail(connectError{addr: c.actual, err: err})
 		return
 	}
+	c.up.fd.ResetOnClose()
 	if len(c.header) > 0 {
 		if n, err := c.up.fd.Write(c.header); err != nil || n < len(c.header) { // a fresh socket has room for it
 			c.fail(connectError{addr: c.actual, err: err})

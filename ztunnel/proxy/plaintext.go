@@ -28,6 +28,7 @@ func (w *worker) takePlaintext(pod *Pod, fd int, peer, orig netip.AddrPort) {
 		return
 	}
 	w.p.tune(fd)
+	c.app.ResetOnClose()
 	c.peer, c.orig, c.actual = peer, orig, orig
 	c.begin(w, pod, c, inboundDir)
 	if IllegalPort(orig.Port()) {
@@ -72,7 +73,11 @@ func (c *inboundPlain) check() {
 }
 
 // retry implements parked.
-func (c *inboundPlain) retry() { c.check() }
+func (c *inboundPlain) retry() {
+	if c.listed { // the retry of another one may have ended it
+		c.check()
+	}
+}
 
 // Expired implements loop.TimerHandler.
 func (c *inboundPlain) Expired(*loop.Timer) {
@@ -97,6 +102,7 @@ func (c *inboundPlain) dialed(err error) {
 		c.fail(connectError{addr: c.actual, err: err})
 		return
 	}
+	c.up.fd.ResetOnClose()
 	c.join = loop.NewJoin(&c.app, &c.up.fd, nil, c)
 }
 

@@ -25,10 +25,10 @@ type Pod struct {
 	NS *netns.NS
 
 	id zds.FileID
-	// outbound, plaintext and hbone are the listening sockets, as descriptors.
+	// outbound, plaintext and hbone are the listening sockets, as descriptors. Proxy.podsMu guards them.
 	outbound, plaintext, hbone int
 	nextPort                   portCounter
-	// refs counts the table, the tunnels and the connections that may still need NS; at 0 everything is closed.
+	// refs counts the table, the tunnels and the connections that may still need NS; at 0 it is closed.
 	refs atomic.Int32
 	// gone is how the pod has left the table, if it has.
 	gone atomic.Uint32
@@ -75,12 +75,19 @@ func (pod *Pod) unref() {
 	if pod.refs.Add(-1) > 0 {
 		return
 	}
-	for _, fd := range []int{pod.outbound, pod.plaintext, pod.hbone} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-	}
+	pod.closeListeners()
 	pod.NS.Close()
+}
+
+// closeListeners frees the pod's ports. A pod that leaves the mesh may come back while connections of before go on: its
+// new listeners need the ports.
+func (pod *Pod) closeListeners() {
+	for _, fd := range []*int{&pod.outbound, &pod.plaintext, &pod.hbone} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+		}
+		*fd = -1
+	}
 }
 
 // Values of Pod.gone.
@@ -186,6 +193,7 @@ func (p *Proxy) stopLocked(pod *Pod, drain bool) {
 			w.stopAccepting(pod)
 		})
 	}
+	pod.closeListeners()
 	if drain {
 		pod.gone.Store(podLeft)
 	} else {

@@ -221,3 +221,23 @@ func TestAPolicyRemovedBeforeTheRecordDropsItIsSkipped(t *testing.T) {
 		t.Errorf("the policy is listed anew and not there: %v, want a wait", err)
 	}
 }
+
+// endsOther is a parked connection whose retry takes another one along.
+type endsOther struct{ c *inboundPlain }
+
+func (e endsOther) retry() { e.c.finish(errPodGone, 0, 0) }
+
+func TestAConnectionThatEndedWhileOthersWereRetriedIsNotRetried(t *testing.T) {
+	w := idleWorker(t)
+	w.tellWorkload(t, wl("a", "10.0.0.1"))
+	pod := &Pod{UID: "a", Name: "a", Namespace: "default", ServiceAccount: "a"}
+	pod.refs.Store(10)
+	c := &inboundPlain{}
+	c.begin(w, pod, c, inboundDir)
+	w.park(endsOther{c})
+	w.park(c)
+	w.changed() // would open its metrics, of which this worker has none
+	if c.listed || w.open.Load() != 0 {
+		t.Errorf("listed %v, %d open", c.listed, w.open.Load())
+	}
+}

@@ -27,7 +27,7 @@ const (
 )
 
 func (d *demo) claims() []claim {
-	return []claim{
+	return append([]claim{
 		{"Before opt-in nothing is touched", "10 requests of shop/client to " + web + " while the namespace has no label, watched on node-1's link", d.plaintextBefore},
 		{"After opt-in everything between nodes is TLS 1.3", "the label istio.io/dataplane-mode: ambient on the namespace, no pod restarted; then 1,000 requests", d.encryptedAfter},
 		{"Each side has its own identity", "the certificates that the two ztunnels hold for the client and for the server, and who the server's ztunnel saw", d.identities},
@@ -38,7 +38,7 @@ func (d *demo) claims() []claim {
 		{"The proxy may crash", "kill -9 of both nodes' ztunnel proxies under 200 new connections a second", d.proxyKilled},
 		{"A planned restart loses nothing", "both nodes' ztunnel proxies replaced under 200 new connections a second", d.proxyReplaced},
 		{"Certificates rotate under load", fmt.Sprintf("certificates that live %s, 100 new connections a second until both sides have new ones", certLife), d.rotation},
-	}
+	}, d.waypointClaims()...)
 }
 
 func (d *demo) plaintextBefore(ctx context.Context) (string, error) {

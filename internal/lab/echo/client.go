@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -46,6 +47,8 @@ type Summary struct {
 	Errors map[string]int `json:"errors,omitempty"`
 	// First is the body of the first answer.
 	First string `json:"first,omitempty"`
+	// Pods counts the answers by the pod that gave them.
+	Pods map[string]int `json:"pods,omitempty"`
 	// Longest is the time of the slowest exchange that succeeded, in seconds.
 	Longest float64 `json:"longestSeconds"`
 }
@@ -162,6 +165,13 @@ func (c *client) count(body string, err error, took time.Duration) {
 	}
 	if c.sum.OK == 0 {
 		c.sum.First = body
+	}
+	if pod, ok := strings.CutPrefix(body, "pod="); ok {
+		pod, _, _ = strings.Cut(pod, "\n")
+		if c.sum.Pods == nil {
+			c.sum.Pods = map[string]int{}
+		}
+		c.sum.Pods[pod]++
 	}
 	c.sum.OK++
 	c.sum.Longest = max(c.sum.Longest, took.Seconds())

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ type ServerConfig struct {
 	Addresses []string
 	// Greet are addresses where the server speaks first, with a line about the connection, and then echoes raw TCP.
 	Greet []string
+	// FailFile is a path; while there is a file, HTTP requests are answered with 503, but for /healthz. "" is none.
+	FailFile string
 	// Pod and Namespace are what the server says it is.
 	Pod, Namespace string
 	// Log gets a line per HTTP request and TCP connection; discarded if nil.
@@ -178,7 +181,8 @@ func (s *server) raw(conn net.Conn, r *bufio.Reader) {
 	}
 }
 
-// ServeHTTP answers a request with its description. /status/NNN answers with that status, /bytes/N with N bytes.
+// ServeHTTP answers a request with its description. /status/NNN answers with that status, /bytes/N with N bytes,
+// /delay/DURATION after that time.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.cfg.Log.Info("http", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr, "proto", r.Proto)
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
@@ -192,6 +196,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	text := s.describe(r)
 	status, size := http.StatusOK, 0
 	fmt.Sscanf(r.URL.Path, "/status/%d", &status)
+	if s.fails() && r.URL.Path != "/healthz" {
+		status = http.StatusServiceUnavailable
+	}
+	if d, ok := strings.CutPrefix(r.URL.Path, "/delay/"); ok {
+		pause(r.Context(), d)
+	}
 	if n, _ := fmt.Sscanf(r.URL.Path, "/bytes/%d", &size); n == 1 {
 		w.Header().Set("Content-Length", fmt.Sprint(size))
 		_, _ = io.CopyN(w, zeros{}, int64(size))
@@ -206,6 +216,29 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(body) > 0 {
 		fmt.Fprintf(w, "body=%d\n", len(body))
 		_, _ = w.Write(body)
+	}
+}
+
+// fails says whether the server has been told to fail.
+func (s *server) fails() bool {
+	if s.cfg.FailFile == "" {
+		return false
+	}
+	_, err := os.Stat(s.cfg.FailFile)
+	return err == nil
+}
+
+// pause waits for a time such as 500ms, at most a minute, or until the client has gone.
+func pause(ctx context.Context, text string) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return
+	}
+	t := time.NewTimer(min(d, time.Minute))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 

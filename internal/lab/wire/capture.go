@@ -94,16 +94,24 @@ func Open(cfg Config) (*Capture, error) {
 	return c, nil
 }
 
-// Run reads until ctx ends and the queue is empty. One Run at a time.
+// Run reads until ctx ends, and then what was captured before. Nothing is captured afterwards. One Run at a time.
 func (c *Capture) Run(ctx context.Context) error {
 	buf := make([]byte, 1<<18)
+	ended := false
 	for {
+		if !ended && ctx.Err() != nil {
+			ended = true
+			// A busy link fills the queue as fast as it is read.
+			if err := c.shut(); err != nil {
+				return fmt.Errorf("end capture: %w", err)
+			}
+		}
 		n, _, err := unix.Recvfrom(c.fd, buf, 0)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			if ctx.Err() != nil {
+			if ended {
 				return nil
 			}
 			continue
@@ -112,6 +120,12 @@ func (c *Capture) Run(ctx context.Context) error {
 		}
 		c.add(buf[:n])
 	}
+}
+
+// shut lets no more packets into the queue: a filter that takes none.
+func (c *Capture) shut() error {
+	none := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	return unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none})
 }
 
 func (c *Capture) add(frame []byte) {

@@ -163,6 +163,49 @@ func TestRootCaptureSeesTheWire(t *testing.T) {
 	}
 }
 
+func TestRootCaptureEndsOnALinkThatIsNeverSilent(t *testing.T) {
+	if os.Geteuid() != 0 || os.Getenv("AMBIT_ROOT_TESTS") == "off" {
+		t.Skip("needs root: it opens a packet socket")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	peer, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	go io.Copy(io.Discard, peer) // ends with the connection
+	server, seen := ln.Addr().(*net.TCPAddr).AddrPort(), 0
+	c, err := Open(Config{Link: "lo", Filter: func(s Segment) bool {
+		if s.Dst == server && seen < 10_000 { // each packet that is looked at brings the next one
+			seen++
+			_, _ = conn.Write([]byte("x"))
+		}
+		return false
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = conn.Write([]byte("x"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if seen == 0 || seen >= 10_000 {
+		t.Errorf("Run read %d packets, want those from before its end and no more", seen)
+	}
+}
+
 func FuzzParseFrame(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x08\x00\x45\x00\x00\x2c\x00\x00\x00\x00\x40\x06\x00\x00\x0a\x00\x00\x01\x0a\x00\x00\x02\x9c\x40\x00\x50\x00\x00\x00\x64\x00\x00\x00\x00\x50\x18\x00\x00\x00\x00\x00\x00abcd"))
 	f.Fuzz(func(t *testing.T, b []byte) {
