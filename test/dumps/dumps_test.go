@@ -46,20 +46,21 @@ func TestRecordedResourcesAreServedAsByEnvoy(t *testing.T) {
 func compare(t *testing.T, bin string, s *dumptest.Scenario) int {
 	at := backends{}
 	o := startOurs(t)
-	n, differ, excused := 0, 0, map[string]int{}
-	for _, fault := range []bool{false, true} {
-		r := local(t, s, at, fault)
+	n, differ, excused, statuses := 0, 0, map[string]int{}, map[string]int{}
+	for _, as := range []form{calm, faults, reach} {
+		r := local(t, s, at, as)
 		list := requests(t, r)
-		if fault {
-			if list = faulty(t, r); len(list) == 0 {
-				break
-			}
+		if as == faults {
+			list = faulty(t, r)
+		}
+		if len(list) == 0 || as == reach && !r.reached {
+			continue
 		}
 		o.serve(t, r)
 		e := startEnvoy(t, bin, r)
 		for _, q := range list {
 			n++
-			d := difference(o, e, q)
+			d := difference(o, e, q, statuses)
 			if d == "" {
 				continue
 			}
@@ -86,6 +87,10 @@ func compare(t *testing.T, bin string, s *dumptest.Scenario) int {
 	fmt.Printf("%-42s %4d requests compared, %d differ", s.Name, n, differ)
 	for _, why := range sorted(excused) {
 		fmt.Printf(", %d differ by intent (%s)", excused[why], why)
+	}
+	fmt.Print("; by status:")
+	for _, k := range sorted(statuses) {
+		fmt.Printf(" %s: %d", k, statuses[k])
 	}
 	fmt.Println()
 	return n
@@ -128,10 +133,15 @@ func faulty(t *testing.T, r *resources) []*request {
 // tries is how often a request is sent to find all clusters that its route chooses among.
 const tries = 60
 
-// difference sends the request to both, and says how the answers differ; "": not at all.
-func difference(o, e side, q *request) string {
+// difference sends the request to both, and says how the answers differ; "": not at all. It counts Envoy's statuses.
+func difference(o, e side, q *request, statuses map[string]int) string {
 	want, wantErr := send(e, q)
 	got, gotErr := send(o, q)
+	if wantErr == nil {
+		statuses[fmt.Sprint(want.status)]++
+	} else {
+		statuses["reset"]++
+	}
 	if (wantErr != nil) != (gotErr != nil) {
 		return fmt.Sprintf("error %v, Envoy's %v; answers %+v, Envoy's %+v", gotErr, wantErr, got, want)
 	}

@@ -33,7 +33,20 @@ type resources struct {
 	main     *listenerv3.Listener
 	clusters []*clusterv3.Cluster
 	chains   []*chain
+	reached  bool // policies were made reachable
 }
+
+// form is what is done with what a test cannot meet, or would meet by chance only.
+type form int
+
+const (
+	// calm has no faults.
+	calm form = iota
+	// faults has faults that always strike, after a short delay.
+	faults
+	// reach has policies that a test's clients can satisfy.
+	reach
+)
 
 // chain is a filter chain that an address leads to.
 type chain struct {
@@ -78,9 +91,8 @@ func wire(t *testing.T, m proto.Message) []byte {
 // backends are the addresses of clusters' backends.
 type backends map[string]netip.AddrPort
 
-// local makes resources of a scenario. Faults that strike by chance are taken out, or, with fault, strike always, after a
-// short delay.
-func local(t *testing.T, s *dumptest.Scenario, at backends, fault bool) *resources {
+// local makes resources of a scenario.
+func local(t *testing.T, s *dumptest.Scenario, at backends, as form) *resources {
 	t.Helper()
 	r := &resources{}
 	for _, p := range s.Listeners {
@@ -99,7 +111,10 @@ func local(t *testing.T, s *dumptest.Scenario, at backends, fault bool) *resourc
 				if err := f.GetTypedConfig().UnmarshalTo(&m); err != nil {
 					t.Fatal(err)
 				}
-				certain(t, m.GetRouteConfig(), fault)
+				certain(t, m.GetRouteConfig(), as == faults)
+				if as == reach && reachable(t, &m) {
+					r.reached = true
+				}
 				f.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: pack(t, &m)}
 				managers[c.GetName()] = &m
 			}
