@@ -269,7 +269,15 @@ func (s *session) stream(ctx context.Context) (string, error) {
 		first = clientHello(s.a.sni)
 	}
 	if s.a.verb != "greet" {
-		if _, err := conn.Write(first); err != nil {
+		begin := 0
+		if s.a.pause > 0 {
+			begin = len(first) / 2
+		}
+		if _, err := conn.Write(first[:begin]); err != nil {
+			return "", err
+		}
+		time.Sleep(s.a.pause)
+		if _, err := conn.Write(first[begin:]); err != nil {
 			return "", err
 		}
 	}

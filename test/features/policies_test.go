@@ -10,6 +10,8 @@ func policies() []group {
 	}
 }
 
+const noDirectAddress = "the direct peer of the inner listener is the outer one, which has no address"
+
 func authorizeClient() []feature {
 	const field = "AuthorizationPolicy.rules.from.source"
 	from := func(source string) string { return allow("from: [{source: {" + source + "}}]") }
@@ -28,7 +30,7 @@ func authorizeClient() []feature {
 		{name: "but for a service account", field: field + ".notServiceAccounts", yaml: from("notServiceAccounts: [other/stranger]"), asks: refused(us, them)},
 		{name: "by trust domain", field: field + ".trustDomains", yaml: from("trustDomains: [cluster.local]"), asks: []ask{us.want(ok)}},
 		{name: "by another trust domain", field: field + ".trustDomains", yaml: from("trustDomains: [other.example]"), asks: []ask{us.want("status=403")}},
-		{name: "by address", field: field + ".ipBlocks", yaml: from(`ipBlocks: ["0.0.0.0/0"]`), asks: []ask{us.want(ok)}},
+		{name: "by address", envoy: noDirectAddress, field: field + ".ipBlocks", yaml: from(`ipBlocks: ["0.0.0.0/0"]`), asks: []ask{us.want(ok)}},
 		{name: "by an address that it has not", field: field + ".ipBlocks", yaml: from(`ipBlocks: ["192.0.2.0/24"]`), asks: []ask{us.want("status=403")}},
 		{name: "but for addresses", field: field + ".notIpBlocks", yaml: from(`notIpBlocks: ["192.0.2.0/24"]`), asks: []ask{us.want(ok)}},
 		{name: "by the original address", field: field + ".remoteIpBlocks", yaml: from(`remoteIpBlocks: ["10.0.0.0/8"]`), asks: []ask{us.want(ok)}},
@@ -102,8 +104,8 @@ func authorizeWhen() []feature {
 		w("by a header's presence", "request.headers[x-v]", `values: ["*"]`, refused(get("/", "x-v: two"), get("/"))...),
 		w("but for a header's value", "request.headers[x-v]", "notValues: [bad]", refused(get("/", "x-v: good"), get("/", "x-v: bad"))...),
 		w("by the user agent", "request.headers[User-Agent]", `values: ["Mozilla*"]`, refused(get("/", "user-agent: Mozilla/5"), get("/"))...),
-		w("by address", "source.ip", `values: ["0.0.0.0/0"]`, us.want(ok)),
-		w("but for an address", "source.ip", `notValues: ["0.0.0.0/0"]`, us.want("status=403")),
+		{name: "by address", envoy: noDirectAddress, field: field + " source.ip", yaml: when("source.ip", `values: ["0.0.0.0/0"]`), asks: []ask{us.want(ok)}},
+		{name: "but for an address", envoy: noDirectAddress, field: field + " source.ip", yaml: when("source.ip", `notValues: ["0.0.0.0/0"]`), asks: []ask{us.want("status=403")}},
 		w("by original address", "remote.ip", `values: ["10.0.0.0/8"]`, us.want(ok)),
 		w("by another original address", "remote.ip", `values: ["192.0.2.1"]`, us.want("status=403")),
 		w("by namespace", "source.namespace", "values: [shop]", refused(us, them)...),

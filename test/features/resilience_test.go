@@ -46,6 +46,8 @@ func timeouts() []feature {
 	}
 }
 
+const connectedAlready = "the connection to the other end of its tunnel stands before the endpoint is reached, so what fails there is a reset to it"
+
 func retries() []feature {
 	const field = "VirtualService.http.retries"
 	mixed := func(policy string) string { return virtual("retries: {" + policy + "}, " + toSelf) }
@@ -60,9 +62,9 @@ func retries() []feature {
 		{name: "not what is not named", field: field + ".retryOn", yaml: mixed("attempts: 3, retryOn: reset"), pods: `mixed: "yes"`, asks: some},
 		{name: "not another status", field: field + ".retryOn", yaml: mixed(`attempts: 3, retryOn: "502"`), pods: `mixed: "yes"`, asks: some},
 		{name: "not an error of the application by default", field: field, yaml: mixed("attempts: 2"), pods: `mixed: "yes"`, asks: some},
-		{name: "a refused connection", field: field + ".retryOn", yaml: mixed("attempts: 3, retryOn: connect-failure"), pods: `half: "yes"`, asks: all},
-		{name: "a refused connection by default", field: "Service", yaml: "", pods: `half: "yes"`, asks: all},
-		{name: "a refused connection by default of a route", field: "VirtualService.http", yaml: virtual(toSelf), pods: `half: "yes"`, asks: all},
+		{name: "a refused connection", envoy: connectedAlready, field: field + ".retryOn", yaml: mixed("attempts: 3, retryOn: connect-failure"), pods: `half: "yes"`, asks: all},
+		{name: "a refused connection by default", envoy: connectedAlready, field: "Service", yaml: "", pods: `half: "yes"`, asks: all},
+		{name: "a refused connection by default of a route", envoy: connectedAlready, field: "VirtualService.http", yaml: virtual(toSelf), pods: `half: "yes"`, asks: all},
 		{name: "with a pause", field: field + ".backoff", yaml: virtual("retries: {attempts: 2, retryOn: 5xx, backoff: 0.05s}, " + toSelf), pods: "version: bad", asks: []ask{get("/").want("status=503")}},
 		{name: "on the same pods too", field: field + ".retryIgnorePreviousHosts", yaml: mixed("attempts: 8, retryOn: 5xx, retryIgnorePreviousHosts: false"), pods: `mixed: "yes"`, asks: all},
 		{name: "until nothing is left", field: field + ".attempts", yaml: mixed("attempts: 2, retryOn: 5xx"), pods: "version: bad", asks: []ask{get("/").want("status=503")}},

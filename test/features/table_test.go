@@ -19,6 +19,8 @@ type feature struct {
 	labels string
 	// copies are how many requests v2 must have got besides.
 	copies copies
+	// envoy, if not "", is why Envoy does not do so: the case is ours only.
+	envoy string
 	// slow cases wait; they run at the same time as others.
 	slow bool
 

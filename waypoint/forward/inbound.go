@@ -85,7 +85,7 @@ func (c *inbound) begin() {
 		return
 	}
 	c.pipe.SetHandler(c)
-	if t.TCP != nil {
+	if t.TCP != nil && !t.TCP.ReadsName { // who waits long enough must not get around a rule about names
 		c.w.loop.Start(&c.quiet, c.w.p.cfg.DetectTimeout, c)
 	}
 	c.pipe.Wake()
@@ -149,6 +149,8 @@ func (c *inbound) decided(proto protocol) {
 		c.serveHTTP(t.H2C, true)
 	case t.HTTP != nil && (proto == http1Proto || t.TCP == nil): // a port that is HTTP by name: the codec says what is wrong
 		c.serveHTTP(t.HTTP, t.HTTP.Codec == listener.HTTP2)
+	case t.TCP != nil && t.TCP.ReadsName && len(c.first) > 0 && c.first[0] == tlsHandshake:
+		c.refuse(errUnreadable)
 	case t.TCP != nil:
 		c.serveTCP(t.TCP)
 	default:
@@ -203,6 +205,9 @@ func (c *inbound) gated() *filter.Exchange {
 		Req: &message.Request{}, Client: c.client, Local: c.w.p.principal, Dest: c.dest, ServerName: c.serverName, Now: time.Now(), Rand: c.w.rand,
 	}
 }
+
+// errUnreadable ends connections whose server name a rule asks for and nobody can read.
+var errUnreadable = errors.New("the beginning of TLS cannot be read")
 
 // errNoChain ends connections of a protocol that the port has no chain for.
 var errNoChain = errors.New("no filter chain for this protocol")

@@ -22,6 +22,8 @@ import (
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
@@ -269,6 +271,7 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	}
 	last := len(fs) - 1
 	var gates []filter.Gate
+	readsName := false
 	var names snidfpv3.FilterConfig
 	var metrics *stats.Config
 	for i, f := range fs[:last] {
@@ -290,6 +293,7 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 		}
 		if g != nil {
 			gates = append(gates, g)
+			readsName = readsName || asksServerName(f.GetTypedConfig())
 		}
 	}
 	if err := c.last(x, fs[last], gates); err != nil {
@@ -301,9 +305,26 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	if port := names.GetPortValue(); port > 65535 {
 		return nil, field.Errorf("filters", "not a port: %d", port)
 	} else if x.TCP != nil {
-		x.TCP.NamePort = uint16(port)
+		x.TCP.NamePort, x.TCP.ReadsName = uint16(port), readsName
 	}
 	return x, nil
+}
+
+// asksServerName says whether a gate's rules ask for the server name of TLS clients.
+func asksServerName(a *anypb.Any) bool {
+	m, err := a.UnmarshalNew()
+	if err != nil {
+		return false
+	}
+	found := false
+	err = protorange.Range(m.ProtoReflect(), func(p protopath.Values) error {
+		if s := p.Path.Index(-1); s.Kind() == protopath.FieldAccessStep && s.FieldDescriptor().Name() == "requested_server_name" {
+			found = true
+			return protorange.Terminate
+		}
+		return nil
+	})
+	return found || err != nil // rules of a type that nobody knows: better wait than miss a name
 }
 
 func compileGate(f *listenerv3.Filter) (filter.Gate, error) {

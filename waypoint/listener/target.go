@@ -40,6 +40,8 @@ func (x *choice) target() *Target {
 		t.Names = tls.names.compile()
 	} else if tls != nil && tls.leaf != nil && tls.leaf.TCP != nil && tls.leaf.TCP != t.TCP {
 		t.Names = &Names{none: tls.leaf.TCP}
+	} else if t.TCP != nil && t.TCP.ReadsName {
+		t.Names = &Names{none: t.TCP}
 	}
 	return t
 }

@@ -32,6 +32,8 @@ type TCP struct {
 	// HashSource makes the client's address the hash for the choice of an endpoint, HashState an object of the filter state.
 	HashSource bool
 	HashState  string
+	// ReadsName says that a gate asks for the server name that TLS clients send: the decision waits for their first bytes.
+	ReadsName bool
 	// NamePort, if not 0, says that the endpoint is the server name that the TLS client asks for, at that port
 	// (sni_dynamic_forward_proxy); the cluster is one of cluster.Dynamic.
 	NamePort uint16
