@@ -45,7 +45,6 @@ type ours struct {
 	addr  netip.AddrPort
 	snap  atomic.Pointer[forward.Snapshot]
 	pools map[client]*hbone.Pool
-	stop  func()
 }
 
 func startOurs(t *testing.T) *ours {

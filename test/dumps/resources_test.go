@@ -1,5 +1,7 @@
 package dumps
 
+//lint:file-ignore SA1019 deprecated fields are in what istiod sends
+
 import (
 	"maps"
 	"net/netip"
