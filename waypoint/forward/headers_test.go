@@ -12,7 +12,8 @@ import (
 func seen(t *testing.T, more, routes string, change func(*http.Request), tune func(*listener.HTTP)) (request, answer http.Header) {
 	t.Helper()
 	r := newRig(t)
-	r.cluster("reviews", more, backend(t, func(_ http.ResponseWriter, q *http.Request) { request = q.Header }))
+	got := make(chan http.Header, 1)
+	r.cluster("reviews", more, backend(t, func(_ http.ResponseWriter, q *http.Request) { got <- q.Header.Clone() }))
 	r.routes(routes)
 	if tune != nil {
 		tune(r.snap.Load().Listener.Lookup(vip).HTTP)
@@ -27,7 +28,7 @@ func seen(t *testing.T, more, routes string, change func(*http.Request), tune fu
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	return request, resp.Header
+	return <-got, resp.Header
 }
 
 func TestAnEndpointIsToldHowLongItsAnswerIsWaitedFor(t *testing.T) {
