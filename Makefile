@@ -8,7 +8,7 @@ FUZZTIME ?= 10m
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps clean
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZT
 
 diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
 	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))
+
+test-dumps: ## resources recorded from istiod (DUMPS=DIR), served by us and by a real Envoy (ENVOY_BIN): the same answers
+	@AMBIT_DUMPS=$(abspath $(or $(DUMPS),../shared/waypoint-dumps)) $(GO) test -count=1 -timeout 10m -v -run TestRecorded ./test/dumps
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo

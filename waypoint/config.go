@@ -53,6 +53,8 @@ type Config struct {
 	LogJSON bool
 	// Version is the program's.
 	Version string
+	// Env is the process's environment, for tags of spans that are told from it; nil: it is empty.
+	Env func(name string) (string, bool)
 	// LogOutput is where log lines go; nil means standard output.
 	LogOutput io.Writer
 }

@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -109,8 +110,13 @@ func (s *store) dumpClusters() []clusterDump {
 	return out
 }
 
-// clustersHandler serves /clusters in Envoy's text form.
-func (s *store) clustersHandler(w http.ResponseWriter, _ *http.Request) {
+// clustersHandler serves /clusters in Envoy's text form, or with ?format=json in its JSON.
+func (s *store) clustersHandler(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("format") == "json" {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.clusterStatuses()) // an error means that the client is gone
+		return
+	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	for _, c := range s.clusters.View().All() {
 		for _, h := range c.Hosts() {

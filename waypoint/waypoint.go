@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,8 +81,31 @@ func newWaypoint(cfg Config, quit func()) (*waypoint, error) {
 			return nil, err
 		}
 	}
-	w.admin = admin.New(admin.Config{Dump: w.sections(), Levels: w.levels, Quit: quit, Extra: map[string]http.Handler{"/clusters": http.HandlerFunc(w.config.clustersHandler)}})
+	w.admin = w.adminHandler(quit)
 	return w, nil
+}
+
+// adminHandler serves the admin port.
+func (w *waypoint) adminHandler(quit func()) http.Handler {
+	return admin.New(admin.Config{Levels: w.levels, Quit: quit, Extra: map[string]http.Handler{
+		"/config_dump":      http.HandlerFunc(w.configDumpHandler),
+		"/clusters":         http.HandlerFunc(w.config.clustersHandler),
+		"/stats/prometheus": w.registry.Handler(),
+		"/ready":            w.envoyReady(),
+	}})
+}
+
+// envoyReady answers as Envoy's admin port does: LIVE, or 503 with what it waits for.
+func (w *waypoint) envoyReady() http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if pending := w.ready.Waiting(); len(pending) > 0 {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintf(rw, "INITIALIZING: %s\n", strings.Join(pending, ", "))
+			return
+		}
+		fmt.Fprintln(rw, "LIVE")
+	})
 }
 
 // observe makes logs and metrics.
@@ -165,7 +189,7 @@ func (w *waypoint) carry() (err error) {
 	}
 	log := w.log.Scope("proxy")
 	w.proxy, err = forward.New(forward.Config{
-		ID: w.id, Network: c.Network, Workers: workers, DrainTimeout: c.DrainTimeout,
+		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Workers: workers, DrainTimeout: c.DrainTimeout,
 		Pool: hbone.PoolConfig{Logger: log}, Server: hbone.ServerConfig{Logger: log},
 		Snapshot: &w.config.current, Workloads: w.workloads, Certs: w.certs,
 		Metrics: w.registry, Lines: w.writer, Logger: log,

@@ -41,6 +41,7 @@ func run(ctx context.Context, args []string, env map[string]string, stdout, stde
 	cfg, err := config(args, env, stderr)
 	if err == nil {
 		cfg.Version = programVersion()
+		cfg.Env = func(name string) (string, bool) { v, ok := env[name]; return v, ok }
 		err = waypoint.Run(ctx, cfg)
 	}
 	switch {

@@ -43,9 +43,11 @@ const (
 	headerLen = 5
 	// recordPlain is the most plaintext in a record.
 	recordPlain = 16 << 10
-	// maxRecord is the longest record that a TLS 1.3 peer may send: a header, and the plaintext with 256 bytes of
+	// maxRecord13 is the longest record that a TLS 1.3 peer may send: a header, and the plaintext with 256 bytes of
 	// content type, padding and tag (RFC 8446 section 5.2).
-	maxRecord = headerLen + recordPlain + 256
+	maxRecord13 = headerLen + recordPlain + 256
+	// maxRecord is the same for earlier versions (RFC 5246 section 6.2.3), and the longest of all.
+	maxRecord = headerLen + recordPlain + 2048
 	// maxQueued is the ciphertext that is held for a peer that takes none, in bytes. Callers stop far below; beyond it
 	// only a peer that makes us answer and does not read can get.
 	maxQueued = 16 << 20
@@ -63,6 +65,9 @@ var parts = sync.Pool{New: func() any { return new([maxRecord]byte) }}
 type Conn struct {
 	tc *tls.Conn
 	w  wire
+
+	// immutable
+	longest int // record that the peer may send
 
 	// loop only
 	part    *[maxRecord]byte // the beginning of a record whose end has not arrived; nil if there is none
@@ -110,6 +115,10 @@ func shake(ctx context.Context, fd int, cfg *tls.Config, role func(net.Conn, *tl
 		return nil, errInsideRecord
 	}
 	c.w.file = nil
+	c.longest = maxRecord
+	if c.tc.ConnectionState().Version == tls.VersionTLS13 {
+		c.longest = maxRecord13
+	}
 	return c, nil
 }
 
@@ -132,10 +141,14 @@ func (c *Conn) Queued() int { return c.w.out.Len() }
 // not, io.EOF after the peer's close_notify, io.ErrUnexpectedEOF after a FIN without one, the error of fn, loop.ErrClosed
 // if fn has closed the descriptor, or the error that ended the connection.
 func (c *Conn) ReadRecords(budget int, fn func(plain []byte) error) error {
+	return c.readInto(c.w.fd.Loop().Buffer(), budget, fn)
+}
+
+// readInto is ReadRecords with a buffer of the caller's, at least 2*maxRecord long, in which fn finds the plaintext.
+func (c *Conn) readInto(buf []byte, budget int, fn func(plain []byte) error) error {
 	if c.readErr != nil {
 		return c.readErr
 	}
-	buf := c.w.fd.Loop().Buffer()
 	have := 0
 	if c.part != nil {
 		have = copy(buf, c.part[:c.partLen])
@@ -167,7 +180,7 @@ func (c *Conn) records(p []byte, fn func([]byte) error) (rest []byte, err error)
 	for len(p) >= headerLen {
 		size := headerLen + (int(p[3])<<8 | int(p[4]))
 		if size > len(p) {
-			if size <= maxRecord {
+			if size <= c.longest {
 				break
 			}
 			size = len(p) // too long: crypto/tls refuses it by its header, with the right alert

@@ -76,7 +76,7 @@ func TestDataInTheSegmentOfTheFinishedIsNotLost(t *testing.T) {
 	for _, n := range []int{1, 600, 5000, 40000} {
 		srv, cli := configs(t)
 		p := &peer{t: t, plain: make(chan []byte, 1000), fail: make(chan error, 1)}
-		p.sock, p.fd = pipe(t)
+		p.sock, p.fd = connection(t)
 		want := make([]byte, n)
 		rand.Read(want)
 		go func() {
@@ -280,7 +280,7 @@ func TestCloseNotifyIsSentOnce(t *testing.T) {
 
 func TestTheHandshakeEndsWithItsContextAndLeavesTheDescriptor(t *testing.T) {
 	srv, _ := configs(t)
-	_, fd := pipe(t)
+	_, fd := connection(t)
 	defer unix.Close(fd)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
@@ -295,7 +295,7 @@ func TestTheHandshakeEndsWithItsContextAndLeavesTheDescriptor(t *testing.T) {
 func TestAFailedHandshakeSendsItsAlert(t *testing.T) {
 	srv, cli := configs(t)
 	srv.NextProtos, cli.NextProtos = []string{"h2"}, []string{"other"}
-	sock, fd := pipe(t)
+	sock, fd := connection(t)
 	defer unix.Close(fd)
 	done := make(chan error, 1)
 	go func() { _, err := Server(context.Background(), fd, srv); done <- err }()
@@ -357,7 +357,7 @@ func TestAnIdleConnectionHoldsLittleMemory(t *testing.T) {
 	conns := make([]*Conn, n)
 	before := heap()
 	for i := range conns {
-		sock, fd := pipe(t)
+		sock, fd := connection(t)
 		done := make(chan error, 1)
 		go func() { var err error; conns[i], err = Server(context.Background(), fd, srv); done <- err }()
 		if err := tls.Client(sock, cli).Handshake(); err != nil {

@@ -44,8 +44,8 @@ func configs(t testing.TB) (server, client *tls.Config) {
 	return server, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
 }
 
-// pipe is a TCP connection over loopback, one end of it as a bare descriptor.
-func pipe(t testing.TB) (peer *net.TCPConn, fd int) {
+// connection is a TCP connection over loopback, one end of it as a bare descriptor.
+func connection(t testing.TB) (peer *net.TCPConn, fd int) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -191,7 +191,7 @@ func shaken(t testing.TB, attached bool) *peer {
 	t.Helper()
 	srv, cli := configs(t)
 	p := &peer{t: t, plain: make(chan []byte, 1<<16), fail: make(chan error, 1)}
-	p.sock, p.fd = pipe(t)
+	p.sock, p.fd = connection(t)
 	var log bytes.Buffer
 	cli.KeyLogWriter = &log
 	tc := tls.Client(p.sock, cli)
@@ -261,10 +261,20 @@ func (p *peer) want(b []byte) {
 	p.t.Helper()
 	var got []byte
 	for len(got) < len(b) {
+		select { // an end comes behind the bytes, though select might not take them so
+		case x := <-p.plain:
+			got = append(got, x...)
+			continue
+		default:
+		}
 		select {
 		case x := <-p.plain:
 			got = append(got, x...)
 		case err := <-p.fail:
+			if len(p.plain) > 0 {
+				p.fail <- err
+				continue
+			}
 			p.t.Fatalf("after %d of %d bytes: %v", len(got), len(b), err)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"compress/gzip"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -100,23 +102,36 @@ func only(f func(*TCPSeries) *atomic.Uint64) func(*TCPSeries, Flag) (uint64, boo
 // family instead of being kept. Errors stay in w until its Flush.
 func (t *tcpTable) write(w *bufio.Writer) {
 	all := t.snapshot()
+	viewed := slices.ContainsFunc(all, func(s *TCPSeries) bool { return s.labels.View != nil })
 	var line []byte
 	for _, fam := range tcpFamilies {
 		writeFamily(w, fam.name, fam.help, "counter")
+		views := shapes{family: fam.name}
+		var sums merged[uint64]
 		for _, s := range all {
+			shape := views.of(s.labels.View)
+			if shape != nil && shape.drop {
+				continue
+			}
 			for f := range numFlags {
 				n, ok := fam.value(s, f)
 				if !ok {
 					continue
 				}
+				if viewed {
+					line = s.labels.append(line[:0], f, shape)
+					*sums.at(line) += n
+					continue
+				}
 				line = append(append(line[:0], fam.name...), "_total"...)
-				line = s.labels.append(line, f)
+				line = s.labels.append(line, f, nil)
 				line = append(line, ' ')
 				line = strconv.AppendUint(line, n, 10)
 				line = append(line, '\n')
 				w.Write(line)
 			}
 		}
+		sums.write(w, fam.name+"_total")
 	}
 }
 
@@ -129,20 +144,25 @@ func sourceLabels() []string {
 }
 
 // append appends the label set T in the protocol's order (9.3).
-func (l *Labels) append(b []byte, f Flag) []byte {
+func (l *Labels) append(b []byte, f Flag, as *shape) []byte {
 	return l.appendWith(b, func(add func(name, value string)) {
 		add("request_protocol", "tcp")
 		add("response_flags", f.String())
-	}, "")
+	}, as)
 }
 
 // emptyValue stands for a label value that is empty and not unknown.
 const emptyValue = "\x00"
 
-// appendWith appends the label set with those of a kind of metric in their place, and le if it is not "".
-func (l *Labels) appendWith(b []byte, kind func(add func(name, value string)), le string) []byte {
+// appendWith appends the label set with those of a kind of metric in their place, in the shape of a view if there is one.
+func (l *Labels) appendWith(b []byte, kind func(add func(name, value string)), as *shape) []byte {
 	first := true
 	add := func(name, value string) {
+		if as != nil {
+			if _, ok := as.set[name]; ok || as.removed[name] {
+				return
+			}
+		}
 		c := byte(',')
 		if first {
 			c, first = '{', false
@@ -182,8 +202,15 @@ func (l *Labels) appendWith(b []byte, kind func(add func(name, value string)), l
 		add("destination_region", d.Region)
 		add("destination_zone", d.Zone)
 	}
-	if le != "" {
-		add("le", le)
+	if as != nil {
+		set := as.set
+		as = nil
+		for _, name := range slices.Sorted(maps.Keys(set)) {
+			add(name, extra(l.Extra, set[name]))
+		}
+	}
+	if first {
+		return b
 	}
 	return append(b, '}')
 }

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bufio"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -119,30 +120,46 @@ func (t *httpTable) write(w *bufio.Writer) {
 	if len(all) == 0 {
 		return
 	}
+	viewed := slices.ContainsFunc(all, func(s *HTTPSeries) bool { return s.labels.View != nil })
+	var line []byte
 	for _, f := range httpCounters {
 		writeFamily(w, f.name, f.help, "counter")
+		views := shapes{family: f.name}
+		var sums merged[uint64]
 		for _, s := range all {
-			if n := f.value(s); !f.grpc || n > 0 {
-				writeSample(w, f.name, "_total", &s.labels, "", n)
+			n, shape := f.value(s), views.of(s.labels.View)
+			switch {
+			case f.grpc && n == 0, shape != nil && shape.drop:
+			case viewed:
+				line = s.labels.append(line[:0], shape)
+				*sums.at(line) += n
+			default:
+				line = s.labels.append(append(append(line[:0], f.name...), "_total"...), nil)
+				w.Write(append(strconv.AppendUint(append(line, ' '), n, 10), '\n'))
 			}
 		}
+		sums.write(w, f.name+"_total")
 	}
 	for _, f := range httpHistograms {
 		writeFamily(w, f.name, f.help, "histogram")
+		views := shapes{family: f.name}
+		var sums merged[histogramSum]
 		for _, s := range all {
-			h, n := f.value(s), uint64(0)
-			for i := range h.counts {
-				n += h.counts[i].Load()
-				le := "+Inf"
-				if i < len(buckets) {
-					le = strconv.FormatFloat(buckets[i], 'f', -1, 64)
-				}
-				writeSample(w, f.name, "_bucket", &s.labels, le, n)
+			shape := views.of(s.labels.View)
+			if shape != nil && shape.drop {
+				continue
 			}
-			writeSample(w, f.name, "_count", &s.labels, "", n)
-			line := s.labels.append(append([]byte(f.name), "_sum"...), "")
-			line = strconv.AppendFloat(append(line, ' '), float64(h.sum.Load())/1000, 'f', -1, 64)
-			w.Write(append(line, '\n'))
+			line = s.labels.append(line[:0], shape)
+			if viewed {
+				sums.at(line).add(f.value(s))
+				continue
+			}
+			var h histogramSum
+			h.add(f.value(s))
+			h.write(w, f.name, string(line))
+		}
+		for _, labels := range sums.order {
+			sums.by[labels].write(w, f.name, labels)
 		}
 	}
 }
@@ -151,21 +168,46 @@ func writeFamily(w *bufio.Writer, name, help, kind string) {
 	w.WriteString("# HELP " + name + " " + help + "\n# TYPE " + name + " " + kind + "\n")
 }
 
-func writeSample(w *bufio.Writer, name, suffix string, l *HTTPLabels, le string, n uint64) {
-	line := l.append(append([]byte(name), suffix...), le)
-	line = strconv.AppendUint(append(line, ' '), n, 10)
-	w.Write(append(line, '\n'))
+// histogramSum is a histogram as it is read, of one series or of several.
+type histogramSum struct {
+	counts [len(buckets) + 1]uint64
+	sum    uint64
 }
 
-// append appends the label set; le is the bound of a bucket, or "".
-func (l *HTTPLabels) append(b []byte, le string) []byte {
+func (s *histogramSum) add(h *histogram) {
+	for i := range h.counts {
+		s.counts[i] += h.counts[i].Load()
+	}
+	s.sum += h.sum.Load()
+}
+
+func (s *histogramSum) write(w *bufio.Writer, name, labels string) {
+	n := uint64(0)
+	var line []byte
+	for i, c := range s.counts {
+		n += c
+		le := "+Inf"
+		if i < len(buckets) {
+			le = strconv.FormatFloat(buckets[i], 'f', -1, 64)
+		}
+		line = withLE(append(append(line[:0], name...), "_bucket"...), labels, le)
+		w.Write(append(strconv.AppendUint(append(line, ' '), n, 10), '\n'))
+	}
+	line = append(append(append(append(line[:0], name...), "_count"...), labels...), ' ')
+	w.Write(append(strconv.AppendUint(line, n, 10), '\n'))
+	line = append(append(append(append(line[:0], name...), "_sum"...), labels...), ' ')
+	w.Write(append(strconv.AppendFloat(line, float64(s.sum)/1000, 'f', -1, 64), '\n'))
+}
+
+// append appends the label set, in the shape of a view if there is one.
+func (l *HTTPLabels) append(b []byte, as *shape) []byte {
 	code := strconv.Itoa(l.Code)
 	return l.Labels.appendWith(b, func(add func(name, value string)) {
 		add("request_protocol", l.Protocol)
 		add("response_code", code)
 		addPlain(add, "grpc_response_status", l.GRPC)
 		add("response_flags", l.Flags)
-	}, le)
+	}, as)
 }
 
 // addPlain adds a label that may be empty.

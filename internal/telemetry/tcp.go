@@ -88,6 +88,10 @@ type Labels struct {
 	Service          string // hostname
 	ServiceNamespace string
 	ServiceName      string
+
+	// View, if not nil, changes how the metrics are shown; Extra are values for it, with zero bytes between.
+	View  *View
+	Extra string
 }
 
 // TCPSeries counts the connections of one label set. Safe from any goroutine. It is used between Acquire and Release.

@@ -54,6 +54,10 @@ func compileFilter(p *accesslogv3.AccessLogFilter, depth int) (condition, error)
 			return slices.Contains(list, grpcNumber(e.GRPC)) != f.GrpcStatusFilter.GetExclude()
 		}, nil
 	}
+	if f := p.GetExtensionFilter(); f != nil {
+		c, err := compileExpression(f)
+		return c, field.At(err, "extension_filter")
+	}
 	return nil, field.Errorf("filter_specifier", "unsupported condition %T", p.GetFilterSpecifier())
 }
 

@@ -22,9 +22,10 @@ import (
 type Cluster struct {
 	*Config
 
-	now    func() time.Time
-	lookup Lookup
-	poke   func() // tells Set.Run that something may be due
+	now       func() time.Time
+	lookup    Lookup
+	forbidden func(netip.Addr) bool
+	poke      func() // tells Set.Run that something may be due
 
 	table   atomic.Pointer[table]
 	breaker breaker
@@ -53,7 +54,7 @@ type Stats struct {
 }
 
 func newCluster(c *Config, s *Set) *Cluster {
-	x := &Cluster{Config: c, now: s.now, lookup: s.lookup, poke: s.poke, swept: s.now()}
+	x := &Cluster{Config: c, now: s.now, lookup: s.lookup, forbidden: s.forbid, poke: s.poke, swept: s.now()}
 	x.breaker.max = c.thresholds
 	x.table.Store(&table{})
 	if c.Discovery == Static {

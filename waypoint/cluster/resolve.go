@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -22,10 +23,13 @@ const (
 // Lookup resolves a name. network is "ip", "ip4" or "ip6"; ttl is how long the answer is good, 0 if that is not known.
 type Lookup func(ctx context.Context, network, host string) (addrs []netip.Addr, ttl time.Duration, err error)
 
-// systemLookup asks the system's resolver, which does not tell TTLs.
-func systemLookup(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
-	return addrs, 0, err
+// systemLookup asks the servers that the system names, which does not tell TTLs. No thread waits meanwhile.
+func systemLookup() Lookup {
+	r := &net.Resolver{PreferGo: true}
+	return func(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
+		addrs, err := r.LookupNetIP(ctx, network, host)
+		return addrs, 0, err
+	}
 }
 
 // nameState is when a name is resolved again.
@@ -117,7 +121,8 @@ func (c *Cluster) find(ctx context.Context, name string) ([]netip.Addr, time.Dur
 
 // answer is what is known of a host that a request named.
 type answer struct {
-	addr  netip.Addr
+	addr  netip.Addr // not valid if it has never been found out
+	err   error      // of the last lookup; nil if addr is its result
 	until time.Time
 }
 
@@ -128,43 +133,85 @@ var ErrForbidden = errors.New("the host's address is not allowed")
 // Named is the endpoint of a Dynamic cluster for a host whose address is known; nil: Resolve has to find it out.
 func (c *Cluster) Named(host string, port uint16) *Host {
 	c.mu.Lock()
-	a, ok := c.answers[host]
+	a := c.answers[host]
 	c.mu.Unlock()
-	if !ok || !c.now().Before(a.until) {
+	if !a.addr.IsValid() || !c.now().Before(a.until) {
 		return nil
 	}
 	return c.At(netip.AddrPortFrom(a.addr, port), host)
+}
+
+// forbidden says whether an address is this machine's, or on the link. Where the machine's cannot be told all are.
+func forbidden(a netip.Addr) bool {
+	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+		return true
+	}
+	own, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(own, func(o net.Addr) bool {
+		p, err := netip.ParsePrefix(o.String())
+		return err == nil && p.Addr().Unmap() == a
+	})
+}
+
+// DefaultPort is the port of the hosts of a Dynamic cluster that requests name without one.
+func (c *Cluster) DefaultPort() uint16 {
+	if c.transport.TLS != nil {
+		return 443
+	}
+	return 80
 }
 
 // maxAnswers is the number of hosts whose addresses are kept for a Dynamic cluster.
 const maxAnswers = 4096
 
 // Resolve finds out the address of a host for a Dynamic cluster, and returns the endpoint. It blocks for as long as that
-// takes. The error is ErrForbidden, or the resolver's.
+// takes. A failure is remembered for a second, and the last address stays in use if there was one. The error is
+// ErrForbidden, or the resolver's.
 func (c *Cluster) Resolve(ctx context.Context, host string, port uint16) (*Host, error) {
-	if h := c.Named(host, port); h != nil {
-		return h, nil
+	c.mu.Lock()
+	a := c.answers[host]
+	c.mu.Unlock()
+	if !c.now().Before(a.until) {
+		addr, err := c.oneOf(ctx, host)
+		switch {
+		case err == nil:
+			a = answer{addr: addr, until: c.now().Add(max(c.DNS.Refresh, minRefresh))}
+		case ctx.Err() != nil: // nobody waits any more: nothing was found out
+			return nil, err
+		case errors.Is(err, ErrForbidden):
+			a = answer{err: err, until: c.now().Add(minRefresh)}
+		default:
+			a = answer{addr: a.addr, err: err, until: c.now().Add(minRefresh)}
+		}
+		c.mu.Lock()
+		if c.answers == nil || len(c.answers) >= maxAnswers {
+			c.answers = map[string]answer{}
+		}
+		c.answers[host] = a
+		c.mu.Unlock()
 	}
+	if !a.addr.IsValid() {
+		return nil, a.err
+	}
+	return c.At(netip.AddrPortFrom(a.addr, port), host), nil
+}
+
+// oneOf looks a host up and chooses an address.
+func (c *Cluster) oneOf(ctx context.Context, host string) (netip.Addr, error) {
 	var addrs []netip.Addr
 	ip, err := netip.ParseAddr(host)
 	if err == nil {
 		addrs = []netip.Addr{ip.Unmap()}
 	} else if addrs, _, err = c.find(ctx, host); err != nil {
-		return nil, fmt.Errorf("resolve %q: %w", host, err)
+		return netip.Addr{}, fmt.Errorf("resolve %q: %w", host, err)
 	}
 	if len(addrs) == 0 {
-		return nil, fmt.Errorf("resolve %q: %w", host, ErrNoHost)
+		return netip.Addr{}, fmt.Errorf("resolve %q: %w", host, ErrNoHost)
 	}
 	for _, a := range addrs {
-		if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() {
-			return nil, fmt.Errorf("resolve %q: %v: %w", host, a, ErrForbidden)
+		if c.forbidden(a) {
+			return netip.Addr{}, fmt.Errorf("resolve %q: %v: %w", host, a, ErrForbidden)
 		}
 	}
-	c.mu.Lock()
-	if c.answers == nil || len(c.answers) >= maxAnswers {
-		c.answers = map[string]answer{}
-	}
-	c.answers[host] = answer{addrs[0], c.now().Add(max(c.DNS.Refresh, minRefresh))}
-	c.mu.Unlock()
-	return c.At(netip.AddrPortFrom(addrs[0], port), host), nil
+	return addrs[0], nil
 }

@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -139,7 +141,7 @@ func TestTheFamilyOfAddressesIsAsConfigured(t *testing.T) {
 }
 
 func TestAHostThatARequestNamesIsResolvedOnce(t *testing.T) {
-	n := &names{addrs: map[string]string{"a.example": "192.0.2.1", "here": "192.0.2.1 127.0.0.1", "cloud": "169.254.169.254"}}
+	n := &names{addrs: map[string]string{"a.example": "203.0.113.201", "here": "203.0.113.201 127.0.0.1", "cloud": "169.254.169.254"}}
 	k := &clock{time.Unix(1000, 0)}
 	set := NewSet(SetConfig{Now: k.now, Lookup: n.lookup})
 	cfg, err := compileJSON(t, `{"name":"d","lb_policy":"CLUSTER_PROVIDED","cluster_type":{"name":"envoy.clusters.dynamic_forward_proxy","typed_config":{`+types+`clusters.dynamic_forward_proxy.v3.ClusterConfig","dns_cache_config":{"name":"x","dns_lookup_family":"V4_ONLY"}}}}`)
@@ -155,15 +157,25 @@ func TestAHostThatARequestNamesIsResolvedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := h.Endpoint(); e.Addr != netip.MustParseAddrPort("192.0.2.1:443") || e.Hostname != "a.example" {
+	if e := h.Endpoint(); e.Addr != netip.MustParseAddrPort("203.0.113.201:443") || e.Hostname != "a.example" {
 		t.Errorf("endpoint %+v", e)
 	}
-	if c.Named("a.example", 443) != h || n.asked != 1 {
-		t.Errorf("asked %d times", n.asked)
+	if c.Named("a.example", 443) != h || n.count() != 1 {
+		t.Errorf("asked %d times", n.count())
 	}
 	k.t = k.t.Add(time.Hour)
 	if c.Named("a.example", 443) != nil {
 		t.Error("an answer is good for ever")
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range own {
+		ip := netip.MustParsePrefix(a.String()).Addr().WithZone("").String()
+		if _, err := c.Resolve(t.Context(), ip, 80); !errors.Is(err, ErrForbidden) {
+			t.Errorf("%s, which is this machine: %v", ip, err)
+		}
 	}
 	for _, host := range []string{"here", "cloud", "127.0.0.1", "::1", "169.254.169.254", "0.0.0.0"} {
 		if h, err := c.Resolve(t.Context(), host, 80); !errors.Is(err, ErrForbidden) {
@@ -173,4 +185,42 @@ func TestAHostThatARequestNamesIsResolvedOnce(t *testing.T) {
 	if _, err := c.Resolve(t.Context(), "nowhere", 80); err == nil || err.Error() != `resolve "nowhere": no such host` {
 		t.Errorf("nowhere: %v", err)
 	}
+}
+
+func TestAFailedLookupOfANamedHostIsRememberedForASecondAndItsLastAddressStays(t *testing.T) {
+	n := &names{addrs: map[string]string{"a.example": "203.0.113.201"}}
+	k := &clock{time.Unix(1000, 0)}
+	set := NewSet(SetConfig{Now: k.now, Lookup: n.lookup})
+	cfg, err := compileJSON(t, `{"name":"d","lb_policy":"CLUSTER_PROVIDED","cluster_type":{"name":"envoy.clusters.dynamic_forward_proxy","typed_config":{`+types+`clusters.dynamic_forward_proxy.v3.ClusterConfig","dns_cache_config":{"name":"x"}}}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Update([]*Config{cfg}, nil)
+	c := set.View().Get("d")
+	resolve := func(host, want string, asked int) {
+		t.Helper()
+		h, err := c.Resolve(t.Context(), host, 80)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = h.String()
+		}
+		if got != want || n.count() != asked {
+			t.Errorf("%s after %d lookups, want %s after %d", got, n.count(), want, asked)
+		}
+	}
+	resolve("gone", `resolve "gone": no such host`, 1)
+	resolve("gone", `resolve "gone": no such host`, 1)
+	k.t = k.t.Add(time.Second)
+	resolve("gone", `resolve "gone": no such host`, 2)
+	resolve("a.example", "203.0.113.201:80", 3)
+	n.set("a.example", "")
+	k.t = k.t.Add(time.Hour)
+	resolve("a.example", "203.0.113.201:80", 4)
+	resolve("a.example", "203.0.113.201:80", 4)
+	n.set("a.example", "127.0.0.1")
+	k.t = k.t.Add(time.Second)
+	resolve("a.example", `resolve "a.example": 127.0.0.1: the host's address is not allowed`, 5)
+	n.set("a.example", "203.0.113.202")
+	k.t = k.t.Add(time.Second)
+	resolve("a.example", "203.0.113.202:80", 6)
 }

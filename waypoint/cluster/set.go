@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,12 +16,15 @@ type SetConfig struct {
 	Now func() time.Time
 	// Lookup resolves names; nil: the system's resolver.
 	Lookup Lookup
+	// Forbidden says which addresses the hosts that requests name must not have; nil: those of this machine and of the link.
+	Forbidden func(netip.Addr) bool
 }
 
 // Set holds the live clusters over updates. It is safe for use by several goroutines; View takes no lock.
 type Set struct {
 	now    func() time.Time
 	lookup Lookup
+	forbid func(netip.Addr) bool
 	view   atomic.Pointer[View]
 	kick   chan struct{} // of 1: there is something new to wait for
 
@@ -33,12 +37,15 @@ type View struct{ clusters map[string]*Cluster }
 
 // NewSet makes an empty set.
 func NewSet(c SetConfig) *Set {
-	s := &Set{now: c.Now, lookup: c.Lookup, kick: make(chan struct{}, 1), assignments: map[string]*Assignment{}}
+	s := &Set{now: c.Now, lookup: c.Lookup, forbid: c.Forbidden, kick: make(chan struct{}, 1), assignments: map[string]*Assignment{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
 	if s.lookup == nil {
-		s.lookup = systemLookup
+		s.lookup = systemLookup()
+	}
+	if s.forbid == nil {
+		s.forbid = forbidden
 	}
 	s.view.Store(&View{})
 	return s

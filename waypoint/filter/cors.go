@@ -78,9 +78,7 @@ func (f *cors) Request(x *Exchange) Action {
 		return Continue
 	}
 	x.Answered(200, "", "cors_response", 0)
-	if !allowed {
-		return Stop
-	}
+	x.Reply.Bare = true
 	add := func(n, v string) {
 		if v != "" {
 			x.Reply.Header = append(x.Reply.Header, message.Field{Name: n, Value: v})
@@ -92,6 +90,9 @@ func (f *cors) Request(x *Exchange) Action {
 	add("access-control-allow-methods", p.methods)
 	add("access-control-allow-headers", p.headers)
 	add("access-control-max-age", p.maxAge)
+	if p.credentials && !allowed { // without an allowed origin it allows nothing
+		add("access-control-allow-credentials", "true")
+	}
 	return Stop
 }
 
@@ -106,7 +107,7 @@ func (f *cors) Answer(x *Exchange) {
 	if p.credentials {
 		h.Set("access-control-allow-credentials", "true")
 	}
-	if p.expose != "" && x.Details != "cors_response" {
+	if p.expose != "" {
 		h.Set("access-control-expose-headers", p.expose)
 	}
 }

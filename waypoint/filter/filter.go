@@ -146,6 +146,8 @@ type Reply struct {
 	// HasGRPC says that a gRPC client gets the status GRPC, not one that follows from Status.
 	HasGRPC bool
 	GRPC    int
+	// Bare says that the route does not change the answer's headers.
+	Bare bool
 }
 
 // note is what a filter remembers of an exchange.

@@ -28,10 +28,11 @@ const (
 	MaxDuration
 	NoCluster
 	Overloaded
+	DNSFailure
 )
 
 var flagNames = [...]string{
-	"UH", "UF", "UO", "NR", "URX", "UT", "LR", "UR", "UC", "DI", "FI", "RL", "UAEX", "DC", "RLSE", "SI", "DPE", "UPE", "DT", "NC", "OM",
+	"UH", "UF", "UO", "NR", "URX", "UT", "LR", "UR", "UC", "DI", "FI", "RL", "UAEX", "DC", "RLSE", "SI", "DPE", "UPE", "DT", "NC", "OM", "DF",
 }
 
 // Append appends the names of the set, joined by commas, or "-" for the empty one.
@@ -61,7 +62,7 @@ func ParseFlag(name string) (Flags, bool) {
 		}
 	}
 	switch name {
-	case "LH", "IH", "NFCF", "RFCF", "UMSDR", "OM", "DF", "DO", "DR", "UDO", "DPE", "UPE":
+	case "LH", "IH", "NFCF", "RFCF", "UMSDR", "OM", "DO", "DR", "UDO", "DPE", "UPE":
 		return 0, true
 	}
 	return 0, false

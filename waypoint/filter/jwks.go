@@ -1,10 +1,12 @@
 package filter
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	jose "github.com/go-jose/go-jose/v4"
@@ -23,7 +25,7 @@ const maxToken = 16 << 10
 type jwks struct{ keys []jose.JSONWebKey }
 
 // parseJWKS reads a JSON Web Key Set (RFC 7517 section 5). Keys that cannot verify anything here are left out; a set in
-// which there is none is an error only if it is not a set at all.
+// which there is none is an error only if it is not a set at all. What "use" says does not count, as in Envoy.
 func parseJWKS(b []byte) (*jwks, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -37,7 +39,7 @@ func parseJWKS(b []byte) (*jwks, error) {
 	s := &jwks{}
 	for _, raw := range set.Keys {
 		var k jose.JSONWebKey
-		if k.UnmarshalJSON(raw) != nil || !k.Valid() || !k.IsPublic() || k.Use != "" && k.Use != "sig" {
+		if k.UnmarshalJSON(raw) != nil || !k.Valid() || !k.IsPublic() {
 			continue
 		}
 		s.keys = append(s.keys, k)
@@ -77,6 +79,9 @@ func parseToken(s string) (*token, error) {
 	if len(s) > maxToken {
 		return nil, errJWTFormat
 	}
+	if err := wellFormed(s); err != nil {
+		return nil, err
+	}
 	sig, err := jose.ParseSignedCompact(s, algorithms)
 	if err != nil {
 		if errors.As(err, new(*jose.ErrUnexpectedSignatureAlgorithm)) {
@@ -91,6 +96,24 @@ func parseToken(s string) (*token, error) {
 	_, rest, _ := cutByte(s, '.')
 	t.raw, _, _ = cutByte(rest, '.')
 	return t, nil
+}
+
+// wellFormed says what is wrong with a token's form, as Envoy does.
+func wellFormed(s string) error {
+	parts := strings.Split(s, ".")
+	if len(parts) != 3 || slices.Contains(parts, "") {
+		return errJWTFormat
+	}
+	for i, name := range [...]string{"header", "payload", "signature"} {
+		b, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err != nil {
+			return refusal("Jwt " + name + " is an invalid Base64url encoded")
+		}
+		if i < 2 && !json.Valid(b) {
+			return refusal("Jwt " + name + " is an invalid JSON")
+		}
+	}
+	return nil
 }
 
 func cutByte(s string, c byte) (before, after string, found bool) {

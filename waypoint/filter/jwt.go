@@ -312,7 +312,7 @@ func (f *jwt) refuse(x *Exchange, err error) Action {
 		body = ""
 	}
 	x.Answered(status, body, "jwt_authn_access_denied{"+strings.ReplaceAll(err.Error(), " ", "_")+"}", Unauthorized)
-	if status == 401 && !f.quiet {
+	if !f.quiet {
 		v := `Bearer realm="` + x.Req.Scheme + "://" + x.Req.Authority + barePath(x.Req.Path) + `"`
 		if !errors.Is(err, errJWTMissing) {
 			v += `, error="invalid_token"`

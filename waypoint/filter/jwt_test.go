@@ -101,7 +101,10 @@ func TestTokensAreCheckedAsIstioUsersExpect(t *testing.T) {
 		{"another issuer gets 401", iss.sign(t, claims("iss", "https://evil.example")), 401, "Jwt issuer is not configured"},
 		{"another audience gets 403", iss.sign(t, claims("aud", "ratings")), 403, "Audiences in Jwt are not allowed"},
 		{"one of several audiences is enough", iss.sign(t, claims("aud", []string{"ratings", "https://reviews/"})), 0, ""},
-		{"alg none gets 401", none, 401, "Jwt header [alg] is not supported"},
+		{"alg none gets 401", none + "x", 401, "Jwt signature is an invalid Base64url encoded"},
+		{"alg none with a signature gets 401", none + "eHg", 401, "Jwt header [alg] is not supported"},
+		{"no signature gets 401", none, 401, errJWTFormat.Error()},
+		{"a header that is not JSON gets 401", "eHg.eHg.eHg", 401, "Jwt header is an invalid JSON"},
 		{"a symmetric algorithm gets 401", hs, 401, "Jwt header [alg] is not supported"},
 		{"garbage gets 401", "abc", 401, errJWTFormat.Error()},
 		{"a huge token gets 401", strings.Repeat("a", 20<<10) + ".b.c", 401, errJWTFormat.Error()},
@@ -226,4 +229,23 @@ func FuzzToken(f *testing.F) {
 		_ = tok.timely(time.Now(), 0)
 		tok.meantFor([]string{"x"})
 	})
+}
+
+func TestARequestWithTwoTokensInOneHeaderIsRefused(t *testing.T) {
+	iss := newIssuer(t, "1")
+	f := compile(t, jwtName, istioJWT(t, iss.jwks(t)))
+	good := "Bearer " + iss.sign(t, claims())
+	x, _ := exchangeOf(t, table(t, nil), "/", "authorization", good, "authorization", good)
+	if a := f.Request(x); a != Stop || x.Reply.Status != 401 || x.Reply.Body != errJWTFormat.Error() {
+		t.Errorf("%v %+v", a, x.Reply)
+	}
+}
+
+func TestAKeyForEncryptionVerifiesAsInEnvoy(t *testing.T) {
+	iss := newIssuer(t, "1")
+	f := compile(t, jwtName, istioJWT(t, strings.Replace(iss.jwks(t), `"sig"`, `"enc"`, 1)))
+	x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
+	if a := f.Request(x); a != Continue {
+		t.Errorf("%+v", x.Reply)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 
 	"github.com/ambit-mesh/ambit/waypoint/field"
+	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -208,25 +209,34 @@ func (r whoever) meet(a *attempt) error {
 // found is a token of a request, and the header that it is in, if it is in one.
 type found struct{ text, header string }
 
+// token is the token in the header, if there is one. In several fields of the name there is one that nobody takes, as in
+// Envoy: which of them counted would be a matter of taste.
+func (t tokenHeader) token(h *message.Header) (string, bool) {
+	n, last := 0, ""
+	for _, f := range h.Fields() {
+		if f.Name != t.name {
+			continue
+		}
+		if i := strings.Index(f.Value, t.prefix); i >= 0 {
+			last = f.Value[i+len(t.prefix):]
+			n++
+		}
+	}
+	if n > 1 {
+		return "", true
+	}
+	if end := strings.IndexAny(last, " ,;\"'"); end >= 0 {
+		last = last[:end]
+	}
+	return last, n > 0
+}
+
 // tokens are those that are where the provider says.
 func (p *provider) tokens(x *Exchange) []found {
 	var out []found
 	for _, h := range p.headers {
-		for _, f := range x.Req.Header.Fields() {
-			if f.Name != h.name {
-				continue
-			}
-			i := strings.Index(f.Value, h.prefix)
-			if i < 0 {
-				continue
-			}
-			t := f.Value[i+len(h.prefix):]
-			if end := strings.IndexAny(t, " ,;\"'"); end >= 0 {
-				t = t[:end]
-			}
-			if t != "" {
-				out = append(out, found{t, h.name})
-			}
+		if t, ok := h.token(&x.Req.Header); ok {
+			out = append(out, found{t, h.name})
 		}
 	}
 	if len(p.params) > 0 {

@@ -36,6 +36,9 @@ type failure struct {
 	reason string
 	// cause is what the transport says, or "".
 	cause string
+	// unseen says that the endpoint has certainly not acted on the request, reused that this rests on an idle connection
+	// having been used again (RFC 9112 section 9.3.1): it does not hold for a method that changes something.
+	unseen, reused bool
 }
 
 // String is as in Envoy's answers.
@@ -91,6 +94,7 @@ type attempt struct {
 	cluster *cluster.Cluster
 	host    *cluster.Host
 	dest    netip.AddrPort // where the client wanted to go
+	client  netip.AddrPort // who asks; not valid if it is the waypoint itself
 	req     *message.Request
 	up      message.ClientStream
 	link    *link
@@ -318,13 +322,14 @@ func failureOf(err error) failure {
 	if !errors.As(err, &s) {
 		return failure{kind: route.ResetByPeer, reason: reasonTermination}
 	}
+	f := failure{kind: route.ResetByPeer, reason: reasonReset, unseen: s.Retryable, reused: s.Reused}
 	switch {
 	case errors.Is(err, message.ErrMalformed), errors.Is(err, message.ErrTooLarge):
-		return failure{kind: route.ResetByPeer, reason: reasonProtocol}
+		f.reason = reasonProtocol
 	case s.Code == message.CodeRefusedStream && s.Remote:
-		return failure{kind: route.Refused, reason: reasonRefused}
+		f.kind, f.reason = route.Refused, reasonRefused
 	case errors.Is(err, message.ErrGone):
-		return failure{kind: route.ResetByPeer, reason: reasonTermination}
+		f.reason = reasonTermination
 	}
-	return failure{kind: route.ResetByPeer, reason: reasonReset}
+	return f
 }

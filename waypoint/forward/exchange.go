@@ -64,6 +64,8 @@ type exchange struct {
 	host     *cluster.Host
 	try      *attempt
 	tries    int
+	resends  int              // of a request that no endpoint has seen
+	fed      bool             // some of the body was sent, to an endpoint
 	retrying *cluster.Cluster // counts a retry of this request
 	total    loop.Timer       // of the route's timeout
 	timed    bool             // it was started
@@ -81,14 +83,17 @@ type exchange struct {
 
 	calls []*call // of filters
 
+	span spanState
+
+	asked, told frames // messages of gRPC in the request and in the answer
+
 	// the answer
-	grpc      string // the trailer's gRPC status
-	grpcSpace [8]byte
-	resp      message.Response // of ours
-	body      string           // of ours, what is left
-	sent      int64
-	upstream  bool // it comes from an endpoint
-	answered  bool // it is complete
+	grpc     string           // the trailer's gRPC status
+	resp     message.Response // of ours
+	body     string           // of ours, what is left
+	sent     int64
+	upstream bool // it comes from an endpoint
+	answered bool // it is complete
 
 	ctx    context.Context // of what filters do on goroutines; nil until one does
 	cancel context.CancelFunc
@@ -114,6 +119,8 @@ func (w *worker) serve(in *inbound, s message.ServerStream) {
 	x.Now = time.Now()
 	x.Rand = w.rand
 	x.begun = w.loop.Now()
+	x.asked.on = route.IsGRPC(x.Req)
+	x.told.on = x.asked.on
 	w.open.Add(1)
 	s.SetTaker(x)
 	x.setIdle(x.chain.StreamIdleTimeout)
@@ -191,10 +198,10 @@ func (x *exchange) Go(f func(ctx context.Context) func()) {
 	if x.ctx == nil {
 		x.ctx, x.cancel = context.WithCancel(x.w.p.ctx)
 	}
-	ctx := x.ctx
+	ctx, l := x.ctx, x.w.loop // x may be another exchange when f returns
 	x.w.p.helpers.Go(func() {
 		done := f(ctx)
-		x.w.loop.Inject(func() {
+		l.Inject(func() {
 			if ctx.Err() == nil && done != nil {
 				done()
 			}
@@ -210,6 +217,7 @@ func (x *exchange) Data(p []byte) int {
 	n := x.take(p)
 	x.moved = x.w.loop.Now()
 	x.received += int64(n)
+	x.asked.count(p[:n])
 	for _, m := range x.mirrors {
 		m.feed(p[:n])
 	}
@@ -230,6 +238,7 @@ func (x *exchange) take(p []byte) int {
 		return n
 	}
 	n := a.up.SendData(p)
+	x.fed = x.fed || n > 0
 	if !x.keep {
 		return n
 	}
@@ -305,6 +314,7 @@ func (x *exchange) push() {
 		if n == 0 {
 			return
 		}
+		x.fed = true
 	}
 	if !x.keep {
 		x.kept, x.passed = x.kept[:0], 0

@@ -3,7 +3,9 @@
 //
 //   - accept.go: tunnels and their handshakes. inbound.go: one CONNECT, its chain and protocol (sniff.go).
 //   - exchange.go: one HTTP request, from its head to the last byte of the answer; attempt.go: one try of it.
-//   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. tunnel.go: HBONE to a pod.
+//   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. reach.go: how one is made; tunnel.go:
+//     HBONE to a pod; tls.go: TLS to an endpoint, and proxyproto.go: what tells it of the client.
+//   - dynamic.go: hosts that requests name themselves.
 //   - tcp.go and relay.go: connections that are not HTTP.
 //   - record.go: metrics and access log.
 //
@@ -59,6 +61,10 @@ type Config struct {
 	Certs     *svid.Manager
 	// Network is the ID of the own network.
 	Network string
+	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans may refer to; nil: it
+	// is empty.
+	Node    string
+	Env     func(name string) (string, bool)
 	Metrics *telemetry.Registry
 	// Lines takes the lines of access logs.
 	Lines  *telemetry.Writer
@@ -78,6 +84,9 @@ func (c Config) withDefaults() Config {
 	if c.Workers <= 0 {
 		c.Workers = 1
 	}
+	if c.Env == nil {
+		c.Env = func(string) (string, bool) { return "", false }
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -91,12 +100,16 @@ type Proxy struct {
 	log       *slog.Logger
 	workers   []*worker
 	principal string // our own
+	spans     *telemetry.CounterVec
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
-	turns  chan struct{}
-	ctx    context.Context
-	cancel context.CancelFunc
+	turns chan struct{}
+	// lookups bounds the lookups of hosts that requests name.
+	lookups chan struct{}
+	ctx     context.Context
+	cancel  context.CancelFunc
+	secrets secrets
 	// helpers are the goroutines that Run waits for.
 	helpers sync.WaitGroup
 }
@@ -106,8 +119,9 @@ const maxHandshakes = 256
 
 // New makes a proxy that listens nowhere yet.
 func New(cfg Config) (*Proxy, error) {
-	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes)}
+	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
+	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for i := range p.cfg.Workers {
 		w, err := newWorker(p, i)

@@ -45,6 +45,7 @@ func (x *exchange) mirror(a *route.Action) {
 		m.req.Upgrade, m.req.Expect100 = "", false
 		p.Change(&m.req, x.Context())
 		m.try = x.w.newAttempt(m, c, h, x.Dest)
+		m.try.client = x.Client.Addr
 		m.try.begin(&m.req, m.ended && len(m.held) == 0)
 		x.mirrors = append(x.mirrors, m)
 	}

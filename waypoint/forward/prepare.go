@@ -37,12 +37,16 @@ func (x *exchange) prepare() bool {
 	if !h.Has("x-forwarded-proto") {
 		h.Add("x-forwarded-proto", x.Req.Scheme)
 	}
+	if s := h.Get("x-forwarded-proto"); x.Req.Proto != message.HTTP2 && (s == "http" || s == "https") {
+		x.Req.Scheme = s // HTTP/1 does not say it itself
+	}
 	if x.chain.Scheme != "" {
 		x.Req.Scheme = x.chain.Scheme
 	}
 	if !h.Has("x-request-id") && x.chain.RequestID {
 		h.Add("x-request-id", x.requestID())
 	}
+	x.beginSpan()
 	return true
 }
 

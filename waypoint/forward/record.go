@@ -8,6 +8,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
+	"github.com/ambit-mesh/ambit/waypoint/expr"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -58,14 +59,24 @@ func (x *exchange) record() {
 	if route.IsGRPC(x.Req) {
 		l.Protocol, l.GRPC = "grpc", x.grpcAnswer()
 	}
-	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent})
-	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: l.Code, GRPC: l.GRPC, Duration: took, Rand: x.Rand.Uint64()})
+	code, status := l.Code, l.GRPC // the chain's metrics may leave them out
+	if s := x.chain.Stats; s != nil {
+		s.Apply(&l, &expr.Env{Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took})
+	}
+	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent, Messages: x.asked.n, Answers: x.told.n})
+	x.endSpan(took)
+	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took, Rand: x.Rand.Uint64()})
 }
 
 // record counts and logs a connection that is over.
 func (s *stream) record(error) {
 	c := s.in
 	l := c.labels(s.cluster, s.host)
+	if m := s.tcp.Stats; m != nil {
+		h := telemetry.HTTPLabels{Labels: l}
+		m.Apply(&h, &expr.Env{Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun})
+		l = h.Labels
+	}
 	t := c.w.p.cfg.Metrics.TCP(&l)
 	t.Opened()
 	t.Received(uint64(s.received))
@@ -146,8 +157,7 @@ func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluste
 	case "REQUESTED_SERVER_NAME":
 		return appendText(dst, c.serverName)
 	case "FILTER_STATE":
-		v, ok := x.FilterState(arg)
-		return append(dst, v...), ok
+		return c.appendState(dst, x, h, arg)
 	case "DYNAMIC_METADATA":
 		return appendMetadata(dst, x, arg)
 	}

@@ -115,10 +115,13 @@ func (x *exchange) head(r *message.Response, end bool) {
 			f.Answer(&x.Exchange)
 		}
 	}
-	if rt := x.Route(); rt != nil {
+	if rt := x.Route(); rt != nil && (x.upstream || !x.Reply.Bare) {
 		rt.ChangeResponse(x.RouteAction(), x.Context())
 	}
 	h := &r.Header
+	if rt := x.Route(); rt != nil && rt.Operation != "" && rt.Propagate && x.chain.Tracing != nil {
+		h.Set("x-envoy-decorator-operation", rt.Operation) // a client that traces names its span so
+	}
 	h.Set("date", x.w.date())
 	switch c := x.chain; {
 	case c.ServerHeader == listener.Overwrite, c.ServerHeader == listener.AppendIfAbsent && !h.Has("server"):

@@ -69,15 +69,27 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	if a.AttemptCount {
 		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
 	}
+	x.expect(a)
+	x.cluster = c
+	if c.Discovery == cluster.Dynamic {
+		x.attemptNamed(c)
+		return
+	}
 	h, err := x.pick(c, a)
 	if err != nil {
-		x.cluster = c
 		x.fail(503, "no healthy upstream", "no_healthy_upstream", filter.NoHealthyUpstream)
 		return
 	}
-	x.cluster, x.host = c, h
+	x.send(h)
+}
+
+// send sends the request to an endpoint of the cluster that was chosen.
+func (x *exchange) send(h *cluster.Host) {
+	a, c := x.RouteAction(), x.cluster
+	x.host = h
 	x.passed = 0
 	t := x.w.newAttempt(x, c, h, x.Dest)
+	t.client = x.Client.Addr
 	x.try = t
 	if a.Retry != nil && a.Retry.PerTry > 0 {
 		x.w.loop.Start(&t.timer, a.Retry.PerTry, t)
@@ -93,7 +105,7 @@ func (x *exchange) bodiless() bool {
 // pick chooses the endpoint.
 func (x *exchange) pick(c *cluster.Cluster, a *route.Action) (*cluster.Host, error) {
 	p := cluster.Pick{Rand: x.Rand}
-	if a.HasHash() {
+	if by := c.Policy(); a.HasHash() && (by == cluster.RingHash || by == cluster.Maglev) {
 		var cookie string
 		p.Hash, p.HasHash, cookie = a.Hash(&route.HashInput{Req: x.Req, Source: x.Client.Addr, Local: x.Dest, State: x.FilterState})
 		if cookie != "" {
@@ -182,6 +194,7 @@ func (x *exchange) data(_ *attempt, p []byte) int {
 	n := x.down.SendData(p)
 	x.moved = x.w.loop.Now()
 	x.sent += int64(n)
+	x.told.count(p[:n])
 	return n
 }
 
@@ -209,6 +222,9 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.finish(false)
 		return
 	}
+	if x.resend(t, f) {
+		return
+	}
 	a := x.RouteAction()
 	if x.mayRetry(a) && a.Retry.OnFailure(f.kind, t.open) && x.retry(t.cluster, a.Retry.BackOff(x.tries, x.Rand.Uint64())) {
 		return
@@ -226,6 +242,30 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
 	x.failWith(status, f, flags)
+}
+
+// maxResends is how often a request is sent again because a connection was gone before the endpoint saw it.
+const maxResends = 3
+
+// resend sends a request again that no endpoint has seen. That is not a retry: no policy has to allow it.
+func (x *exchange) resend(t *attempt, f failure) bool {
+	if !f.unseen || x.stage != waiting || x.resends == maxResends || x.fed && !x.keep || f.reused && !idempotent(x.Req.Method) {
+		return false
+	}
+	x.resends++
+	x.tries--
+	c := t.cluster
+	x.wait(0, func() { x.attempt(c) })
+	return true
+}
+
+// idempotent says that doing it twice is doing it once (RFC 9110 section 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
 }
 
 // failWith answers with Envoy's words for a failure.

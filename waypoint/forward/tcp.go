@@ -34,6 +34,7 @@ const maxConnectTries = 1
 func (c *inbound) serveTCP(tcp *listener.TCP) {
 	s := &stream{in: c, tcp: tcp, begun: c.w.loop.Now()}
 	c.stream = s
+	c.pipe.SetHandler(nil) // what comes now is for the relay
 	s.Req = &s.req
 	s.Client, s.Local, s.Dest, s.ServerName = c.client, c.w.p.principal, c.dest, c.serverName
 	s.Now, s.Rand = time.Now(), c.w.rand
@@ -57,6 +58,10 @@ func (s *stream) dial() {
 		return
 	}
 	s.cluster = c
+	if c.Discovery == cluster.Dynamic {
+		s.dialNamed(c)
+		return
+	}
 	pick := &cluster.Pick{Rand: s.Rand}
 	if a := s.Client.Addr.Addr(); s.tcp.HashSource && a.IsValid() {
 		pick.Hash, pick.HasHash = route.HashAddr(a), true
@@ -67,6 +72,12 @@ func (s *stream) dial() {
 		s.end(err)
 		return
 	}
+	s.connect(h)
+}
+
+// connect dials an endpoint of the cluster that was chosen.
+func (s *stream) connect(h *cluster.Host) {
+	c := s.cluster
 	s.host = h
 	if !c.BeginConnection() {
 		s.Flags |= filter.UpstreamOverflow
@@ -74,7 +85,7 @@ func (s *stream) dial() {
 		return
 	}
 	s.tries++
-	s.in.w.reach(h, c, s.Dest, func(p loop.Pipe, err error) {
+	s.in.w.reach(way{host: h, cluster: c, dest: s.Dest, client: s.Client.Addr, http: notHTTP}, func(p loop.Pipe, _ string, err error) {
 		switch {
 		case s.in.over:
 			c.EndConnection()

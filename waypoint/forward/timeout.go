@@ -1,11 +1,13 @@
 package forward
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
 // startTimeout starts the route's timeout once the request is complete and on its way.
@@ -16,6 +18,28 @@ func (x *exchange) startTimeout() {
 	x.timed = true
 	if d := x.RouteAction().TimeoutFor(x.Req); d > 0 {
 		x.w.loop.Start(&x.total, d, (*totalEnd)(x))
+	}
+}
+
+// maxGRPCDigits is the length of the longest number in a grpc-timeout.
+const maxGRPCDigits = 8
+
+// expect tells the endpoint how long its answer is waited for: the policy's time for one try, or what is left of the
+// route's timeout.
+func (x *exchange) expect(a *route.Action) {
+	d := a.TimeoutFor(x.Req)
+	if d > 0 && x.timed {
+		d = max(d-(x.w.loop.Now()-x.begun), time.Millisecond)
+	}
+	if r := a.Retry; r != nil && r.PerTry > 0 && (d <= 0 || r.PerTry < d) {
+		d = r.PerTry
+	}
+	if d > 0 {
+		ms := x.Req.Header.Hold(strconv.FormatInt(d.Milliseconds(), 10))
+		x.Req.Header.Set("x-envoy-expected-rq-timeout-ms", ms)
+		if a.LimitsGRPC() && route.IsGRPC(x.Req) && len(ms) <= maxGRPCDigits {
+			x.Req.Header.Set("grpc-timeout", x.Req.Header.Hold(ms+"m"))
+		}
 	}
 }
 

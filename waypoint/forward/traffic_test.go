@@ -492,3 +492,53 @@ func TestARequestOnAnOldConnectionGoesByTheNewRoutes(t *testing.T) {
 		}
 	}
 }
+
+func TestARequestOnAConnectionThatTheEndpointJustClosedIsSentAgain(t *testing.T) { // RFC 9112 section 9.3.1
+	r := newRig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	var conns, posts atomic.Int32
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // answers one request, and closes when the next one comes
+				defer c.Close()
+				b := bufio.NewReader(c)
+				n := conns.Add(1)
+				for i := range 2 {
+					q, err := http.ReadRequest(b)
+					if err != nil || i == 1 {
+						return
+					}
+					if q.Method == "POST" {
+						posts.Add(1)
+					}
+					io.Copy(io.Discard, q.Body)
+					fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d", n%10)
+				}
+			}()
+		}
+	}()
+	r.cluster("reviews", "", ln.Addr().String())
+	r.routes(toReviews)
+	c := r.client()
+	for i := range 5 {
+		if resp, body := get(t, c, "/"); resp.StatusCode != 200 {
+			t.Errorf("request %d: %d %q", i, resp.StatusCode, body)
+		}
+	}
+	resp, err := c.Post("http://reviews:9080/", "text/plain", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 503 || posts.Load() != 0 {
+		t.Errorf("a POST, which may have had its effect, was sent again: %d", resp.StatusCode)
+	}
+}

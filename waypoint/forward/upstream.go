@@ -1,15 +1,11 @@
 package forward
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
@@ -38,9 +34,11 @@ type upstreams struct {
 }
 
 type poolKey struct {
-	host  *cluster.Host
-	dest  netip.AddrPort // of an endpoint that is wherever the client wanted to go; else not valid
-	http2 bool
+	host   *cluster.Host
+	dest   netip.AddrPort // where the client wanted to go, if that decides about the connection; else not valid
+	client netip.AddrPort // likewise
+	name   string         // of the TLS server, if the request decides about it
+	http   version
 }
 
 // pool is the connections to one endpoint, for one version of HTTP.
@@ -51,6 +49,7 @@ type pool struct {
 	links   []*link    // the last one used is at the end
 	waiting []*attempt // first come, first served
 	dialing int
+	one     bool // a connection carries several requests, or may
 }
 
 // link is one connection to an endpoint.
@@ -74,7 +73,8 @@ func (u *upstreams) want(t *attempt) {
 	key := t.key()
 	p := u.pools[key]
 	if p == nil {
-		p = &pool{ups: u, key: key, cluster: t.cluster}
+		key.name = strings.Clone(key.name)
+		p = &pool{ups: u, key: key, cluster: t.cluster, one: key.http != http1Only}
 		u.pools[key] = p
 	}
 	p.waiting = append(p.waiting, t)
@@ -83,9 +83,22 @@ func (u *upstreams) want(t *attempt) {
 
 // key says which connections can carry the attempt.
 func (t *attempt) key() poolKey {
-	k := poolKey{host: t.host, http2: t.cluster.HTTP2(t.req.Proto == message.HTTP2)}
+	k := poolKey{host: t.host}
+	tr := t.host.Transport
+	switch {
+	case tr.TLS != nil && t.cluster.Protocol == cluster.Negotiated:
+		k.http = httpNegotiated
+	case t.cluster.HTTP2(t.req.Proto == message.HTTP2):
+		k.http = http2Only
+	}
 	if e := t.host.Endpoint(); e.Via == cluster.HBONE && !e.Tunnel.IsValid() {
 		k.dest = t.dest
+	}
+	if tr.Proxy != 0 {
+		k.dest, k.client = t.dest, t.client
+	}
+	if tr.TLS != nil && (t.cluster.AutoSNI || t.cluster.AutoSAN) {
+		k.name, _ = splitAuthority(t.req.Authority)
 	}
 	return k
 }
@@ -118,7 +131,7 @@ func (p *pool) serve() {
 		t.start(l)
 	}
 	want := len(p.waiting)
-	if p.key.http2 {
+	if p.one {
 		want = min(want, 1)
 	}
 	for p.dialing < want {
@@ -145,7 +158,9 @@ func (p *pool) free() *link {
 
 // dial opens a connection, and makes a link of it.
 func (p *pool) dial() {
-	p.ups.w.reach(p.key.host, p.cluster, p.key.dest, func(pipe loop.Pipe, err error) {
+	k := &p.key
+	y := way{host: k.host, cluster: p.cluster, dest: k.dest, client: k.client, name: k.name, http: k.http}
+	p.ups.w.reach(y, func(pipe loop.Pipe, alpn string, err error) {
 		p.dialing--
 		if err != nil {
 			p.cluster.EndConnection()
@@ -154,7 +169,7 @@ func (p *pool) dial() {
 			return
 		}
 		l := &link{pool: p, born: p.ups.w.loop.Now()}
-		if p.key.http2 {
+		if p.one = k.http == http2Only || k.http == httpNegotiated && alpn == "h2"; p.one {
 			l.conn = http2.NewClient(pipe, http2.ClientConfig{}, l)
 		} else {
 			l.conn = http1.NewClient(pipe, http1.ClientConfig{}, l)
@@ -268,69 +283,4 @@ func (u *upstreams) close() {
 			p.links[len(p.links)-1].conn.Close(errGivenUp)
 		}
 	}
-}
-
-// reach opens a byte stream to an endpoint: through a tunnel to its pod, or straight. dest is where the client wanted to
-// go, for endpoints that have no address of their own. done is called once, later.
-func (w *worker) reach(h *cluster.Host, c *cluster.Cluster, dest netip.AddrPort, done func(loop.Pipe, error)) {
-	e := h.Endpoint()
-	switch e.Via {
-	case cluster.Direct:
-		w.connect(e.Addr, c.ConnectTimeout, func(f *loop.FD, err error) {
-			if err != nil {
-				done(nil, &dialError{addr: e.Addr.String(), timeout: errors.Is(err, unix.ETIMEDOUT), err: err})
-				return
-			}
-			done(loop.NewPipe(f), nil)
-		})
-	case cluster.HBONE:
-		to := e.Tunnel
-		if !to.IsValid() {
-			to = dest
-		}
-		w.tunnel(to, e.Waypoint, c.ConnectTimeout, done)
-	default:
-		w.later(func() {
-			done(nil, &dialError{addr: e.String(), err: fmt.Errorf("endpoints behind the internal listener %q are not supported", e.Listener)})
-		})
-	}
-}
-
-// tunnel opens a stream to a pod's port.
-func (w *worker) tunnel(to, waypoint netip.AddrPort, timeout time.Duration, done func(loop.Pipe, error)) {
-	t, err := w.p.targetOf(to.Addr(), waypoint)
-	if err != nil {
-		w.later(func() { done(nil, &dialError{addr: to.String(), err: err}) })
-		return
-	}
-	o := &opener{w: w, addr: to, done: done}
-	o.opening = w.pool.Open(t.key, t, &hbone.Request{Authority: to.String()}, o)
-	w.loop.Start(&o.timer, timeout, o)
-}
-
-// opener waits for a stream of a tunnel.
-type opener struct {
-	w       *worker
-	addr    netip.AddrPort
-	opening *hbone.Opening
-	timer   loop.Timer
-	done    func(loop.Pipe, error)
-}
-
-// StreamOpened implements hbone.OpenHandler.
-func (o *opener) StreamOpened(s *hbone.Stream, _ *hbone.Response) {
-	o.timer.Stop()
-	o.done(s.Pipe(), nil)
-}
-
-// StreamFailed implements hbone.OpenHandler.
-func (o *opener) StreamFailed(err error) {
-	o.timer.Stop()
-	o.done(nil, &dialError{addr: o.addr.String(), err: err})
-}
-
-// Expired implements loop.TimerHandler.
-func (o *opener) Expired(*loop.Timer) {
-	o.opening.Cancel()
-	o.done(nil, &dialError{addr: o.addr.String(), timeout: true, err: errors.New("timed out")})
 }

@@ -33,6 +33,8 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 			return append(dst, r.Host.Name...), true
 		}
 		return dst, false
+	case "TRACE_ID":
+		return x.appendTrace(dst)
 	case "GRPC_STATUS", "GRPC_STATUS_NUMBER":
 		v := x.grpcAnswer()
 		if n, err := strconv.Atoi(v); err == nil && operator == "GRPC_STATUS" && n >= 0 && n < len(grpcNames) {
@@ -49,17 +51,31 @@ func (x *exchange) grpcAnswer() string {
 		return x.grpc
 	}
 	if x.Resp != nil {
-		return x.Resp.Header.Get("grpc-status")
+		if v := x.Resp.Header.Get("grpc-status"); v != "" {
+			return keepStatus(v)
+		}
 	}
 	return ""
 }
 
 // noteTrailer keeps what logs and metrics want to know of a trailer.
 func (x *exchange) noteTrailer(h *message.Header) {
-	if v := h.Get("grpc-status"); v != "" && len(v) <= len(x.grpcSpace) {
-		x.grpc = message.String(x.grpcSpace[:copy(x.grpcSpace[:], v)])
+	if v := h.Get("grpc-status"); v != "" {
+		x.grpc = keepStatus(v)
 	}
 }
+
+// keepStatus is a gRPC status in memory of its own: metrics keep it, the request's memory is used again.
+func keepStatus(v string) string {
+	for i := range grpcNumbers {
+		if grpcNumbers[i] == v {
+			return grpcNumbers[i]
+		}
+	}
+	return "2" // what is no status is UNKNOWN to clients
+}
+
+var grpcNumbers = [...]string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"}
 
 var grpcNames = [...]string{
 	"OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",

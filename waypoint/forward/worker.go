@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
@@ -33,6 +34,10 @@ type worker struct {
 	now    time.Duration // when dateAt was made
 	dateAt string
 	line   []byte // of an access log, being made
+
+	outboxes    map[*trace.Config]*outbox // of spans
+	warnedSpans time.Duration
+	draining    bool
 
 	// any goroutine
 	open atomic.Int32
@@ -80,6 +85,7 @@ func (w *worker) drain() {
 	for c := range w.conns {
 		c.drain()
 	}
+	w.flushSpans()
 }
 
 // close ends everything at once.

@@ -294,7 +294,7 @@ func TestRequestsAreWrittenInOneForm(t *testing.T) {
 		{"upgrade", with(request("GET", "/"), func(r *message.Request) { r.Upgrade = "websocket" }), false,
 			"GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"},
 		{"CONNECT", request("CONNECT", ""), false, "CONNECT h HTTP/1.1\r\nhost: h\r\n\r\n"},
-		{"asterisk", request("OPTIONS", "*"), true, "OPTIONS * HTTP/1.1\r\nhost: h\r\n\r\n"},
+		{"asterisk", request("OPTIONS", "*"), true, "OPTIONS * HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n"},
 		{"fields of the connection", request("GET", "/", "connection", "x", "transfer-encoding", "gzip", "keep-alive", "1", "host", "evil", "expect", "x"), true,
 			"GET / HTTP/1.1\r\nhost: h\r\n\r\n"},
 		{"injection in a value", request("GET", "/", "x", "y\r\nz: w"), true, "GET / HTTP/1.1\r\nhost: h\r\n\r\n"},

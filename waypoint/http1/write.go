@@ -170,9 +170,14 @@ func appendRequest(b []byte, r *message.Request, end bool) ([]byte, writer, bool
 	return append(b, "\r\n"...), w, true
 }
 
-// bodyExpected says that a request of the method without a body says so (RFC 9110 section 8.6).
+// bodyExpected says that a request of the method without a body says so (RFC 9110 section 8.6): all but those that have no
+// body by their nature, as from Envoy.
 func bodyExpected(method string) bool {
-	return method == "POST" || method == "PUT" || method == "PATCH"
+	switch method {
+	case "GET", "HEAD", "DELETE", "TRACE", "CONNECT":
+		return false
+	}
+	return true
 }
 
 // answering is what the head of a response depends on besides itself.

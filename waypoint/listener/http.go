@@ -15,6 +15,8 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/stats"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 //lint:file-ignore SA1019 deprecated fields are still sent, and Envoy still obeys them
@@ -80,7 +82,9 @@ type HTTP struct {
 	RouteName string
 	Logs      []*accesslog.Log
 	// Tracing is the configuration of spans, or nil; chains with the same one share it.
-	Tracing *hcmv3.HttpConnectionManager_Tracing
+	Tracing *trace.Config
+	// Stats is how metrics differ from the standard ones, or nil.
+	Stats *stats.Config
 
 	// Path says how paths are made canonical.
 	Path route.PathPolicy
@@ -136,7 +140,7 @@ type HTTP struct {
 func (c *compiler) http(p *hcmv3.HttpConnectionManager) (*HTTP, error) {
 	h := &HTTP{StatPrefix: strings.TrimSuffix(p.GetStatPrefix(), ";"), Via: p.GetVia()}
 	for _, step := range []func(*hcmv3.HttpConnectionManager) error{
-		h.refuse, h.compileFilters, h.compileRoutes, h.compileTimes, h.compileLimits, h.compilePath, h.compileHeads, h.compileUpgrades,
+		h.refuse, c.statsOf(h), h.compileFilters, h.compileRoutes, h.compileTimes, h.compileLimits, h.compilePath, h.compileHeads, h.compileUpgrades,
 	} {
 		if err := step(p); err != nil {
 			return nil, err
@@ -148,6 +152,22 @@ func (c *compiler) http(p *hcmv3.HttpConnectionManager) (*HTTP, error) {
 	}
 	h.Tracing, err = c.sharedTracing(p.GetTracing())
 	return h, field.At(err, "tracing")
+}
+
+// statsOf finds the statistics filter among those of the chain.
+func (c *compiler) statsOf(h *HTTP) func(*hcmv3.HttpConnectionManager) error {
+	return func(p *hcmv3.HttpConnectionManager) error {
+		for i, f := range p.GetHttpFilters() {
+			s, ok, err := c.compileStats(f.GetTypedConfig())
+			if err != nil {
+				return field.Index(err, "http_filters", i)
+			}
+			if ok {
+				h.Stats = s
+			}
+		}
+		return nil
+	}
 }
 
 // refuse names what would change answers or decisions.

@@ -30,6 +30,8 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/stats"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // Main is the name of the listener that decides about services.
@@ -101,7 +103,7 @@ func CompileOver(old *Listener, p *listenerv3.Listener) (*Listener, error) {
 	if l.Logs, err = accesslog.Compile(p.GetAccessLog()); err != nil {
 		return nil, err
 	}
-	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*hcmv3.HttpConnectionManager_Tracing{}}
+	c := &compiler{l: l, chains: map[string]*Chain{}, logs: map[string][]*accesslog.Log{}, tracing: map[string]*trace.Config{}, stats: map[string]*stats.Config{}}
 	c.keep(old)
 	for i, f := range p.GetFilterChains() {
 		x, err := c.chain(f)
@@ -165,7 +167,8 @@ type compiler struct {
 	chains map[string]*Chain
 	// What most chains have alike is shared by them, by its serialized form.
 	logs    map[string][]*accesslog.Log
-	tracing map[string]*hcmv3.HttpConnectionManager_Tracing
+	tracing map[string]*trace.Config
+	stats   map[string]*stats.Config
 	kept    map[[sha256.Size]byte]*Chain // of the listener before
 }
 
@@ -209,8 +212,22 @@ func (c *compiler) accessLogs(ps []*accesslogv3.AccessLog) ([]*accesslog.Log, er
 	return ls, err
 }
 
+// compileStats compiles the statistics filter, if a is one; the same configuration is one object.
+func (c *compiler) compileStats(a *anypb.Any) (*stats.Config, bool, error) {
+	if a.MessageName() != stats.Type {
+		return nil, false, nil
+	}
+	k := string(a.GetValue())
+	if x, ok := c.stats[k]; ok {
+		return x, true, nil
+	}
+	x, err := stats.Compile(a)
+	c.stats[k] = x
+	return x, true, field.At(err, "typed_config")
+}
+
 // sharedTracing is one object for all configurations of spans that are the same.
-func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3.HttpConnectionManager_Tracing, error) {
+func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*trace.Config, error) {
 	if p == nil {
 		return nil, nil
 	}
@@ -219,7 +236,9 @@ func (c *compiler) sharedTracing(p *hcmv3.HttpConnectionManager_Tracing) (*hcmv3
 		return nil, err
 	}
 	if c.tracing[k] == nil {
-		c.tracing[k] = p
+		if c.tracing[k], err = trace.Compile(p); err != nil {
+			return nil, err
+		}
 	}
 	return c.tracing[k], nil
 }
@@ -254,7 +273,14 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	var gates []filter.Gate
 	readsName := false
 	var names snidfpv3.FilterConfig
+	var metrics *stats.Config
 	for i, f := range fs[:last] {
+		if s, ok, err := c.compileStats(f.GetTypedConfig()); err != nil {
+			return nil, field.Index(err, "filters", i)
+		} else if ok {
+			metrics = s
+			continue
+		}
 		if f.GetTypedConfig().MessageIs(&names) {
 			if err := f.GetTypedConfig().UnmarshalTo(&names); err != nil {
 				return nil, field.Index(field.At(err, "typed_config"), "filters", i)
@@ -272,6 +298,9 @@ func (c *compiler) chain(p *listenerv3.FilterChain) (*Chain, error) {
 	}
 	if err := c.last(x, fs[last], gates); err != nil {
 		return nil, field.Index(err, "filters", last)
+	}
+	if x.TCP != nil {
+		x.TCP.Stats = metrics
 	}
 	if port := names.GetPortValue(); port > 65535 {
 		return nil, field.Errorf("filters", "not a port: %d", port)

@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/stats"
 )
 
 // TCP is a compiled TcpProxy. It is immutable.
@@ -22,6 +23,8 @@ type TCP struct {
 	// Gates let connections in, in order.
 	Gates []filter.Gate
 	Logs  []*accesslog.Log
+	// Stats is how its metrics differ from the standard ones, or nil.
+	Stats *stats.Config
 	// IdleTimeout ends a connection on which nothing moves, MaxDuration one that is that old; 0: no bound.
 	IdleTimeout, MaxDuration time.Duration
 	// MaxConnectAttempts is how many endpoints are tried.

@@ -288,6 +288,9 @@ func (f *Forward) Upgrade(protocol string) (allowed, set bool) {
 	return allowed, set
 }
 
+// LimitsGRPC says that a gRPC client's own deadline counts, so that the server should hear of the one that came of it.
+func (f *Forward) LimitsGRPC() bool { return f.limitGRPC || f.streamGRPC }
+
 // TimeoutFor is the timeout of a request; 0: no bound. A gRPC client's own deadline counts if the route says so.
 func (f *Forward) TimeoutFor(r *message.Request) time.Duration {
 	if !f.limitGRPC && !f.streamGRPC || !IsGRPC(r) {

@@ -89,6 +89,9 @@ func CompileString(m *matcherv3.StringMatcher) (*StringMatcher, error) {
 	return s, nil
 }
 
+// Exact is the string that an exact matcher is about; ok is false for the other kinds.
+func (s *StringMatcher) Exact() (text string, ok bool) { return s.text, s.kind == exact }
+
 // Match says whether v is one of the strings meant. It does not allocate.
 func (s *StringMatcher) Match(v string) bool {
 	if s.kind == regex {

@@ -27,6 +27,7 @@ type Route struct {
 	Direct *Direct
 	// Operation names spans (decorator), "" if nothing is said. Propagate puts it into the answer.
 	Operation string
+	Propagate bool
 	// Metadata is the route's metadata, or nil.
 	Metadata *corev3.Metadata
 
@@ -98,6 +99,7 @@ func (o *Options) compileRoute(p *routev3.Route, vh *VirtualHost) (*Route, error
 		return nil, field.At(err, "match")
 	}
 	r := &Route{Name: p.GetName(), Host: vh, Operation: p.GetDecorator().GetOperation(), Metadata: p.GetMetadata(), match: m}
+	r.Propagate = p.GetDecorator().GetPropagate() == nil || p.GetDecorator().GetPropagate().GetValue()
 	if r.request, err = CompileHeaderOps("request_headers_to_add", p.GetRequestHeadersToAdd(), "request_headers_to_remove", p.GetRequestHeadersToRemove()); err != nil {
 		return nil, err
 	}

@@ -87,6 +87,7 @@ func TestRootADrainServesATunnelWhosePeerIsInTheMiddleOfItsHandshake(t *testing.
 	out := m.pod("out", "n1", "10.99.0.9", "fd99::9")
 	m.serve(b, 8080, tellPeer)
 	m.capture(a, b)
+	m.wantPeer(a, "10.99.0.3:8080", "10.99.0.2") // b has its certificate: the end of the node ends those who get it, too
 	n2 := m.nodes["n2"]
 	conn, err := m.dial(out, "10.99.0.3:15008")
 	if err != nil {

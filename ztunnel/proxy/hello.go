@@ -122,8 +122,8 @@ func (w *worker) shake(t *peerTunnel, fd int) {
 		return
 	}
 	await := func() {
+		defer func() { <-p.awaiting }()
 		_, err := p.certificate(ctx, t.pod)
-		<-p.awaiting
 		if err != nil {
 			drop(err)
 			return

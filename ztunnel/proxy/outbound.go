@@ -30,6 +30,7 @@ type outbound struct {
 	decision Decision
 	// avoid are the endpoints of the service that could not be reached.
 	avoid []*workload.Workload
+	asked bool // once more, because a tunnel died
 }
 
 // maxElsewhere is the number of further endpoints that are tried.
@@ -228,9 +229,25 @@ func (o *outbound) StreamOpened(st *hbone.Stream, _ *hbone.Response) {
 // StreamFailed implements hbone.OpenHandler.
 func (o *outbound) StreamFailed(err error) {
 	o.opening = nil
+	if o.again(err) {
+		return
+	}
 	if err := (tunnelError{addr: o.actual, err: err}); !o.elsewhere(err) {
 		o.fail(err)
 	}
+}
+
+// again asks once more, if the tunnel has died before the peer answered: a tunnel that was open may lead to a proxy that is
+// gone, which shows only when it is used. Nothing that the application sent has left its socket yet.
+func (o *outbound) again(err error) bool {
+	var answer *hbone.StatusError
+	var dial *hbone.DialError
+	if o.asked || errors.As(err, &answer) || errors.As(err, &dial) || errors.Is(err, hbone.ErrDraining) || errors.Is(err, loop.ErrPanic) {
+		return false
+	}
+	o.asked = true
+	o.open()
+	return true
 }
 
 // elsewhere begins again with another endpoint of the service, if there is one, after err kept the connection from being

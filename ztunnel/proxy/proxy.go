@@ -242,13 +242,22 @@ func (p *Proxy) drain() {
 
 // busy tells whether connections are under way, or may be in a moment: a peer whose tunnel was accepted does its handshake
 // and opens its streams, until it has seen our GOAWAY and the tunnel ends.
+//
+// A tunnel is looked for in the order in which it goes: as a hello, as a handshake, as a tunnel. It is in the next place
+// before it leaves the one before, so it is not missed on its way.
 func (p *Proxy) busy() bool {
-	if p.Open() > 0 || p.accepting.busy() {
+	if p.Open() > 0 {
 		return true
 	}
 	n := 0
 	for _, w := range p.workers {
-		w.loop.OnLoop(func() { n += w.beginning() + w.server.Stats().Conns })
+		w.loop.OnLoop(func() { n += w.beginning() })
+	}
+	if n > 0 || len(p.awaiting) > 0 || p.accepting.busy() {
+		return true
+	}
+	for _, w := range p.workers {
+		w.loop.OnLoop(func() { n += w.server.Stats().Conns })
 	}
 	return n > 0
 }

@@ -33,11 +33,11 @@ func serve(t *testing.T) (all, greet string) {
 			t.Error(err)
 		}
 	})
-	for {
-		conn, err := net.Dial("tcp", addrs[0])
-		if err == nil {
+	for up := 0; up < len(addrs); {
+		if conn, err := net.Dial("tcp", addrs[up]); err == nil {
 			conn.Close()
-			return addrs[0], addrs[1]
+			up++
+			continue
 		}
 		select {
 		case err := <-done:
@@ -45,6 +45,7 @@ func serve(t *testing.T) (all, greet string) {
 		default:
 		}
 	}
+	return addrs[0], addrs[1]
 }
 
 func TestOnePortSpeaksEverything(t *testing.T) {

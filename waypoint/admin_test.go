@@ -1,0 +1,204 @@
+package waypoint
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	adminv3 "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/internal/svid"
+	"github.com/ambit-mesh/ambit/internal/svid/svidtest"
+	"github.com/ambit-mesh/ambit/internal/xds"
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
+)
+
+// newAdmin is a waypoint without data path, whose admin port is served.
+func newAdmin(t *testing.T) (*waypoint, func(method, target string) (int, string)) {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.PodName, cfg.PodNamespace, cfg.InstanceIP, cfg.Gateway, cfg.LogOutput = "waypoint-1", "demo", "10.1.1.1", "waypoint", io.Discard
+	w := &waypoint{cfg: cfg}
+	w.ready.Pending(readyConfig)
+	if err := w.observe(); err != nil {
+		t.Fatal(err)
+	}
+	w.config = newStore(w.log.Scope("config"))
+	w.certs = svid.NewManager(svid.Config{CA: svidtest.NewCA(t, "cluster.local")})
+	h := w.adminHandler(func() {})
+	return w, func(method, target string) (int, string) {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequest(method, target, nil))
+		return rec.Code, rec.Body.String()
+	}
+}
+
+func body(t *testing.T, m proto.Message, json string) []byte {
+	t.Helper()
+	if err := protojson.Unmarshal([]byte(json), m); err != nil {
+		t.Fatal(err)
+	}
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// take hands a resource to a keeping handler as the xDS client does.
+func take[T any](t *testing.T, typ xds.Type[T], h keeping[T], name, version string, b []byte, removed ...string) {
+	t.Helper()
+	v, err := keepingType(typ).Decode(name, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Apply([]xds.Resource[held[T]]{{Name: name, Version: version, Value: v}}, removed); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// accept takes everything in.
+type accept[T any] struct{}
+
+func (accept[T]) Apply([]xds.Resource[T], []string) error { return nil }
+
+// TestConfigDumpIsEnvoys: Envoy's own messages, which istioctl reads it with, are the judge.
+func TestConfigDumpIsEnvoys(t *testing.T) {
+	w, do := newAdmin(t)
+	s := w.config
+	clusters := xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}
+	const name = "inbound-vip|9080|http|reviews.demo.svc.cluster.local"
+	take(t, clusters, keeping[*cluster.Config]{&s.rawClusters, accept[*cluster.Config]{}}, name, "7",
+		body(t, &clusterv3.Cluster{}, `{"name": "`+name+`", "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}}`))
+	take(t, clusters, keeping[*cluster.Config]{&s.rawClusters, accept[*cluster.Config]{}}, "gone", "1", body(t, &clusterv3.Cluster{}, `{"name": "gone", "type": "STATIC"}`))
+	take(t, clusters, keeping[*cluster.Config]{&s.rawClusters, accept[*cluster.Config]{}}, "second", "2", body(t, &clusterv3.Cluster{}, `{"name": "second", "type": "STATIC"}`), "gone")
+	take(t, xds.Type[*cluster.Assignment]{URL: xds.EndpointType, Decode: cluster.DecodeEndpoints}, keeping[*cluster.Assignment]{&s.rawEndpoints, accept[*cluster.Assignment]{}}, name, "9",
+		body(t, &endpointv3.ClusterLoadAssignment{}, `{"cluster_name": "`+name+`"}`))
+	take(t, xds.Type[string]{URL: xds.ListenerType, Decode: func(string, []byte) (string, error) { return "", nil }}, keeping[string]{&s.rawListeners, accept[string]{}}, "main_internal", "3",
+		body(t, &listenerv3.Listener{}, `{"name": "main_internal", "internal_listener": {}, "traffic_direction": "INBOUND"}`))
+
+	status, text := do("GET", "/config_dump?include_eds")
+	if status != 200 {
+		t.Fatal(status, text)
+	}
+	var d adminv3.ConfigDump
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), &d); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	var got []string
+	for _, c := range d.GetConfigs() {
+		m, err := c.UnmarshalNew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch m := m.(type) {
+		case *adminv3.BootstrapConfigDump:
+			n := m.GetBootstrap().GetNode()
+			got = append(got, n.GetId(), n.GetMetadata().GetFields()["NAMESPACE"].GetStringValue())
+		case *adminv3.ClustersConfigDump:
+			for _, x := range m.GetDynamicActiveClusters() {
+				var c clusterv3.Cluster
+				if err := x.GetCluster().UnmarshalTo(&c); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, c.GetName()+"@"+x.GetVersionInfo())
+			}
+		case *adminv3.EndpointsConfigDump:
+			for _, x := range m.GetDynamicEndpointConfigs() {
+				var c endpointv3.ClusterLoadAssignment
+				if err := x.GetEndpointConfig().UnmarshalTo(&c); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, "eds "+c.GetClusterName()+"@"+x.GetVersionInfo())
+			}
+		case *adminv3.ListenersConfigDump:
+			for _, x := range m.GetDynamicListeners() {
+				var c listenerv3.Listener
+				if err := x.GetActiveState().GetListener().UnmarshalTo(&c); err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, x.GetName()+" "+c.GetTrafficDirection().String()+"@"+x.GetActiveState().GetVersionInfo())
+			}
+		}
+	}
+	want := []string{"waypoint~10.1.1.1~waypoint-1.demo~demo.svc.cluster.local", "demo", name + "@7", "second@2", "eds " + name + "@9", "main_internal INBOUND@3"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if _, text := do("GET", "/config_dump"); strings.Contains(text, "EndpointsConfigDump") {
+		t.Error("endpoints are there without having been asked for")
+	}
+}
+
+func TestAConfigDumpNamesTypesThatAreNotKnown(t *testing.T) {
+	w, do := newAdmin(t)
+	l := &listenerv3.Listener{Name: "x", FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{Name: "f"}}}}}
+	// typed_config of an unknown type: field 4 of the filter.
+	l.FilterChains[0].Filters[0].ProtoReflect().SetUnknown([]byte{0x22, 0x0d, 0x0a, 0x0b, 'a', '.', 'b', '/', 'c', '.', 'D', 'e', 'e', 'e', 'p'})
+	b, err := proto.Marshal(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.rawListeners.all = map[string]*raw{"x": {name: "x", packed: pack(b)}}
+	if _, text := do("GET", "/config_dump"); !strings.Contains(text, `"a.b/c.Deeep"`) {
+		t.Error(text)
+	}
+}
+
+func TestTheAdminPortAnswersAsEnvoys(t *testing.T) {
+	w, do := newAdmin(t)
+	if status, text := do("GET", "/ready"); status != 503 || !strings.Contains(text, "INITIALIZING: "+readyConfig) {
+		t.Error(status, text)
+	}
+	w.ready.Done(readyConfig)
+	if status, text := do("GET", "/ready"); status != 200 || text != "LIVE\n" {
+		t.Error(status, text)
+	}
+	if status, text := do("GET", "/stats/prometheus"); status != 200 || !strings.Contains(text, "istio_build{") || !strings.HasSuffix(text, "# EOF\n") {
+		t.Error(status, text)
+	}
+	c, err := cluster.Compile(&clusterv3.Cluster{Name: "one", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, LoadAssignment: func() *endpointv3.ClusterLoadAssignment {
+		a := &endpointv3.ClusterLoadAssignment{}
+		body(t, a, `{"cluster_name": "one", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}}}]}]}`)
+		return a
+	}()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.clusters.Update([]*cluster.Config{c}, nil)
+	_, text := do("GET", "/clusters?format=json")
+	var x adminv3.Clusters
+	if err := protojson.Unmarshal([]byte(text), &x); err != nil {
+		t.Fatal(err)
+	}
+	h := x.GetClusterStatuses()[0].GetHostStatuses()[0]
+	if a := h.GetAddress().GetSocketAddress(); a.GetAddress() != "10.0.0.1" || a.GetPortValue() != 80 || h.GetHealthStatus().GetEdsHealthStatus().String() != "HEALTHY" {
+		t.Errorf("%v", h)
+	}
+}
+
+func TestTheLogLevelOfAScopeIsChangedAtRunTime(t *testing.T) {
+	w, do := newAdmin(t)
+	config, proxy := w.log.Scope("config"), w.log.Scope("proxy")
+	on := func(l *slog.Logger) bool { return l.Enabled(context.Background(), slog.LevelDebug) }
+	if on(config) || on(proxy) {
+		t.Fatal("debug is on from the start")
+	}
+	if status, text := do("POST", "/logging?level=config=debug"); status != 200 || !on(config) || on(proxy) {
+		t.Error(status, text, on(config), on(proxy))
+	}
+	if status, _ := do("POST", "/logging?reset"); status != 200 || on(config) {
+		t.Error("a reset leaves the level")
+	}
+	if status, text := do("POST", "/logging?level=config=loud"); status != 400 {
+		t.Error(status, text)
+	}
+}
