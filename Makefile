@@ -17,11 +17,11 @@ build: ## build every program into bin/
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
-generate: ## regenerate protobuf and BPF code (needs protoc, clang, libbpf-dev)
+generate: ## regenerate protobuf and BPF code (needs protoc, clang, libbpf-dev), and docs/features.md
 	$(GO) generate ./...
 
 check-generate: generate ## fail if generated code is not what the sources say
-	@git diff --exit-code -- '*.pb.go' '*_bpfel.go' '*_bpfeb.go' || { echo 'generated code is stale: run make generate and commit' >&2; exit 1; }
+	@git diff --exit-code -- '*.pb.go' '*_bpfel.go' '*_bpfeb.go' docs/features.md || { echo 'generated code is stale: run make generate and commit' >&2; exit 1; }
 
 lint: ## formatting, vet, staticcheck, and the rules of internal/archtest
 	@out=$$(gofmt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); [ -z "$$out" ] || { echo "gofmt would change:" $$out >&2; exit 1; }
