@@ -33,7 +33,11 @@ func seen(t *testing.T, more, routes string, change func(*http.Request), tune fu
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	return <-got, resp.Header
+	select {
+	case request = <-got:
+	default: // no endpoint was asked
+	}
+	return request, resp.Header
 }
 
 func TestAnEndpointIsToldHowLongItsAnswerIsWaitedFor(t *testing.T) {
