@@ -13,7 +13,12 @@ func seen(t *testing.T, more, routes string, change func(*http.Request), tune fu
 	t.Helper()
 	r := newRig(t)
 	got := make(chan http.Header, 1)
-	r.cluster("reviews", more, backend(t, func(_ http.ResponseWriter, q *http.Request) { got <- q.Header.Clone() }))
+	r.cluster("reviews", more, backend(t, func(_ http.ResponseWriter, q *http.Request) {
+		select {
+		case got <- q.Header.Clone():
+		default: // a retry: the first one counts
+		}
+	}))
 	r.routes(routes)
 	if tune != nil {
 		tune(r.snap.Load().Listener.Lookup(vip).HTTP)
@@ -28,7 +33,11 @@ func seen(t *testing.T, more, routes string, change func(*http.Request), tune fu
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	return <-got, resp.Header
+	select {
+	case request = <-got:
+	default: // no endpoint was asked
+	}
+	return request, resp.Header
 }
 
 func TestAnEndpointIsToldHowLongItsAnswerIsWaitedFor(t *testing.T) {
