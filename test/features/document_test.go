@@ -8,8 +8,6 @@ import (
 	"testing"
 )
 
-//go:generate go test -count=1 -run TestDocumentOfFeaturesIsCurrent . -update
-
 var update = flag.Bool("update", false, "write docs/features.md")
 
 const document = "../../docs/features.md"
