@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,6 +103,18 @@ func (m *mesh) log(target, part string) string {
 		m.t.Error(err)
 	}
 	return string(log)
+}
+
+// says waits until a node's proxy has written text behind the first `from` bytes of its log: it writes a connection's line after
+// the client has had its answer.
+func (m *mesh) says(node string, from int, text string) {
+	m.t.Helper()
+	m.await("the log of "+node+"'s proxy", 10*time.Second, func() error {
+		if log := m.log("ztunnel/"+node, "proxy")[from:]; !strings.Contains(log, text) {
+			return fmt.Errorf("it does not say %q:\n%s", text, log)
+		}
+		return nil
+	})
 }
 
 // demo applies files of the demo and waits until all is ready.

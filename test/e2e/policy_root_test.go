@@ -83,9 +83,7 @@ func TestRootPeerAuthenticationOfMeshNamespaceWorkloadAndPort(t *testing.T) { //
 			if http, tcp := m.served("shop", "client"); !http || !tcp {
 				t.Errorf("mutual TLS to 8080, 9000 is served: %v, %v", http, tcp)
 			}
-			if log := m.log("ztunnel/node-2", "proxy")[before:]; !strings.Contains(log, step.log) {
-				t.Errorf("the proxy's log does not say %q:\n%s", step.log, log)
-			}
+			m.in(t).says("node-2", before, step.log)
 		})
 	}
 }
@@ -127,9 +125,7 @@ func TestRootADenyThatOnlySeesRequestsFailsClosedWithoutAWaypointAndIsReported(t
 			if http != tc.http || tcp != tc.tcp {
 				t.Errorf("8080, 9000 are served: %v, %v; want %v, %v", http, tcp, tc.http, tc.tcp)
 			}
-			if log := m.log("ztunnel/node-2", "proxy")[before:]; !strings.Contains(log, tc.reason) {
-				t.Errorf("the proxy's log does not say %q:\n%s", tc.reason, log)
-			}
+			m.in(t).says("node-2", before, tc.reason)
 		})
 	}
 	if err := m.c.DeleteObject(t.Context(), "AuthorizationPolicy", "shop", "l7"); err != nil {
