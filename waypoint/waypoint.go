@@ -198,7 +198,7 @@ func (w *waypoint) carry() (err error) {
 	c := &w.cfg
 	log := w.log.Scope("proxy")
 	w.proxy, err = forward.New(forward.Config{
-		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Workers: w.workers(), DrainTimeout: c.DrainTimeout,
+		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Hostname: c.PodName, Workers: w.workers(), DrainTimeout: c.DrainTimeout,
 		Pool: hbone.PoolConfig{Logger: log}, Server: hbone.ServerConfig{Logger: log},
 		Snapshot: &w.config.current, Workloads: w.workloads, Certs: w.certs,
 		Metrics: w.registry, Lines: w.writer, Logger: log,

@@ -141,47 +141,17 @@ func (l *Log) compileFormat(f *corev3.SubstitutionFormatString) (err error) {
 // Wants says whether an entry is logged.
 func (l *Log) Wants(e *Entry) bool { return l.wants == nil || l.wants(e) }
 
-// Append appends the entry's line. Control characters that came from a peer are escaped.
+// Append appends the entry's line. What came from a peer cannot end a quoted field or a line.
 func (l *Log) Append(b []byte, e *Entry) []byte {
 	if l.json != nil {
 		b = l.json.append(b, e, l.omit)
 		return append(b, '\n')
 	}
-	at := len(b)
 	missing := "-"
 	if l.omit {
 		missing = ""
 	}
-	b = l.format.Append(b, e.Context, missing)
-	return escape(b, at)
-}
-
-// escape makes the bytes from at on one line of text, less the line end at its end.
-func escape(b []byte, at int) []byte {
-	end := len(b)
-	if end > at && b[end-1] == '\n' {
-		end--
-	}
-	bad := false
-	for _, c := range b[at:end] {
-		bad = bad || c < 0x20 && c != '\t' || c == 0x7f
-	}
-	if !bad {
-		return b
-	}
-	text := string(b[at:])
-	b = b[:at]
-	for i := range len(text) {
-		c := text[i]
-		switch {
-		case i == len(text)-1 && c == '\n', c >= 0x20 && c != 0x7f, c == '\t':
-			b = append(b, c)
-		default:
-			b = append(b, `\x`...)
-			b = append(b, "0123456789abcdef"[c>>4], "0123456789abcdef"[c&15])
-		}
-	}
-	return b
+	return l.format.AppendEscaped(b, e.Context, missing)
 }
 
 // object is a compiled JSON format.

@@ -61,11 +61,13 @@ type Config struct {
 	Certs     *svid.Manager
 	// Network is the ID of the own network.
 	Network string
-	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans may refer to; nil: it
-	// is empty.
-	Node    string
-	Env     func(name string) (string, bool)
-	Metrics *telemetry.Registry
+	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans and access logs may
+	// refer to; nil: it is empty.
+	Node string
+	Env  func(name string) (string, bool)
+	// Hostname is the pod's, for access logs.
+	Hostname string
+	Metrics  *telemetry.Registry
 	// Lines takes the lines of access logs.
 	Lines  *telemetry.Writer
 	Logger *slog.Logger
