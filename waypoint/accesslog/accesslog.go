@@ -16,6 +16,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	otelv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -46,6 +47,8 @@ type Entry struct {
 type Log struct {
 	// Path is the file that lines go to, most often /dev/stdout.
 	Path string
+	// Export, if not nil, is what entries go to instead.
+	Export *Exporter
 
 	wants  condition // nil: everything
 	format *route.Format
@@ -90,8 +93,15 @@ func compile(p *accesslogv3.AccessLog) (*Log, error) {
 			return nil, field.At(err, "typed_config")
 		}
 		l.Path, f = "/dev/stdout", m.GetLogFormat()
+	case c.MessageIs((*otelv3.OpenTelemetryAccessLogConfig)(nil)):
+		var m otelv3.OpenTelemetryAccessLogConfig
+		if err := c.UnmarshalTo(&m); err != nil {
+			return nil, field.At(err, "typed_config")
+		}
+		l.Export, err = compileExporter(&m)
+		return l, field.At(err, "typed_config")
 	default:
-		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files and standard output", p.GetName(), c.GetTypeUrl())
+		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files, standard output and OpenTelemetry", p.GetName(), c.GetTypeUrl())
 	}
 	if l.Path == "" {
 		return nil, field.Errorf("typed_config.path", "required")

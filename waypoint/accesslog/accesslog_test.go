@@ -129,7 +129,7 @@ func TestBadLogsAreRefusedWithTheFieldsPath(t *testing.T) {
 	for text, want := range map[string]string{
 		`{` + file + `, "log_format": {"text_format": "%NOPE%"}}}`:               `access_log[0].typed_config.log_format.text_format: position 1 of "%NOPE%": unknown operator "NOPE"`,
 		`{"filter": {"response_flag_filter": {"flags": ["??"]}}, ` + file + `}}`: `access_log[0].filter.response_flag_filter.flags[0]: unknown response flag ??`,
-		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files and standard output`,
+		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files, standard output and OpenTelemetry`,
 	} {
 		_, err := compileOne(t, text)
 		if err == nil || err.Error() != want {

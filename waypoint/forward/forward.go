@@ -103,6 +103,7 @@ type Proxy struct {
 	workers   []*worker
 	principal string // our own
 	spans     *telemetry.CounterVec
+	entries   *telemetry.CounterVec
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
@@ -124,6 +125,7 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
 	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
+	p.entries = p.cfg.Metrics.Counters("ambit_access_log_exports_total", "Entries of access logs for collectors, by what became of them.", "result")
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for i := range p.cfg.Workers {
 		w, err := newWorker(p, i)

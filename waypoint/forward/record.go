@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"time"
 
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -140,11 +142,27 @@ func appendHost(dst []byte, h *cluster.Host, operator string) ([]byte, bool) {
 func (c *inbound) log(logs []*accesslog.Log, e *accesslog.Entry) {
 	w := c.w
 	for _, l := range logs {
-		if l.Wants(e) {
+		switch {
+		case !l.Wants(e):
+		case l.Export != nil:
+			if o := outboxOf[*logspb.LogRecord](w, l.Export, l.Export, &w.entries); o.room() {
+				o.add(l.Export.Record(e, traceOf(e)))
+			}
+		default:
 			w.line = l.Append(w.line[:0], e)
 			w.p.cfg.Lines.Line(w.line)
 		}
 	}
+}
+
+// traceOf is the ID of the trace that an entry is of; nil: none.
+func traceOf(e *accesslog.Entry) []byte {
+	if x, ok := e.Context.Values.(*exchange); ok {
+		if c := x.traceContext(); c.Valid() {
+			return c.Trace[:]
+		}
+	}
+	return nil
 }
 
 // AppendValue implements route.Values for a connection.
@@ -193,9 +211,6 @@ func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluste
 	case "DOWNSTREAM_TLS_VERSION":
 		return append(dst, "TLSv1.3"...), true // of tunnels nothing else
 	case "ENVIRONMENT":
-		if c.w.p.cfg.Env == nil {
-			return dst, false
-		}
 		v, ok := c.w.p.cfg.Env(arg)
 		return append(dst, v...), ok
 	case "HOSTNAME":

@@ -201,16 +201,17 @@ func TestACollectorThatDoesNotAnswerHoldsNothingUp(t *testing.T) {
 		resp.Body.Close()
 	}
 	w.loop.OnLoop(func() {
-		for _, o := range w.outboxes {
-			for len(o.spans) < maxSpans {
-				o.spans = append(o.spans, &trace.Span{})
+		for _, b := range w.outboxes {
+			o := b.(*outbox[*trace.Span])
+			for len(o.items) < outboxMax {
+				o.items = append(o.items, &trace.Span{})
 			}
 			o.send()
 			for o.room() {
 				o.add(&trace.Span{})
 			}
-			if !o.busy || len(o.spans) != maxSpans {
-				t.Errorf("busy %v, %d spans", o.busy, len(o.spans))
+			if !o.busy || len(o.items) != outboxMax {
+				t.Errorf("busy %v, %d spans", o.busy, len(o.items))
 			}
 		}
 	})

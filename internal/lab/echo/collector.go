@@ -7,31 +7,41 @@ import (
 	"log/slog"
 	"net/http"
 
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 )
 
-// The paths where collectors take spans.
+// The paths where collectors take spans and logs.
 const (
 	otlpRPC   = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 	otlpHTTP  = "/v1/traces"
+	logsRPC   = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+	logsHTTP  = "/v1/logs"
 	zipkinV2  = "/api/v2/spans"
 	maxExport = 4 << 20 // bytes of a call
 )
 
-// span is what the log says of one.
-type span struct {
-	trace, id, parent, kind, service, name string
-	tags                                   []any // of slog
+// item is what the log says of a span, or of an entry of another log.
+type item struct {
+	what string // "span" or "entry"
+	tags []any  // of slog
 }
 
-// collect plays a collector of traces for a request that brings spans, and writes a line for each of them; false if the
+func span(trace, id, parent, kind, service, name string, tags []any) item {
+	return item{"span", append([]any{"trace", trace, "span", id, "parent", parent, "kind", kind, "service", service, "name", name}, tags...)}
+}
+
+// collect plays a collector for a request that brings spans or logs, and writes a line for each of them; false if the
 // request brings none. OpenTelemetry's protocol is spoken over gRPC and HTTP, Zipkin's in its version 2 with JSON.
 func (s *server) collect(w http.ResponseWriter, r *http.Request) bool {
-	var read func([]byte) ([]span, bool)
+	var read func([]byte) ([]item, bool)
 	switch r.URL.Path {
 	case otlpRPC, otlpHTTP:
 		read = otlpSpans
+	case logsRPC, logsHTTP:
+		read = otlpLogs
 	case zipkinV2:
 		read = zipkinSpans
 	default:
@@ -42,16 +52,16 @@ func (s *server) collect(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	status, grpc := http.StatusOK, "0"
-	rpc := r.URL.Path == otlpRPC
+	rpc := r.URL.Path == otlpRPC || r.URL.Path == logsRPC
 	if rpc {
 		body = grpcBody(body)
 	}
-	spans, ok := read(body)
+	items, ok := read(body)
 	if !ok || rpc && body == nil {
 		status, grpc = http.StatusBadRequest, "3"
 	}
-	for _, x := range spans {
-		s.cfg.Log.Info("span", append([]any{"trace", x.trace, "span", x.id, "parent", x.parent, "kind", x.kind, "service", x.service, "name", x.name}, x.tags...)...)
+	for _, x := range items {
+		s.cfg.Log.Info(x.what, x.tags...)
 	}
 	if !rpc {
 		w.WriteHeader(status)
@@ -67,7 +77,7 @@ func (s *server) collect(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // otlpSpans reads an ExportTraceServiceRequest, whose only field is that of TracesData.
-func otlpSpans(body []byte) (out []span, ok bool) {
+func otlpSpans(body []byte) (out []item, ok bool) {
 	var m tracepb.TracesData
 	if proto.Unmarshal(body, &m) != nil {
 		return nil, false
@@ -81,21 +91,39 @@ func otlpSpans(body []byte) (out []span, ok bool) {
 		}
 		for _, ss := range rs.GetScopeSpans() {
 			for _, p := range ss.GetSpans() {
-				x := span{
-					trace: hex.EncodeToString(p.GetTraceId()), id: hex.EncodeToString(p.GetSpanId()), parent: hex.EncodeToString(p.GetParentSpanId()),
-					kind: p.GetKind().String(), service: service, name: p.GetName(),
-				}
-				for _, a := range p.GetAttributes() {
-					x.tags = append(x.tags, slog.String(a.GetKey(), a.GetValue().GetStringValue()))
-				}
-				out = append(out, x)
+				out = append(out, span(hex.EncodeToString(p.GetTraceId()), hex.EncodeToString(p.GetSpanId()), hex.EncodeToString(p.GetParentSpanId()),
+					p.GetKind().String(), service, p.GetName(), tagsOf(p.GetAttributes())))
 			}
 		}
 	}
 	return out, true
 }
 
-func zipkinSpans(body []byte) (out []span, ok bool) {
+func tagsOf(list []*commonpb.KeyValue) (out []any) {
+	for _, a := range list {
+		out = append(out, slog.String(a.GetKey(), a.GetValue().GetStringValue()))
+	}
+	return out
+}
+
+// otlpLogs reads an ExportLogsServiceRequest, whose only field is that of LogsData.
+func otlpLogs(body []byte) (out []item, ok bool) {
+	var m logspb.LogsData
+	if proto.Unmarshal(body, &m) != nil {
+		return nil, false
+	}
+	for _, rl := range m.GetResourceLogs() {
+		for _, sl := range rl.GetScopeLogs() {
+			for _, r := range sl.GetLogRecords() {
+				tags := []any{"trace", hex.EncodeToString(r.GetTraceId()), "body", r.GetBody().GetStringValue()}
+				out = append(out, item{"entry", append(tags, tagsOf(r.GetAttributes())...)})
+			}
+		}
+	}
+	return out, true
+}
+
+func zipkinSpans(body []byte) (out []item, ok bool) {
 	var list []struct {
 		TraceID, ID, ParentID, Kind, Name string
 		LocalEndpoint                     struct{ ServiceName string }
@@ -105,11 +133,11 @@ func zipkinSpans(body []byte) (out []span, ok bool) {
 		return nil, false
 	}
 	for _, p := range list {
-		x := span{trace: p.TraceID, id: p.ID, parent: p.ParentID, kind: p.Kind, service: p.LocalEndpoint.ServiceName, name: p.Name}
+		var tags []any
 		for k, v := range p.Tags {
-			x.tags = append(x.tags, slog.String(k, v))
+			tags = append(tags, slog.String(k, v))
 		}
-		out = append(out, x)
+		out = append(out, span(p.TraceID, p.ID, p.ParentID, p.Kind, p.LocalEndpoint.ServiceName, p.Name, tags))
 	}
 	return out, true
 }

@@ -31,7 +31,7 @@ type ServerConfig struct {
 	Greet []string
 	// FailFile is a path; while there is a file, HTTP requests are answered with 503, but for /healthz. "" is none.
 	FailFile string
-	// Collector takes spans, as a collector of traces does, and writes a line for each to Log.
+	// Collector takes spans and logs, as collectors do, and writes a line for each to Log.
 	Collector bool
 	// Pod and Namespace are what the server says it is.
 	Pod, Namespace string

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -138,6 +139,12 @@ func TestACollectorWritesALineForEachSpan(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `msg=span trace=4b000000000000000000000000000001 span=0000000000000002 parent=0000000000000003 kind=SPAN_KIND_SERVER service=waypoint.shop name="a b" http.url="http://x/\n"`
+	logs, err := proto.Marshal(&logspb.LogsData{ResourceLogs: []*logspb.ResourceLogs{{ScopeLogs: []*logspb.ScopeLogs{{LogRecords: []*logspb.LogRecord{
+		{TraceId: []byte{15: 1}, Body: text("", "GET /a").Value, Attributes: []*commonpb.KeyValue{text("k", "v")}},
+	}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(export))), export...)
 	for _, c := range []struct {
 		path, body, want, grpc string
@@ -147,6 +154,7 @@ func TestACollectorWritesALineForEachSpan(t *testing.T) {
 		{otlpRPC, string(export), "", "3", 200},
 		{otlpHTTP, string(export), want, "", 200},
 		{otlpHTTP, "{", "", "", 400},
+		{logsHTTP, string(logs), `msg=entry trace=00000000000000000000000000000001 body="GET /a" k=v`, "", 200},
 		{zipkinV2, `[{"traceId":"4b","id":"2","parentId":"3","kind":"SERVER","name":"n","localEndpoint":{"serviceName":"w"},"tags":{"a":"b"}}]`, "msg=span trace=4b span=2 parent=3 kind=SERVER service=w name=n a=b", "", 200},
 		{zipkinV2, `{}`, "", "", 400},
 	} {
@@ -154,7 +162,7 @@ func TestACollectorWritesALineForEachSpan(t *testing.T) {
 		s := &server{cfg: ServerConfig{Collector: true, Log: slog.New(slog.NewTextHandler(&log, nil))}}
 		rec := httptest.NewRecorder()
 		s.ServeHTTP(rec, httptest.NewRequest("POST", c.path, strings.NewReader(c.body)))
-		if rec.Code != c.status || rec.Result().Trailer.Get("Grpc-Status") != c.grpc || !strings.Contains(log.String(), c.want) || strings.Contains(log.String(), "msg=span") != (c.want != "") {
+		if rec.Code != c.status || rec.Result().Trailer.Get("Grpc-Status") != c.grpc || !strings.Contains(log.String(), c.want) || (strings.Contains(log.String(), "msg=span") || strings.Contains(log.String(), "msg=entry")) != (c.want != "") {
 			t.Errorf("%s: status %d, %v, %s", c.path, rec.Code, rec.Result().Trailer, log.String())
 		}
 	}
