@@ -9,10 +9,13 @@ import (
 )
 
 const (
-	// outboxMax is how many items a worker holds for a collector; more are dropped, and counted.
-	outboxMax = 4096
-	// outboxBatch is how many items a call carries at most.
+	// outboxMax and outboxBytes are how many items a worker holds for a collector, and of what size together: what they say comes
+	// from peers. More are dropped, and counted.
+	outboxMax   = 4096
+	outboxBytes = 8 << 20
+	// outboxBatch and batchBytes are how many items a call carries at most, and of what size: gRPC's servers take 4 MiB.
 	outboxBatch = 512
+	batchBytes  = 1 << 20
 	// outboxDelay is how long an item waits for others.
 	outboxDelay = time.Second
 	// outboxWarn is the least time between two lines about a collector that does not answer.
@@ -45,6 +48,8 @@ type outbox[T any] struct {
 	sink  sink[T]
 	kind  *exports
 	items []T
+	sizes []int // of items, in bytes
+	bytes int   // their sum
 	timer loop.Timer
 	busy  bool
 }
@@ -63,22 +68,40 @@ func outboxOf[T any](w *worker, key any, s sink[T], kind *exports) *outbox[T] {
 }
 
 func (o *outbox[T]) room() bool {
-	if len(o.items) < outboxMax {
+	if len(o.items) < outboxMax && o.bytes < outboxBytes {
 		return true
 	}
 	o.kind.counts.WithLabelValues("dropped").Inc()
 	return false
 }
 
-func (o *outbox[T]) add(item T) {
-	o.items = append(o.items, item)
+// add takes an item of a size in bytes.
+func (o *outbox[T]) add(item T, size int) {
+	o.items, o.sizes = append(o.items, item), append(o.sizes, size)
+	o.bytes += size
 	switch {
 	case o.busy:
-	case len(o.items) >= outboxBatch || o.w.draining:
+	case o.full() || o.w.draining:
 		o.send()
 	case len(o.items) == 1:
 		o.w.loop.Start(&o.timer, outboxDelay, o)
 	}
+}
+
+// full says that there is enough for a call.
+func (o *outbox[T]) full() bool { return len(o.items) >= outboxBatch || o.bytes >= batchBytes }
+
+// batch takes out what the next call carries: at least one item.
+func (o *outbox[T]) batch() []T {
+	n, size := 0, 0
+	for n < len(o.items) && n < outboxBatch && (n == 0 || size+o.sizes[n] <= batchBytes) {
+		size += o.sizes[n]
+		n++
+	}
+	out := o.items[:n]
+	o.items, o.sizes = append(o.items[:0:0], o.items[n:]...), append(o.sizes[:0:0], o.sizes[n:]...)
+	o.bytes -= size
+	return out
 }
 
 // Expired implements loop.TimerHandler.
@@ -98,9 +121,9 @@ func (o *outbox[T]) send() {
 		delete(w.outboxes, o.key)
 		return
 	}
-	n := min(len(o.items), outboxBatch)
-	c, err := o.sink.Call(o.items[:n])
-	o.items = append(o.items[:0:0], o.items[n:]...)
+	items := o.batch()
+	n := len(items)
+	c, err := o.sink.Call(items)
 	if err != nil {
 		o.failed(n, err)
 		return
@@ -118,7 +141,7 @@ func (o *outbox[T]) send() {
 		} else {
 			o.kind.counts.WithLabelValues("sent").Add(float64(n))
 		}
-		if len(o.items) > 0 && len(o.items) < outboxBatch && !w.draining {
+		if len(o.items) > 0 && !o.full() && !w.draining {
 			w.loop.Start(&o.timer, outboxDelay, o)
 			return
 		}

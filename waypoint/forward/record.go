@@ -5,6 +5,7 @@ import (
 	"time"
 
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
@@ -146,7 +147,8 @@ func (c *inbound) log(logs []*accesslog.Log, e *accesslog.Entry) {
 		case !l.Wants(e):
 		case l.Export != nil:
 			if o := outboxOf[*logspb.LogRecord](w, l.Export, l.Export, &w.entries); o.room() {
-				o.add(l.Export.Record(e, traceOf(e)))
+				r := l.Export.Record(e, traceOf(e))
+				o.add(r, proto.Size(r))
 			}
 		default:
 			w.line = l.Append(w.line[:0], e)

@@ -56,7 +56,7 @@ func (x *exchange) endSpan(took time.Duration) {
 		s.Add("grpc.status_code", strings.Clone(v))
 		s.Failed = s.Failed || failedGRPC(v)
 	}
-	out.add(s)
+	out.add(s, s.Size())
 }
 
 // failedGRPC says that a status is the server's failure, as OpenTelemetry's conventions have it.
