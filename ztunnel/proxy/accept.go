@@ -121,7 +121,7 @@ func (a *acceptor) accept() bool {
 		}
 		a.w.p.fds.accepted(fd)
 		local, err := localAddr(fd)
-		peer := addrPort(sa)
+		peer := loop.AddrPort(sa)
 		if err != nil || !peer.IsValid() {
 			unix.Close(fd)
 			continue
@@ -153,26 +153,7 @@ func localAddr(fd int) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	return addrPort(sa), nil
-}
-
-// addrPort converts a socket address; v4-mapped addresses become IPv4 (P8).
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// sockaddr is the inverse, for a socket of the family that ap has.
-func sockaddr(ap netip.AddrPort) unix.Sockaddr {
-	if ap.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
+	return loop.AddrPort(sa), nil
 }
 
 // tune sets what every connection has: no delay, and keepalive unless it is off (1.3).
