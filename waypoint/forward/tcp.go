@@ -30,6 +30,7 @@ type stream struct {
 	series                 *telemetry.TCPSeries // once the endpoint is known
 	toldSent, toldReceived int64                // to series
 	reports                loop.Timer
+	pace                   time.Duration // of reports
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -125,7 +126,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.over(err)
 	})
 	s.report()
-	in.w.loop.Start(&s.reports, reportTime, s)
+	s.pace = reportTime
+	in.w.loop.Start(&s.reports, s.pace, s)
 }
 
 // end gives the connection up before it was joined.
