@@ -102,7 +102,7 @@ func (b *bencher) writeTraffic(w *strings.Builder) {
 // pairs are the comparisons worth a table, of the systems that took part.
 func (b *bencher) pairs() [][2]string {
 	var ps [][2]string
-	for _, p := range [][2]string{{oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName}} {
+	for _, p := range [][2]string{{oursName, beforeName}, {oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName}} {
 		if b.has(p[0]) && b.has(p[1]) {
 			ps = append(ps, p)
 		}

@@ -96,6 +96,9 @@ func chooseSystems(cfg *config) ([]system, error) {
 		all = append(all, peer, rust{bin: cfg.rust, ours: cfg.bin, noVAES: true})
 	}
 	all = append(all, own)
+	if cfg.before != "" {
+		all = append(all, ours{bin: cfg.before, workers: cfg.workers, before: true})
+	}
 	if len(cfg.systems) == 0 {
 		return all, nil
 	}

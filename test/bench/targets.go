@@ -32,6 +32,7 @@ func (g goal) bound() string {
 // The systems that goals compare.
 const (
 	oursName   = "ours"
+	beforeName = "before"
 	rustName   = "rust"
 	spliceName = "splice"
 	directName = "direct"
