@@ -43,7 +43,7 @@ type parked interface {
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
-	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log, Hold: loop.DefaultHold})
 	if err != nil {
 		return nil, err
 	}
