@@ -112,6 +112,8 @@ type Loop struct {
 	mu       sync.Mutex
 	injected []func()
 	ended    bool
+
+	waking sync.WaitGroup // writes to wake under way
 }
 
 // start is the zero of Loop.Now.
@@ -181,6 +183,7 @@ func (l *Loop) shut() {
 		p.close()
 	}
 	unix.Close(l.ep)
+	l.waking.Wait() // no new ones begin
 	unix.Close(l.wake)
 }
 
@@ -290,11 +293,14 @@ func (l *Loop) Inject(f func()) {
 	l.injected = append(l.injected, f)
 	first := len(l.injected) == 1
 	if first {
-		// under the lock, so that the descriptor cannot have been closed and reused
-		one := [8]byte{1}
-		unix.Write(l.wake, one[:])
+		l.waking.Add(1)
 	}
 	l.mu.Unlock()
+	if first { // without the lock: the loop, awake at once, would run into it
+		one := [8]byte{1}
+		unix.Write(l.wake, one[:])
+		l.waking.Done()
+	}
 }
 
 // OnLoop runs f on the loop and waits until it has returned. Any goroutine but the loop's own. For tests and dumps.
