@@ -44,7 +44,7 @@ type worker struct {
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
-	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log, Hold: loop.DefaultHold})
 	if err != nil {
 		return nil, err
 	}
