@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
 // matched are the texts that principals ask for.
@@ -54,6 +55,32 @@ func TestATrustDomainAndItsAliasesAreTheSame(t *testing.T) {
 	} {
 		if got := matched(b.trustDomainID(v)); !slices.Equal(got, want) {
 			t.Errorf("trust domain %s: %q, want %q", v, got, want)
+		}
+	}
+}
+
+// TestAPrefixOfARequestPrincipalMayEndWithinTheIssuersURL: the slashes behind its scheme do not end the issuer.
+func TestAPrefixOfARequestPrincipalMayEndWithinTheIssuersURL(t *testing.T) {
+	for v, want := range map[string][2]string{
+		"https://idp*":              {"https://idp*", ".+"},
+		"https://*":                 {"https://*", ".+"},
+		"https://idp.example.com/*": {"https://idp.example.com", ".+"},
+		"https://idp.example/al*":   {"https://idp.example", "al*"},
+		"https://idp.example/alice": {"https://idp.example", "alice"},
+		"idp*":                      {"idp*", ".+"},
+		"*ice":                      {".+", "*ice"},
+		"*":                         {".+", ".+"},
+	} {
+		ids := requestPrincipalID(v)[0].GetAndIds().GetIds()
+		got := [2]string{}
+		for i, p := range ids {
+			m := p.GetMetadata().GetValue().GetStringMatch()
+			got[i] = matched([]*rbacconfigv3.Principal{{Identifier: &rbacconfigv3.Principal_FilterState{FilterState: &matcherv3.FilterStateMatcher{
+				Matcher: &matcherv3.FilterStateMatcher_StringMatch{StringMatch: m},
+			}}}})[0]
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", v, got, want)
 		}
 	}
 }

@@ -198,10 +198,12 @@ func textValue(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
 	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}}
 }
 
-// requestPrincipalID is ISSUER/SUBJECT, either of them with *.
+// requestPrincipalID is ISSUER/SUBJECT, either of them with *. The last slash divides them, but for those of "https://".
 func requestPrincipalID(v string) []*rbacconfigv3.Principal {
 	issuer, subject := "*", "*"
-	if i := strings.LastIndexByte(v, '/'); i >= 0 {
+	if scheme, rest, ok := strings.Cut(v, "://"); ok && strings.HasSuffix(v, "*") && !strings.Contains(scheme+rest, "/") {
+		issuer = v // the beginning of an issuer's URL
+	} else if i := strings.LastIndexByte(v, '/'); i >= 0 {
 		issuer, subject = v[:i], v[i+1:]
 	} else if strings.HasPrefix(v, "*") {
 		subject = v
