@@ -48,7 +48,7 @@ test-interop: ## a Rust ztunnel named by ZTUNNEL_BIN as a node of our mesh, both
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
 soak: build ## the long forms of the tests (churn, crashes, certificates, policy), about an hour; needs root
-	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
+	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale|Decisions' ./...
 
 fuzz: ## every fuzz target for FUZZTIME (10m)
 	@$(GO) list ./... | while read -r p; do \
