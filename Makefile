@@ -61,8 +61,8 @@ bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZT
 diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
 	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))
 
-test-dumps: ## resources recorded from istiod (DUMPS=DIR), served by us and by a real Envoy (ENVOY_BIN): the same answers
-	@AMBIT_DUMPS=$(abspath $(or $(DUMPS),../shared/waypoint-dumps)) $(GO) test -count=1 -timeout 10m -v -run TestRecorded ./test/dumps
+test-dumps: ## resources recorded from istiod (DUMPS=DIR), and ours of the same inputs, served by us and by a real Envoy (ENVOY_BIN)
+	@AMBIT_DUMPS=$(abspath $(or $(DUMPS),../shared/waypoint-dumps)) $(GO) test -count=1 -timeout 10m -v -run 'TestRecorded|TestOurResources' ./test/dumps
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo
