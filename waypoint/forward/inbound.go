@@ -246,7 +246,7 @@ func (c *inbound) refresh() {
 func (c *inbound) ServeRequest(s message.ServerStream) {
 	c.refresh()
 	c.requests++
-	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n {
+	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n || c.w.draining {
 		c.drain()
 	}
 	c.w.serve(c, s)

@@ -21,6 +21,7 @@ type stream struct {
 	host    *cluster.Host
 	req     message.Request // empty
 	begun   time.Duration
+	unknown loop.Timer // until endpoints are asked for again, which were still to come
 	tries   int
 	relay   *relay
 
@@ -51,12 +52,16 @@ func (c *inbound) serveTCP(tcp *listener.TCP) {
 var errRefused = errors.New("refused by policy")
 
 func (s *stream) dial() {
-	c := s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	c := s.cluster
+	if c == nil {
+		c = s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	}
 	if c == nil {
 		s.Flags |= filter.NoCluster
 		s.end(errors.New("no such cluster"))
 		return
 	}
+	c = s.in.w.p.newest(c)
 	s.cluster = c
 	if c.Discovery == cluster.Dynamic {
 		s.dialNamed(c)
@@ -67,12 +72,23 @@ func (s *stream) dial() {
 		pick.Hash, pick.HasHash = route.HashAddr(a), true
 	}
 	h, err := s.in.w.choose(c, pick, s.Dest)
+	if errors.Is(err, cluster.ErrUnknown) && s.in.w.loop.Now()-s.begun < unknownTime {
+		s.in.w.loop.Start(&s.unknown, unknownPause, s)
+		return
+	}
 	if err != nil {
 		s.Flags |= filter.NoHealthyUpstream
 		s.end(err)
 		return
 	}
 	s.connect(h)
+}
+
+// Expired implements loop.TimerHandler: the endpoints may have come.
+func (s *stream) Expired(*loop.Timer) {
+	if !s.in.over {
+		s.dial()
+	}
 }
 
 // connect dials an endpoint of the cluster that was chosen.
