@@ -57,6 +57,10 @@ type Config struct {
 	// TLS are the options of both roles.
 	TLS svid.Options
 
+	// Plain are ports for benchmarks, which compare us with proxies that know no tunnels. A waypoint has none: who speaks to
+	// them is nobody.
+	Plain []PlainPort
+
 	// Snapshot is the configuration in force. Until it holds one, connections are refused.
 	Snapshot *atomic.Pointer[Snapshot]
 	// Workloads tells who is behind an address.
@@ -156,7 +160,10 @@ func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 		w.loop.Inject(func() { w.Expired(nil) })
 	}
 	w := p.workers[0]
-	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln) })
+	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln, netip.AddrPort{}) })
+	if errs[len(p.workers)] == nil {
+		errs[len(p.workers)] = p.listenPlain()
+	}
 	if errs[len(p.workers)] == nil {
 		<-ctx.Done()
 		p.drain()

@@ -67,13 +67,17 @@ func (w *worker) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 		st.Reject(404)
 		return
 	}
+	st.Accept(nil)
+	w.take(st.Pipe(), p, to.AddrPort(), snap, target)
+}
+
+// take begins a client's connection.
+func (w *worker) take(pipe loop.Pipe, p *peer, dest netip.AddrPort, snap *Snapshot, target *listener.Target) {
 	c := &inbound{
-		w: w, peer: p, client: filter.Peer{Principal: p.id.String(), Addr: p.addr}, dest: to.AddrPort(), snap: snap, target: target,
+		w: w, peer: p, client: filter.Peer{Principal: p.name, Addr: p.addr}, dest: dest, snap: snap, target: target, pipe: pipe,
 	}
 	w.conns[c] = struct{}{}
 	w.open.Add(1)
-	st.Accept(nil)
-	c.pipe = st.Pipe()
 	c.begin()
 }
 

@@ -24,7 +24,7 @@ type worker struct {
 	server     *hbone.Server // tunnels of clients
 	pool       *hbone.Pool   // tunnels to endpoints
 	ups        upstreams     // HTTP connections to endpoints
-	acceptor   *acceptor     // on the first worker only
+	acceptors  []*acceptor   // on the first worker only
 	spare      []*exchange   // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
