@@ -96,13 +96,16 @@ func (s *stream) report() {
 	s.toldReceived, s.toldSent = s.received, s.sent
 }
 
+type reportDue stream
+
 // Expired implements loop.TimerHandler: it is time for a report.
-func (s *stream) Expired(t *loop.Timer) {
+func (d *reportDue) Expired(t *loop.Timer) {
+	s := (*stream)(d)
 	if s.in.over {
 		return
 	}
 	s.report()
-	s.in.w.loop.Start(t, reportTime, s)
+	s.in.w.loop.Start(t, reportTime, d)
 }
 
 // record counts and logs a connection that is over.
