@@ -99,8 +99,11 @@ func (s *stream) report() {
 	s.toldReceived, s.toldSent = s.received, s.sent
 }
 
+type reportDue stream
+
 // Expired implements loop.TimerHandler: it is time for a report.
-func (s *stream) Expired(t *loop.Timer) {
+func (d *reportDue) Expired(t *loop.Timer) {
+	s := (*stream)(d)
 	if s.in.over {
 		return
 	}
@@ -110,7 +113,7 @@ func (s *stream) Expired(t *loop.Timer) {
 	if s.toldReceived+s.toldSent != before {
 		s.pace = reportTime
 	}
-	s.in.w.loop.Start(t, s.pace, s)
+	s.in.w.loop.Start(t, s.pace, d)
 }
 
 // record counts and logs a connection that is over.
