@@ -265,7 +265,11 @@ func (x *exchange) failWith(f failure) {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + f.String()
-	x.Answered(503, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
+	status := 503
+	if f.reason == reasonProtocol {
+		status = 502
+	}
+	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
 	if f.kind == route.Overflow {
 		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}
