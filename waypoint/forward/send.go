@@ -37,6 +37,7 @@ func (x *exchange) forward() {
 		x.fail(403, "", "upgrade_failed", 0)
 		return
 	}
+	x.keyWebSocket()
 	c := x.snap.Clusters.Get(a.ClusterName(x.Req))
 	if c == nil {
 		x.fail(a.NotFoundStatus, "", "cluster_not_found", filter.NoCluster)
@@ -171,6 +172,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	x.forgetBody()
 	if r.Status == 101 {
 		x.total.Stop()
+		x.acceptWebSocket(r)
 	}
 	h := &r.Header
 	h.Set("x-envoy-upstream-service-time", h.Hold(strconv.FormatInt((x.w.loop.Now()-t.since).Milliseconds(), 10)))
