@@ -27,6 +27,7 @@ const (
 // peer is who is at the other end of a tunnel. Not changed once made.
 type peer struct {
 	id   spiffe.ID
+	name string // id as text
 	addr netip.AddrPort
 }
 
@@ -50,27 +51,31 @@ func listen(addr netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// acceptor takes the connections of the HBONE port and deals them out to the workers.
+// acceptor takes the connections of the HBONE port, or of a plain one, and deals them out to the workers.
 type acceptor struct {
 	w     *worker
 	fd    loop.FD
 	pause loop.Timer
+	as    netip.AddrPort // of a plain port
 }
 
-// startAccepting takes over the listening socket.
-func (w *worker) startAccepting(fd int) error {
-	w.acceptor = &acceptor{w: w}
-	if err := w.loop.Register(&w.acceptor.fd, fd, w.acceptor); err != nil {
+// startAccepting takes over a listening socket; as is the address that connections to a plain one are for.
+func (w *worker) startAccepting(fd int, as netip.AddrPort) error {
+	a := &acceptor{w: w, as: as}
+	if err := w.loop.Register(&a.fd, fd, a); err != nil {
 		unix.Close(fd)
 		return err
 	}
-	w.acceptor.fd.Wake()
+	w.acceptors = append(w.acceptors, a)
+	a.fd.Wake()
 	return nil
 }
 
 func (w *worker) stopAccepting() {
-	w.acceptor.pause.Stop()
-	w.acceptor.fd.Close()
+	for _, a := range w.acceptors {
+		a.pause.Stop()
+		a.fd.Close()
+	}
 }
 
 // Ready implements loop.Handler.
@@ -99,9 +104,13 @@ func (a *acceptor) Ready(*loop.FD) {
 			continue
 		}
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		if w := p.assign(); w == a.w {
+		w := p.assign()
+		switch {
+		case a.as.IsValid():
+			w.loop.Inject(func() { w.takePlain(fd, addr, a.as) })
+		case w == a.w:
 			w.greet(fd, addr)
-		} else {
+		default:
 			w.loop.Inject(func() { w.greet(fd, addr) })
 		}
 	}
@@ -160,7 +169,7 @@ func (h *greeting) Spoke(fd int) {
 		}
 		cancel()
 		w.loop.Inject(func() {
-			if w.closed || w.server.Serve(fd, conn, &peer{id: id, addr: h.addr}) != nil {
+			if w.closed || w.server.Serve(fd, conn, &peer{id: id, name: id.String(), addr: h.addr}) != nil {
 				unix.Close(fd)
 			}
 		})

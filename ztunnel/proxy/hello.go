@@ -18,7 +18,6 @@ type hello struct {
 
 // takeTunnel begins with an accepted connection on 15008. Descriptor fd is taken over.
 func (w *worker) takeTunnel(pod *Pod, fd int, peer, local netip.AddrPort) {
-	w.p.tune(fd)
 	pod.ref() // the tunnel's, until it is closed
 	if w.hellos.Add(fd, &hello{w, &peerTunnel{pod: pod, peer: peer, local: local}}) != nil {
 		unix.Close(fd)
