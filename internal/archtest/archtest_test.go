@@ -24,6 +24,7 @@ var floors = map[string]int{
 	"api":                0,
 	"internal/loop":      0,
 	"internal/looptls":   0,
+	"internal/handshake": 0,
 	"internal/spiffe":    0,
 	"internal/xds":       0,
 	"internal/netns":     0,
@@ -50,6 +51,7 @@ var floors = map[string]int{
 
 // siblings are the imports within one floor, each with its reason.
 var siblings = map[string]string{
+	"internal/handshake -> internal/loop":              "silent connections wait on a loop",
 	"internal/looptls -> internal/loop":                "a TLS connection is driven by a loop",
 	"internal/xds -> internal/rootca":                  "both ends of the control plane's TLS are read in one place",
 	"controlplane/translate -> controlplane/kube":      "translation reads the frozen objects",
