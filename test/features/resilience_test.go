@@ -65,6 +65,10 @@ func retries() []feature {
 		{name: "a refused connection by default", envoy: connectedAlready, field: "Service", yaml: "", pods: `half: "yes"`, asks: all},
 		{name: "a refused connection by default of a route", envoy: connectedAlready, field: "VirtualService.http", yaml: virtual(toSelf), pods: `half: "yes"`, asks: all},
 		{name: "with a pause", field: field + ".backoff", yaml: mixed("attempts: 3, retryOn: 5xx, backoff: 0.01s"), pods: `mixed: "yes"`, asks: all},
+		{name: "with a pause that grows", field: field + ".backoff", yaml: mixed("attempts: 3, retryOn: 5xx, backoff: 0.3s"), pods: "version: bad", slow: true, asks: []ask{get("/").want("status=503").took(100*time.Millisecond, 7*time.Second)}},
+		{name: "with a budget that allows few at a time", field: "DestinationRule.trafficPolicy.retryBudget", yaml: mixed("attempts: 5, retryOn: 5xx") + destination("retryBudget: {percent: 0, minRetryConcurrency: 1}"), pods: `mixed: "yes"`, slow: true, asks: []ask{get("/delay/300ms").times(30).atOnce().count("status=503", 3, 25)}},
+		{name: "with a budget that allows all", field: "DestinationRule.trafficPolicy.retryBudget", yaml: mixed("attempts: 5, retryOn: 5xx") + destination("retryBudget: {percent: 100, minRetryConcurrency: 100}"), pods: `mixed: "yes"`, slow: true, asks: []ask{get("/delay/300ms").times(30).atOnce().want(ok)}},
+		{name: "with a limit on how many at a time", field: "DestinationRule.trafficPolicy.connectionPool.http.maxRetries", yaml: mixed("attempts: 5, retryOn: 5xx") + destination("connectionPool: {http: {maxRetries: 1}}"), pods: `mixed: "yes"`, slow: true, asks: []ask{get("/delay/300ms").times(30).atOnce().count("status=503", 3, 25)}},
 		{name: "on the same pods too", field: field + ".retryIgnorePreviousHosts", yaml: mixed("attempts: 8, retryOn: 5xx, retryIgnorePreviousHosts: false"), pods: `mixed: "yes"`, asks: all},
 		{name: "until nothing is left", field: field + ".attempts", yaml: mixed("attempts: 2, retryOn: 5xx"), pods: "version: bad", asks: []ask{get("/").want("status=503")}},
 		{name: "with the body", field: field + ".attempts", yaml: mixed("attempts: 3, retryOn: 5xx"), pods: `mixed: "yes"`, asks: []ask{get("/").method("POST").body("payload").times(20).want(ok, "payload")}},
@@ -112,6 +116,7 @@ func pools() []feature {
 		{name: "HTTP/2 to the pods", field: field + ".http.h2UpgradePolicy", yaml: p("http: {h2UpgradePolicy: UPGRADE}"), asks: []ask{get("/").want(ok, "proto=HTTP/2.0")}},
 		{name: "HTTP/1.1 to the pods", field: field + ".http.h2UpgradePolicy", yaml: p("http: {h2UpgradePolicy: DO_NOT_UPGRADE}"), asks: []ask{get("/").want(ok, "proto=HTTP/1.1")}},
 		{name: "the client's protocol to the pods", field: field + ".http.useClientProtocol", yaml: p("http: {useClientProtocol: true}"), asks: []ask{get("/").want(ok, "proto=HTTP/1.1"), get("/").h2().want(ok, "proto=HTTP/2.0")}},
+		{name: "requests at once on one connection, without a limit", field: field + ".http.maxConcurrentStreams", yaml: p("http: {h2UpgradePolicy: UPGRADE}"), pods: "version: v2", slow: true, asks: []ask{get("/delay/300ms").times(8).atOnce().want(ok, "proto=HTTP/2.0").peers(1, 3)}},
 		{name: "many requests on one connection", field: field + ".http.maxRequestsPerConnection", yaml: "", pods: "version: v2", asks: []ask{get("/").times(6).want(ok).peers(1, 2)}},
 		{name: "time of idleness", field: field + ".http.idleTimeout", yaml: p("http: {idleTimeout: 0.05s}"), pods: "version: v2", slow: true, asks: []ask{get("/").times(4).paced(300*time.Millisecond).want(ok).peers(4, 4)}},
 	}
