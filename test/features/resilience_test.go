@@ -116,7 +116,9 @@ func pools() []feature {
 		{name: "HTTP/2 to the pods", field: field + ".http.h2UpgradePolicy", yaml: p("http: {h2UpgradePolicy: UPGRADE}"), asks: []ask{get("/").want(ok, "proto=HTTP/2.0")}},
 		{name: "HTTP/1.1 to the pods", field: field + ".http.h2UpgradePolicy", yaml: p("http: {h2UpgradePolicy: DO_NOT_UPGRADE}"), asks: []ask{get("/").want(ok, "proto=HTTP/1.1")}},
 		{name: "the client's protocol to the pods", field: field + ".http.useClientProtocol", yaml: p("http: {useClientProtocol: true}"), asks: []ask{get("/").want(ok, "proto=HTTP/1.1"), get("/").h2().want(ok, "proto=HTTP/2.0")}},
+		{name: "requests at once on one connection", field: field + ".http.maxConcurrentStreams", yaml: p("http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 1}"), pods: "version: v2", slow: true, asks: []ask{get("/delay/300ms").times(8).atOnce().want(ok, "proto=HTTP/2.0").peers(4, 8)}},
 		{name: "requests at once on one connection, without a limit", field: field + ".http.maxConcurrentStreams", yaml: p("http: {h2UpgradePolicy: UPGRADE}"), pods: "version: v2", slow: true, asks: []ask{get("/delay/300ms").times(8).atOnce().want(ok, "proto=HTTP/2.0").peers(1, 3)}},
+		{name: "the age of a connection", field: field + ".tcp.maxConnectionDuration", yaml: p("tcp: {maxConnectionDuration: 0.1s}"), pods: "version: v2", slow: true, asks: []ask{get("/").times(4).paced(400*time.Millisecond).want(ok).peers(4, 4)}},
 		{name: "many requests on one connection", field: field + ".http.maxRequestsPerConnection", yaml: "", pods: "version: v2", asks: []ask{get("/").times(6).want(ok).peers(1, 2)}},
 		{name: "time of idleness", field: field + ".http.idleTimeout", yaml: p("http: {idleTimeout: 0.05s}"), pods: "version: v2", slow: true, asks: []ask{get("/").times(4).paced(300*time.Millisecond).want(ok).peers(4, 4)}},
 	}

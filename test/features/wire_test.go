@@ -55,6 +55,7 @@ func wire() []group {
 		{title: "connections that end", features: []feature{
 			{name: "one side of TCP", field: "Service.ports.name tcp", ports: "{name: tcp, port: 81, targetPort: 8080}", asks: []ask{halfClosed().at(81).want("all=hello")}},
 			{name: "TCP, by the server", field: "Service.ports.name tcp", ports: "{name: tcp, port: 81, targetPort: 9008}", pods: "app: helper", asks: []ask{ended().at(81).want("all=bye")}},
+			{name: "TCP, by a reset", field: "Service.ports.name tcp", ports: "{name: tcp, port: 81, targetPort: 9009}", pods: "app: helper", asks: []ask{ended().at(81).want("error=reset")}},
 			{name: "TCP that is idle", field: "DestinationRule.trafficPolicy.connectionPool.tcp.idleTimeout", ports: "{name: tcp, port: 81, targetPort: 9000}", yaml: destination("connectionPool: {tcp: {idleTimeout: 0.2s}}"), slow: true, asks: []ask{ended().at(81).want("all=pod=*").took(200*time.Millisecond, 4*time.Second)}},
 			{name: "more TCP than is allowed", field: "DestinationRule.trafficPolicy.connectionPool.tcp.maxConnections", ports: "{name: tcp, port: 81, targetPort: 9000}", yaml: destination("connectionPool: {tcp: {maxConnections: 1}}"), asks: []ask{greeted(6).at(81).want("!greeted=6", "!greeted=0")}},
 			{name: "as much TCP as is allowed", field: "DestinationRule.trafficPolicy.connectionPool.tcp.maxConnections", ports: "{name: tcp, port: 81, targetPort: 9000}", yaml: destination("connectionPool: {tcp: {maxConnections: 100}}"), asks: []ask{greeted(6).at(81).want("greeted=6")}},
@@ -204,7 +205,7 @@ func halfClosed() ask {
 			return "", err
 		}
 		all, err := io.ReadAll(conn)
-		return "all=" + string(all), err
+		return "all=" + string(all) + "\n", err
 	})
 }
 
@@ -212,7 +213,7 @@ func halfClosed() ask {
 func ended() ask {
 	return connected(func(_ context.Context, conn net.Conn) (string, error) {
 		all, err := io.ReadAll(conn)
-		return "all=" + string(all), err
+		return "all=" + string(all) + "\n", err
 	})
 }
 
