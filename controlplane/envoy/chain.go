@@ -107,7 +107,7 @@ func (b *builder) tcpFilters(at target, proxy *tcpv3.TcpProxy) []*listenerv3.Fil
 	out = append(out, b.networkAuthorization(at)...)
 	out = append(out, networkFilter("istio.stats", b.statsConfig(at)))
 	proxy.AccessLog = b.accessLogs(at)
-	out = append(out, byServerName(at)...)
+	out = append(out, b.byServerName(at)...)
 	return append(out, networkFilter("envoy.filters.network.tcp_proxy", proxy))
 }
 
