@@ -51,7 +51,7 @@ type Status struct {
 	// Addresses and Listeners are those of a Gateway.
 	Addresses []gatewayv1.GatewayStatusAddress
 	Listeners []gatewayv1.ListenerStatus
-	// Hosts are the automatic addresses of a ServiceEntry.
+	// Hosts are automatic addresses of a ServiceEntry that its status does not have yet.
 	Hosts []translate.HostAddress
 }
 
@@ -194,9 +194,11 @@ func (s Status) Render(old []byte, now time.Time) ([]byte, bool, error) {
 		after["addresses"] = s.Addresses
 	}
 	if len(s.Hosts) > 0 {
-		list := []any{}
+		list := slices.Clone(asList(before["addresses"]))
 		for _, h := range s.Hosts {
-			list = append(list, map[string]any{"host": h.Host, "value": h.Address})
+			if !slices.ContainsFunc(list, func(v any) bool { return asMap(v)["host"] == h.Host && asMap(v)["value"] == h.Address }) {
+				list = append(list, map[string]any{"host": h.Host, "value": h.Address})
+			}
 		}
 		after["addresses"] = list
 	}
