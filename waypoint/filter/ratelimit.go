@@ -164,7 +164,7 @@ func described(d []entry, hits uint64) *commonv3.RateLimitDescriptor {
 		c.HitsAddend = wrapperspb.UInt64(hits)
 	}
 	for _, e := range d {
-		c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: e.value})
+		c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: validText(e.value)})
 	}
 	return c
 }
