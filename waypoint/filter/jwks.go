@@ -25,7 +25,8 @@ const maxToken = 16 << 10
 type jwks struct{ keys []jose.JSONWebKey }
 
 // parseJWKS reads a JSON Web Key Set (RFC 7517 section 5). Keys that cannot verify anything here are left out; a set in
-// which there is none is an error only if it is not a set at all. What "use" says does not count, as in Envoy.
+// which there is none is an error only if it is not a set at all. A key whose "use" is not signatures is left out if there
+// is another (decision 0004).
 func parseJWKS(b []byte) (*jwks, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -44,8 +45,14 @@ func parseJWKS(b []byte) (*jwks, error) {
 		}
 		s.keys = append(s.keys, k)
 	}
+	if slices.ContainsFunc(s.keys, signs) {
+		s.keys = slices.DeleteFunc(s.keys, func(k jose.JSONWebKey) bool { return !signs(k) })
+	}
 	return s, nil
 }
+
+// signs says that a key may be for signatures (RFC 7517 section 4.2).
+func signs(k jose.JSONWebKey) bool { return k.Use == "" || k.Use == "sig" }
 
 // refusal is why a token is refused, in Envoy's words: clients see them.
 type refusal string

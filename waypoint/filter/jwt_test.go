@@ -249,3 +249,41 @@ func TestAKeyForEncryptionVerifiesAsInEnvoy(t *testing.T) {
 		t.Errorf("%+v", x.Reply)
 	}
 }
+
+// TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures (RFC 7517 section 4.2, decision 0004).
+func TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures(t *testing.T) {
+	const sig, enc, unsaid = "sig", "enc", ""
+	for _, c := range []struct {
+		name   string
+		uses   []string
+		status []int // of a token by each key
+	}{
+		{"a set that tells its keys apart", []string{sig, enc}, []int{0, 401}},
+		{"a set in which one key does not say", []string{unsaid, enc}, []int{0, 401}},
+		{"a use that nobody knows", []string{sig, "wrap"}, []int{0, 401}},
+		{"a set that says nothing", []string{unsaid, unsaid}, []int{0, 0}},
+		{"a set that calls all of them keys for encryption", []string{enc, enc}, []int{0, 0}},
+	} {
+		var set jose.JSONWebKeySet
+		var issuers []*issuer
+		for i, use := range c.uses {
+			iss := newIssuer(t, string(rune('a'+i)))
+			issuers = append(issuers, iss)
+			set.Keys = append(set.Keys, jose.JSONWebKey{Key: iss.key.Public(), KeyID: iss.kid, Algorithm: "ES256", Use: use})
+		}
+		text, err := json.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := compile(t, jwtName, istioJWT(t, string(text)))
+		for i, iss := range issuers {
+			for _, kid := range []string{iss.kid, ""} { // with its name, or with any key that fits
+				iss.kid = kid
+				x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
+				if f.Request(x); x.Reply.Status != c.status[i] {
+					t.Errorf("%s: a token by key %d (%q), kid %q: status %d, want %d", c.name, i, c.uses[i], kid, x.Reply.Status, c.status[i])
+				}
+			}
+		}
+	}
+}
