@@ -38,21 +38,24 @@ func parseJWKS(b []byte) (*jwks, error) {
 		return nil, errors.New("not a JSON Web Key Set: no keys")
 	}
 	s := &jwks{}
+	divided := false // the issuer has keys for signatures, whether or not they can be used here
 	for _, raw := range set.Keys {
 		var k jose.JSONWebKey
+		var about struct{ Use string }
+		divided = divided || json.Unmarshal(raw, &about) == nil && signs(about.Use)
 		if k.UnmarshalJSON(raw) != nil || !k.Valid() || !k.IsPublic() {
 			continue
 		}
 		s.keys = append(s.keys, k)
 	}
-	if slices.ContainsFunc(s.keys, signs) {
-		s.keys = slices.DeleteFunc(s.keys, func(k jose.JSONWebKey) bool { return !signs(k) })
+	if divided {
+		s.keys = slices.DeleteFunc(s.keys, func(k jose.JSONWebKey) bool { return !signs(k.Use) })
 	}
 	return s, nil
 }
 
-// signs says that a key may be for signatures (RFC 7517 section 4.2).
-func signs(k jose.JSONWebKey) bool { return k.Use == "" || k.Use == "sig" }
+// signs says that a key of that use may be for signatures (RFC 7517 section 4.2).
+func signs(use string) bool { return use == "" || use == "sig" }
 
 // refusal is why a token is refused, in Envoy's words: clients see them.
 type refusal string

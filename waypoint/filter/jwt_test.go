@@ -287,3 +287,15 @@ func TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures(t *testing.T) {
 		}
 	}
 }
+
+// TestAKeyForEncryptionSignsNothingAlsoIfTheOthersCannotBeUsed: that an issuer has keys for signatures does not depend on
+// whether we can verify with them.
+func TestAKeyForEncryptionSignsNothingAlsoIfTheOthersCannotBeUsed(t *testing.T) {
+	iss := newIssuer(t, "1")
+	enc := strings.TrimPrefix(strings.Replace(iss.jwks(t), `"sig"`, `"enc"`, 1), `{"keys":[`)
+	f := compile(t, jwtName, istioJWT(t, `{"keys":[{"kty":"EC","crv":"secp256k1","use":"sig","kid":"2","x":"AA","y":"AA"},`+enc))
+	x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
+	if f.Request(x); x.Reply.Status != 401 {
+		t.Errorf("status %d, want 401", x.Reply.Status)
+	}
+}
