@@ -1,13 +1,14 @@
 // Package authz judges authorization at layer 7. Random AuthorizationPolicies go through our control plane into the filters
 // of our waypoint and, if ENVOY_BIN names one, of a real Envoy; random requests, many with paths that are written to get
-// around a rule, must be decided alike by both, and by an oracle that reads the policies themselves.
+// around a rule, must be decided alike by both, and by an oracle that reads the policies themselves. Clients with identities
+// of the mesh's trust domain ask our whole waypoint too, through tunnels.
 //
 // It makes 1,000 decisions without Envoy, 2,000 with, and 24,000 if AMBIT_SOAK is 1, a quarter for each way of making paths
-// canonical. What differs by intent is in
-// differences_test.go and in docs/differences.md.
+// canonical. What differs by intent is in differences_test.go and in docs/differences.md.
 package authz
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -38,6 +39,8 @@ const envoys = "Envoy's"
 type tally struct {
 	decisions int
 	wrong     int
+	tunnels   int
+	wire      *wire
 	by        map[string]int
 	excused   map[string]int
 }
@@ -45,7 +48,7 @@ type tally struct {
 func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 	bin := os.Getenv("ENVOY_BIN")
 	n, rounds := sizes(bin != "")
-	c := &tally{by: map[string]int{}, excused: map[string]int{}}
+	c := &tally{by: map[string]int{}, excused: map[string]int{}, wire: startWire(t)}
 	for round := range rounds {
 		m := &maker{rand.New(rand.NewPCG(43, uint64(round)))}
 		tokens, keys := m.tokens(t, 60)
@@ -53,6 +56,7 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 		as := normalizations[round%len(normalizations)]
 		main := translated(t, services, keys, as)
 		o := newOurs(t, main)
+		c.wire.serve(t, main)
 		var e *theirs
 		stop := func() {}
 		if bin != "" {
@@ -68,7 +72,7 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 	if bin == "" {
 		t.Log("no Envoy to compare with: ENVOY_BIN does not name one")
 	}
-	t.Logf("%d decisions: %v; %d differ; different by intent: %v", c.decisions, c.by, c.wrong, c.excused)
+	t.Logf("%d decisions: %v; %d of them through tunnels; %d differ; different by intent: %v", c.decisions, c.by, c.tunnels, c.wrong, c.excused)
 	if c.by[allowed] < c.decisions/5 || c.by[denied] < c.decisions/5 {
 		t.Errorf("too few decisions of one kind: %v", c.by)
 	}
@@ -110,6 +114,13 @@ func (c *tally) compare(t *testing.T, s *service, r *request, as normalization, 
 	c.by[want]++
 	if got != want {
 		c.differ(t, s, r, as, "the policies'", got, want)
+	}
+	if c.wire.takes(r) {
+		c.tunnels++
+		asked, askedPath, err := c.wire.decide(t, r)
+		if err != nil || asked != got || askedPath != path {
+			c.differ(t, s, r, as, "the whole waypoint's", got+" "+path, fmt.Sprint(asked, " ", askedPath, err))
+		}
 	}
 	if e == nil {
 		return
