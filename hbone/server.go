@@ -238,17 +238,31 @@ func (s *Stream) trailers(endStream bool, l *fieldList) error {
 // parseRequest checks a header list. The status is 200 for a CONNECT request, 0 for a malformed one, else what to answer.
 func parseRequest(l *fieldList) (*Request, int) {
 	var method, authority, scheme, path, protocol *string
-	pseudo := map[string]**string{":method": &method, ":authority": &authority, ":scheme": &scheme, ":path": &path, ":protocol": &protocol}
 	r := &Request{}
 	for i := range l.fields {
 		f := &l.fields[i]
 		if strings.HasPrefix(f.Name, ":") {
-			p := pseudo[f.Name]
+			var p **string
+			switch f.Name {
+			case ":method":
+				p = &method
+			case ":authority":
+				p = &authority
+			case ":scheme":
+				p = &scheme
+			case ":path":
+				p = &path
+			case ":protocol":
+				p = &protocol
+			}
 			if p == nil || *p != nil || len(r.Header) > 0 || !validValue(f.Value) {
 				return nil, 0
 			}
 			*p = &f.Value
 			continue
+		}
+		if r.Header == nil {
+			r.Header = make([]HeaderField, 0, len(l.fields)-i)
 		}
 		if !validField(f.Name, f.Value) {
 			return nil, 0

@@ -207,13 +207,13 @@ func (o *outbound) request() *hbone.Request {
 	if o.service != nil {
 		host = o.service.Hostname
 	}
-	baggage := BaggageOf(o.source)
+	var buf [256]byte
 	return &hbone.Request{
 		Authority: o.authority,
 		Header: []hbone.HeaderField{
-			{Name: HeaderBaggage, Value: baggage.String()},
-			{Name: HeaderForwarded, Value: string(AppendForwarded(nil, o.peer, host))},
-			{Name: HeaderTraceparent, Value: string(AppendTraceparent(nil, o.w.rand))},
+			{Name: HeaderBaggage, Value: o.pod.baggage(o.source)},
+			{Name: HeaderForwarded, Value: string(AppendForwarded(buf[:0], o.peer, host))},
+			{Name: HeaderTraceparent, Value: string(AppendTraceparent(buf[:0], o.w.rand))},
 		},
 	}
 }

@@ -21,7 +21,8 @@ func (r *record) open(f *flow) {
 	if r.series != nil {
 		return
 	}
-	l := telemetry.Labels{Security: f.security.label(), Source: f.sourcePeer(), Dest: peerOf(f.destination, f.destinationID)}
+	l := &f.w.labels
+	*l = telemetry.Labels{Security: f.security.label(), Source: f.sourcePeer(), Dest: peerOf(f.destination, f.destinationID)}
 	if f.direction == inboundDir {
 		l.Reporter = telemetry.Destination
 	}
@@ -31,7 +32,7 @@ func (r *record) open(f *flow) {
 	if s := f.service; s != nil {
 		l.Service, l.ServiceName, l.ServiceNamespace = s.Hostname, s.Name, s.Namespace
 	}
-	r.series = f.w.p.cfg.Metrics.TCP(&l)
+	r.series = f.w.p.cfg.Metrics.TCP(l)
 	r.series.Opened()
 }
 
