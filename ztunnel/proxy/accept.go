@@ -131,7 +131,7 @@ func (a *acceptor) accept() bool {
 			a.shed(unix.EMFILE)
 			return false
 		}
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, peer, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
@@ -147,8 +147,7 @@ func (a *acceptor) accept() bool {
 			continue
 		}
 		a.w.p.fds.accepted(fd)
-		local, err := localAddr(fd)
-		peer := addrPort(sa)
+		local, err := loop.LocalAddr(fd) // with our redirection, the original destination
 		if err != nil || !peer.IsValid() {
 			unix.Close(fd)
 			continue
@@ -179,27 +178,7 @@ func (a *acceptor) shed(err error) {
 // Expired implements loop.TimerHandler: the pause is over.
 func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
 
-// localAddr is the address that the connection was made to: with our redirection, the original destination.
-func localAddr(fd int) (netip.AddrPort, error) {
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	return addrPort(sa), nil
-}
-
-// addrPort converts a socket address; v4-mapped addresses become IPv4 (P8).
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// sockaddr is the inverse, for a socket of the family that ap has.
+// sockaddr is for a socket of the family that ap has.
 func sockaddr(ap netip.AddrPort) unix.Sockaddr {
 	if ap.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
