@@ -176,7 +176,8 @@ type hints struct {
 	network string // of the client
 }
 
-func hintsOf(req *hbone.Request) (g Baggage, h hints) {
+func hintsOf(req *hbone.Request) (g *Baggage, h hints) {
+	g = &Baggage{}
 	for _, f := range req.Header {
 		switch f.Name {
 		case HeaderBaggage:
@@ -229,7 +230,7 @@ func (c *inbound) dialed(err error) {
 	c.joined = true
 	c.hints = hints{} // they keep the request's text alive
 	if c.source != nil {
-		c.claimed = Baggage{}
+		c.claimed = nil
 	}
 	c.st.Join(&c.up.fd, c)
 }
