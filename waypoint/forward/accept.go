@@ -26,22 +26,19 @@ const (
 // peer is who is at the other end of a tunnel. Not changed once made.
 type peer struct {
 	id   spiffe.ID
+	name string // id as text
 	addr netip.AddrPort
 }
 
 // listen opens the socket of the HBONE port.
 func listen(addr netip.AddrPort) (int, error) {
-	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.Addr().As16(), Port: int(addr.Port())})
-	if addr.Addr().Is4() {
-		family, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(loop.Family(addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil {
-		err = unix.Bind(fd, sa)
+		err = unix.Bind(fd, loop.Sockaddr(addr))
 	}
 	if err == nil {
 		err = unix.Listen(fd, backlog)
@@ -53,27 +50,31 @@ func listen(addr netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// acceptor takes the connections of the HBONE port and deals them out to the workers.
+// acceptor takes the connections of the HBONE port, or of a plain one, and deals them out to the workers.
 type acceptor struct {
 	w     *worker
 	fd    loop.FD
 	pause loop.Timer
+	as    netip.AddrPort // of a plain port
 }
 
-// startAccepting takes over the listening socket.
-func (w *worker) startAccepting(fd int) error {
-	w.acceptor = &acceptor{w: w}
-	if err := w.loop.Register(&w.acceptor.fd, fd, w.acceptor); err != nil {
+// startAccepting takes over a listening socket; as is the address that connections to a plain one are for.
+func (w *worker) startAccepting(fd int, as netip.AddrPort) error {
+	a := &acceptor{w: w, as: as}
+	if err := w.loop.Register(&a.fd, fd, a); err != nil {
 		unix.Close(fd)
 		return err
 	}
-	w.acceptor.fd.Wake()
+	w.acceptors = append(w.acceptors, a)
+	a.fd.Wake()
 	return nil
 }
 
 func (w *worker) stopAccepting() {
-	w.acceptor.pause.Stop()
-	w.acceptor.fd.Close()
+	for _, a := range w.acceptors {
+		a.pause.Stop()
+		a.fd.Close()
+	}
 }
 
 // Ready implements loop.Handler.
@@ -91,13 +92,17 @@ func (a *acceptor) Ready(*loop.FD) {
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		addr := addrPort(sa)
+		addr := loop.AddrPort(sa)
 		if !addr.IsValid() {
 			unix.Close(fd)
 			continue
 		}
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		w := a.w.p.assign()
+		if a.as.IsValid() {
+			w.loop.Inject(func() { w.takePlain(fd, addr, a.as) })
+			continue
+		}
 		a.w.p.helpers.Go(func() { w.shake(fd, addr) })
 	}
 	a.fd.Wake()
@@ -117,7 +122,7 @@ func (w *worker) shake(fd int, addr netip.AddrPort) {
 		return
 	}
 	w.loop.Inject(func() {
-		if w.closed || w.server.Serve(fd, conn, &peer{id: id, addr: addr}) != nil {
+		if w.closed || w.server.Serve(fd, conn, &peer{id: id, name: id.String(), addr: addr}) != nil {
 			unix.Close(fd)
 		}
 	})
@@ -149,23 +154,4 @@ func (p *Proxy) certificate(ctx context.Context) (*svid.SVID, error) {
 		return s, nil
 	}
 	return p.cfg.Certs.Fetch(ctx, p.cfg.ID)
-}
-
-// addrPort converts a socket address; v4-mapped addresses become IPv4.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// sockaddr is the inverse, for a socket of the family that ap has.
-func sockaddr(ap netip.AddrPort) unix.Sockaddr {
-	if ap.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
 }

@@ -67,13 +67,17 @@ func (w *worker) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 		st.Reject(404)
 		return
 	}
+	st.Accept(nil)
+	w.take(st.Pipe(), p, to.AddrPort(), snap, target)
+}
+
+// take begins a client's connection.
+func (w *worker) take(pipe loop.Pipe, p *peer, dest netip.AddrPort, snap *Snapshot, target *listener.Target) {
 	c := &inbound{
-		w: w, peer: p, client: filter.Peer{Principal: p.id.String(), Addr: p.addr}, dest: to.AddrPort(), snap: snap, target: target,
+		w: w, peer: p, client: filter.Peer{Principal: p.name, Addr: p.addr}, dest: dest, snap: snap, target: target, pipe: pipe,
 	}
 	w.conns[c] = struct{}{}
 	w.open.Add(1)
-	st.Accept(nil)
-	c.pipe = st.Pipe()
 	c.begin()
 }
 
@@ -144,17 +148,17 @@ func (c *inbound) decided(proto protocol) {
 			c.serveTCP(tcp)
 			return
 		}
-		c.refuse(errNoChain)
+		c.abort(errNoChain)
 	case proto == http2Proto && t.H2C != nil:
 		c.serveHTTP(t.H2C, true)
 	case t.HTTP != nil && (proto == http1Proto || t.TCP == nil): // a port that is HTTP by name: the codec says what is wrong
 		c.serveHTTP(t.HTTP, t.HTTP.Codec == listener.HTTP2)
 	case t.TCP != nil && t.TCP.ReadsName && len(c.first) > 0 && c.first[0] == tlsHandshake:
-		c.refuse(errUnreadable)
+		c.abort(errUnreadable)
 	case t.TCP != nil:
 		c.serveTCP(t.TCP)
 	default:
-		c.refuse(errNoChain)
+		c.abort(errNoChain)
 	}
 }
 
@@ -166,7 +170,7 @@ func (c *inbound) serveHTTP(h *listener.HTTP, two bool) {
 		for _, g := range h.Gates {
 			if !g.Admit(x) {
 				c.w.p.log.Info("connection refused", "client", c.client.Addr, "identity", c.client.Principal, "service", c.dest, "reason", x.Details)
-				c.refuse(errRefused)
+				c.abort(errRefused)
 				return
 			}
 		}
@@ -246,7 +250,7 @@ func (c *inbound) refresh() {
 func (c *inbound) ServeRequest(s message.ServerStream) {
 	c.refresh()
 	c.requests++
-	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n {
+	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n || c.w.draining {
 		c.drain()
 	}
 	c.w.serve(c, s)
@@ -263,9 +267,6 @@ func (c *inbound) drain() {
 		c.http.Drain()
 	}
 }
-
-// refuse ends a connection that has not begun.
-func (c *inbound) refuse(err error) { c.abort(err) }
 
 // abort ends the connection at once.
 func (c *inbound) abort(err error) {

@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -62,8 +63,16 @@ func (x *exchange) upgradable(a *route.Action, protocol string) bool {
 	return x.chain.Upgrades[protocol]
 }
 
+const (
+	// unknownTime is how long a request waits for the endpoints of a cluster that has just come, unknownPause how often it
+	// looks.
+	unknownTime  = 5 * time.Second
+	unknownPause = 10 * time.Millisecond
+)
+
 // attempt sends the request to an endpoint of the cluster.
 func (x *exchange) attempt(c *cluster.Cluster) {
+	c = x.w.p.newest(c)
 	a := x.RouteAction()
 	x.tries++
 	if a.AttemptCount {
@@ -76,11 +85,29 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 		return
 	}
 	h, err := x.pick(c, a)
+	if errors.Is(err, cluster.ErrUnknown) && x.w.loop.Now()-x.begun < unknownTime { // Envoy would not know the cluster yet
+		x.tries--
+		x.w.waits.Add(1)
+		x.wait(unknownPause, func() { x.attempt(c) })
+		return
+	}
 	if err != nil {
 		x.fail(503, "no healthy upstream", "no_healthy_upstream", filter.NoHealthyUpstream)
 		return
 	}
 	x.send(h)
+}
+
+// newest is the cluster of the same name in force if c is not any more: who tries again asks the endpoints of today.
+func (p *Proxy) newest(c *cluster.Cluster) *cluster.Cluster {
+	if c.Gone() {
+		if s := p.cfg.Snapshot.Load(); s != nil {
+			if n := s.Clusters.Get(c.Name); n != nil {
+				return n
+			}
+		}
+	}
+	return c
 }
 
 // send sends the request to an endpoint of the cluster that was chosen.
@@ -130,14 +157,7 @@ func (w *worker) choose(c *cluster.Cluster, p *cluster.Pick, dest netip.AddrPort
 	return c.Pick(p)
 }
 
-func (x *exchange) wasUsed(h *cluster.Host) bool {
-	for _, u := range x.used {
-		if u == h {
-			return true
-		}
-	}
-	return false
-}
+func (x *exchange) wasUsed(h *cluster.Host) bool { return slices.Contains(x.used, h) }
 
 // opened implements caller: the attempt has its stream.
 func (x *exchange) opened(t *attempt) {
@@ -172,6 +192,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	t.timer.Stop()
 	x.endRetry()
 	x.stage, x.upstream = answering, true
+	x.headAt = x.w.loop.Now()
 	x.Details = "via_upstream"
 	x.keep = false
 	x.forgetBody()
@@ -233,15 +254,11 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.Flags |= filter.UpstreamRetryLimit
 	}
 	x.Transport = f.cause
-	status, flags := 503, f.flags()
 	if f.kind == route.TryTimeout {
-		x.fail(504, "upstream request timeout", "upstream_per_try_timeout", flags)
+		x.fail(504, "upstream request timeout", "upstream_per_try_timeout", f.flags())
 		return
 	}
-	if f.kind == route.Overflow {
-		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
-	}
-	x.failWith(status, f, flags)
+	x.failWith(f)
 }
 
 // maxResends is how often a request is sent again because a connection was gone before the endpoint saw it.
@@ -269,15 +286,16 @@ func idempotent(method string) bool {
 }
 
 // failWith answers with Envoy's words for a failure.
-func (x *exchange) failWith(status int, f failure, flags filter.Flags) {
+func (x *exchange) failWith(f failure) {
 	text := "upstream connect error or disconnect/reset before headers. "
 	if x.tries > 1 {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + f.String()
-	hs := x.Reply.Header
-	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", flags)
-	x.Reply.Header = hs
+	x.Answered(503, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
+	if f.kind == route.Overflow {
+		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
+	}
 	x.reply()
 }
 

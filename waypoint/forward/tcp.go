@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
@@ -21,10 +22,15 @@ type stream struct {
 	host    *cluster.Host
 	req     message.Request // empty
 	begun   time.Duration
+	unknown loop.Timer // until endpoints are asked for again, which were still to come
 	tries   int
 	relay   *relay
 
 	sent, received int64
+
+	series                 *telemetry.TCPSeries // once the endpoint is known
+	toldSent, toldReceived int64                // to series
+	reports                loop.Timer
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -51,12 +57,16 @@ func (c *inbound) serveTCP(tcp *listener.TCP) {
 var errRefused = errors.New("refused by policy")
 
 func (s *stream) dial() {
-	c := s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	c := s.cluster
+	if c == nil {
+		c = s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	}
 	if c == nil {
 		s.Flags |= filter.NoCluster
 		s.end(errors.New("no such cluster"))
 		return
 	}
+	c = s.in.w.p.newest(c)
 	s.cluster = c
 	if c.Discovery == cluster.Dynamic {
 		s.dialNamed(c)
@@ -67,12 +77,25 @@ func (s *stream) dial() {
 		pick.Hash, pick.HasHash = route.HashAddr(a), true
 	}
 	h, err := s.in.w.choose(c, pick, s.Dest)
+	if errors.Is(err, cluster.ErrUnknown) && s.in.w.loop.Now()-s.begun < unknownTime {
+		s.in.w.loop.Start(&s.unknown, unknownPause, (*endpointsDue)(s))
+		return
+	}
 	if err != nil {
 		s.Flags |= filter.NoHealthyUpstream
 		s.end(err)
 		return
 	}
 	s.connect(h)
+}
+
+type endpointsDue stream
+
+// Expired implements loop.TimerHandler: the endpoints may have come.
+func (d *endpointsDue) Expired(*loop.Timer) {
+	if !d.in.over {
+		(*stream)(d).dial()
+	}
 }
 
 // connect dials an endpoint of the cluster that was chosen.
@@ -119,6 +142,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.received, s.sent = up, down
 		s.over(err)
 	})
+	s.report()
+	in.w.loop.Start(&s.reports, reportTime, (*reportDue)(s))
 }
 
 // end gives the connection up before it was joined.

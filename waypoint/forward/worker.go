@@ -9,7 +9,6 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
-	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
@@ -24,7 +23,7 @@ type worker struct {
 	server     *hbone.Server // tunnels of clients
 	pool       *hbone.Pool   // tunnels to endpoints
 	ups        upstreams     // HTTP connections to endpoints
-	acceptor   *acceptor     // on the first worker only
+	acceptors  []*acceptor   // on the first worker only
 	spare      []*exchange   // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
@@ -35,12 +34,13 @@ type worker struct {
 	dateAt string
 	line   []byte // of an access log, being made
 
-	outboxes    map[*trace.Config]*outbox // of spans
-	warnedSpans time.Duration
-	draining    bool
+	outboxes       map[any]box // for collectors, by configuration
+	spans, entries exports
+	draining       bool
 
 	// any goroutine
-	open atomic.Int32
+	open  atomic.Int32
+	waits atomic.Int32 // requests that have waited for endpoints
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
@@ -49,6 +49,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}}
+	w.spans, w.entries = exports{what: "spans", counts: p.spans}, exports{what: "entries of access logs", counts: p.entries}
 	w.ups.init(w)
 	pc := p.cfg.Pool
 	pc.Dial = w.dialTunnel
@@ -79,13 +80,21 @@ func (w *worker) date() string {
 	return w.dateAt
 }
 
-// drain has clients go elsewhere: no new streams in their tunnels, no new requests on their connections.
+// drain has clients go elsewhere: no more requests on their connections, but for the first of one that comes yet.
 func (w *worker) drain() {
+	w.draining = true
+	for c := range w.conns {
+		c.drain()
+	}
+	w.flushOutboxes()
+}
+
+// drainTunnels is the second step: no more connections either.
+func (w *worker) drainTunnels() {
 	w.server.Drain()
 	for c := range w.conns {
 		c.drain()
 	}
-	w.flushSpans()
 }
 
 // close ends everything at once.

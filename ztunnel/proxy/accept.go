@@ -178,14 +178,6 @@ func (a *acceptor) shed(err error) {
 // Expired implements loop.TimerHandler: the pause is over.
 func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
 
-// sockaddr is for a socket of the family that ap has.
-func sockaddr(ap netip.AddrPort) unix.Sockaddr {
-	if ap.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
-}
-
 // tuneAccepted sets the options of accepted connections, on one of them or on the listener, from which they have them.
 // Tunnels end with a FIN, what carries an application's bytes with a RST unless its end is in order.
 func (p *Proxy) tuneAccepted(fd int, kind listenerKind) {
