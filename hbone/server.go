@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/looptls"
 )
@@ -73,9 +71,9 @@ type ServerConn struct {
 // Serve takes a connection whose handshake is done. On error fd stays the caller's. A Server that drains serves it too,
 // and tells it to go.
 func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
-	local, _ := unix.Getsockname(fd)
-	remote, _ := unix.Getpeername(fd)
-	c := &ServerConn{srv: s, tag: tag, local: loop.AddrPort(local), remote: loop.AddrPort(remote)}
+	c := &ServerConn{srv: s, tag: tag}
+	c.local, _ = loop.LocalAddr(fd)
+	c.remote, _ = loop.PeerAddr(fd)
 	f, err := s.l.Add(fd, &c.conn)
 	if err != nil {
 		return err

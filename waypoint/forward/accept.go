@@ -80,7 +80,7 @@ func (w *worker) stopAccepting() {
 // Ready implements loop.Handler.
 func (a *acceptor) Ready(*loop.FD) {
 	for range acceptBudget {
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, addr, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL):
@@ -92,7 +92,6 @@ func (a *acceptor) Ready(*loop.FD) {
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		addr := loop.AddrPort(sa)
 		if !addr.IsValid() {
 			unix.Close(fd)
 			continue
