@@ -39,6 +39,7 @@ func (s *Stream) Join(app *loop.FD, done JoinHandler) {
 	j := &join{s: s, app: app, done: done}
 	s.side = j
 	s.watch = nil
+	s.req, s.resp = nil, nil // a relay may be idle for days
 	app.SetHandler(j)
 	app.Wake()
 	if s.err != nil {

@@ -85,7 +85,7 @@ func (s *Stream) TLS() tls.ConnectionState { return s.c.tc.State() }
 // ID is the stream's number on its connection.
 func (s *Stream) ID() uint32 { return s.id }
 
-// Request is the request that opened the stream.
+// Request is the request that opened the stream; nil after Join.
 func (s *Stream) Request() *Request { return s.req }
 
 // Err is nil while the stream is usable, else the reason why it is not: a StreamError, a ConnError, ErrPingTimeout or

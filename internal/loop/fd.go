@@ -305,7 +305,7 @@ func (f *FD) ConnectError() error {
 	if e != 0 {
 		return syscall.Errno(e)
 	}
-	if _, err := unix.Getpeername(int(f.fd)); err == unix.ENOTCONN {
+	if _, err := PeerAddr(int(f.fd)); err == unix.ENOTCONN {
 		f.writable = false
 		return ErrAgain
 	}

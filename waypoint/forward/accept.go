@@ -86,7 +86,7 @@ func (a *acceptor) Ready(*loop.FD) {
 			a.shed(unix.EMFILE)
 			return
 		}
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, addr, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL):
@@ -98,7 +98,6 @@ func (a *acceptor) Ready(*loop.FD) {
 			continue
 		}
 		p.fds.Accepted(fd)
-		addr := loop.AddrPort(sa)
 		if !addr.IsValid() {
 			unix.Close(fd)
 			continue

@@ -131,7 +131,7 @@ func (a *acceptor) accept() bool {
 			a.shed(unix.EMFILE)
 			return false
 		}
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, peer, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
@@ -147,8 +147,7 @@ func (a *acceptor) accept() bool {
 			continue
 		}
 		a.w.p.fds.Accepted(fd)
-		local, err := localAddr(fd)
-		peer := loop.AddrPort(sa)
+		local, err := loop.LocalAddr(fd) // with our redirection, the original destination
 		if err != nil || !peer.IsValid() {
 			unix.Close(fd)
 			continue
@@ -178,15 +177,6 @@ func (a *acceptor) shed(err error) {
 
 // Expired implements loop.TimerHandler: the pause is over.
 func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
-
-// localAddr is the address that the connection was made to: with our redirection, the original destination.
-func localAddr(fd int) (netip.AddrPort, error) {
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	return loop.AddrPort(sa), nil
-}
 
 // tuneAccepted sets the options of accepted connections, on one of them or on the listener, from which they have them.
 // Tunnels end with a FIN, what carries an application's bytes with a RST unless its end is in order.

@@ -9,6 +9,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -25,6 +26,8 @@ type worker struct {
 	server *hbone.Server
 	// flows are all connections, a list through flow.prev and next.
 	flows flowList
+	// labels are those of the connection that begins.
+	labels telemetry.Labels
 	// parked wait for a change of the workload table.
 	parked []parked
 	// guards hold, for each pod with inbound connections here, its policy and those connections.
