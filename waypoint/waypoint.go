@@ -108,6 +108,10 @@ func (w *waypoint) envoyReady() http.Handler {
 	})
 }
 
+// logDelay is how long a line of a log may wait for others: a write for each request would cost more than the line. Envoy
+// waits for up to ten seconds.
+const logDelay = 100 * time.Millisecond
+
 // observe makes logs and metrics.
 func (w *waypoint) observe() (err error) {
 	out := w.cfg.LogOutput
@@ -121,7 +125,7 @@ func (w *waypoint) observe() (err error) {
 	if w.levels, err = telemetry.NewLevels(w.cfg.LogLevel); err != nil {
 		return fmt.Errorf("set log level: %w", err)
 	}
-	w.writer = telemetry.NewWriter(telemetry.WriterConfig{Out: out})
+	w.writer = telemetry.NewWriter(telemetry.WriterConfig{Out: out, Delay: logDelay})
 	w.log = telemetry.NewHandler(w.writer, format, w.levels)
 	w.registry = telemetry.NewRegistry(telemetry.Config{Component: "waypoint", Tag: w.cfg.Version})
 	w.registry.CounterFunc("ambit_log_dropped_total", "Log lines lost because the output was too slow.", func() float64 { return float64(w.writer.Dropped()) })

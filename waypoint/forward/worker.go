@@ -9,6 +9,8 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
@@ -34,6 +36,8 @@ type worker struct {
 	now    time.Duration // when dateAt was made
 	dateAt string
 	line   []byte // of an access log, being made
+	entry  accesslog.Entry
+	labels telemetry.HTTPLabels // of a metric, being looked up
 
 	outboxes    map[*trace.Config]*outbox // of spans
 	warnedSpans time.Duration
