@@ -191,6 +191,9 @@ func (w *waypoint) carry() (err error) {
 	if workers <= 0 {
 		workers = max(1, runtime.GOMAXPROCS(0)/2)
 	}
+	if runtime.GOMAXPROCS(0) <= workers { // where every P is a loop's, the runtime takes it away each time that the loop sleeps
+		runtime.GOMAXPROCS(workers + 1)
+	}
 	log := w.log.Scope("proxy")
 	w.proxy, err = forward.New(forward.Config{
 		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Workers: workers, DrainTimeout: c.DrainTimeout,
