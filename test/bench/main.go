@@ -12,6 +12,7 @@
 //   - rust: Istio's ztunnel, if ZTUNNEL_BIN names one;
 //   - bare: our tunnel alone, without anything that makes it a mesh;
 //   - ours: this repository's ztunnel and control plane;
+//   - before: the same of an earlier build, if -before names one;
 //   - mixed and mixed-back, only when named by -systems: ours on one node and rust on the other, which makes both use one
 //     cipher.
 //
@@ -84,6 +85,7 @@ type config struct {
 	rust      string   // the Rust ztunnel's program, or empty
 	envoy     string   // Envoy's program, or empty
 	bin       string   // directory with our programs
+	before    string   // with those of an earlier build, or empty
 	workers   int      // event loops of our proxies
 	keepGoing bool     // report invalid cases at the end instead of stopping
 }
@@ -100,6 +102,7 @@ func parseFlags(args []string) (*config, error) {
 	fs.StringVar(&cfg.rust, "ztunnel", os.Getenv("ZTUNNEL_BIN"), "a Rust ztunnel to compare with (default: $ZTUNNEL_BIN)")
 	fs.StringVar(&cfg.envoy, "envoy", os.Getenv("ENVOY_BIN"), "an Envoy to compare with (default: $ENVOY_BIN)")
 	fs.StringVar(&cfg.bin, "bin", "bin", "directory with our programs")
+	fs.StringVar(&cfg.before, "before", "", "directory with our programs of an earlier build, to run as system \"before\"")
 	fs.IntVar(&cfg.workers, "workers", 2, "event loops of each of our proxies (the peer has two workers)")
 	fs.BoolVar(&cfg.keepGoing, "keep-going", true, "go on when a case fails, and name it in the report")
 	if err := fs.Parse(args); err != nil {
@@ -128,6 +131,11 @@ func parseFlags(args []string) (*config, error) {
 	}
 	if cfg.bin, err = filepath.Abs(cfg.bin); err != nil {
 		return nil, err
+	}
+	if cfg.before != "" {
+		if cfg.before, err = filepath.Abs(cfg.before); err != nil {
+			return nil, err
+		}
 	}
 	return cfg, nil
 }

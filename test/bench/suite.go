@@ -82,6 +82,6 @@ func requestGoals() []goal {
 		over("T14", "h1-32", proxyCPU, oursPlain, nginxPlain, 0.6), over("T14", "h1-1000", proxyCPU, oursPlain, nginxPlain, 0.6),
 		over("T14", "h1-32", proxyCPU, oursPlain, envoyPlainName, 0.25), over("T15", "h2-8x10", proxyCPU, oursPlain, nghttpxPlain, 1.3),
 		goal{id: "T14", text: "resident memory of the waypoint, MB", limit: 25, get: func(b *bencher) spread {
-			return spreadOf(b.values(key{oursWaypoint, "wp-h1-32"}, memory))
+			return spreadOf(b.values(key{oursWaypoint, "wp-h1-32"}, resident))
 		}})
 }

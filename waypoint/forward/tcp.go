@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
@@ -26,6 +27,10 @@ type stream struct {
 	relay   *relay
 
 	sent, received int64
+
+	series                 *telemetry.TCPSeries // once the endpoint is known
+	toldSent, toldReceived int64                // to series
+	reports                loop.Timer
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -73,7 +78,7 @@ func (s *stream) dial() {
 	}
 	h, err := s.in.w.choose(c, pick, s.Dest)
 	if errors.Is(err, cluster.ErrUnknown) && s.in.w.loop.Now()-s.begun < unknownTime {
-		s.in.w.loop.Start(&s.unknown, unknownPause, s)
+		s.in.w.loop.Start(&s.unknown, unknownPause, (*endpointsDue)(s))
 		return
 	}
 	if err != nil {
@@ -84,10 +89,12 @@ func (s *stream) dial() {
 	s.connect(h)
 }
 
+type endpointsDue stream
+
 // Expired implements loop.TimerHandler: the endpoints may have come.
-func (s *stream) Expired(*loop.Timer) {
-	if !s.in.over {
-		s.dial()
+func (d *endpointsDue) Expired(*loop.Timer) {
+	if !d.in.over {
+		(*stream)(d).dial()
 	}
 }
 
@@ -135,6 +142,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.received, s.sent = up, down
 		s.over(err)
 	})
+	s.report()
+	in.w.loop.Start(&s.reports, reportTime, (*reportDue)(s))
 }
 
 // end gives the connection up before it was joined.

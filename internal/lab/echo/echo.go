@@ -32,6 +32,8 @@ type ServerConfig struct {
 	Greet []string
 	// FailFile is a path; while there is a file, HTTP requests are answered with 503, but for /healthz. "" is none.
 	FailFile string
+	// Collector takes spans and logs, as collectors do, and writes a line for each to Log.
+	Collector bool
 	// Drain is how long the server goes on when it is told to end, so that those who have not heard of it yet are served:
 	// answers ask clients to close their connections, and then those under way are completed. Zero ends it at once.
 	Drain time.Duration
@@ -216,6 +218,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.draining.Load() {
 		w.Header().Set("Connection", "close") // of HTTP/2 the server sends GOAWAY
 	}
+	if s.cfg.Collector && s.collect(w, r) {
+		return
+	}
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		s.grpc(w, r)
 		return
@@ -296,7 +301,7 @@ func (s *server) grpc(w http.ResponseWriter, r *http.Request) {
 	msg, err := io.ReadAll(io.LimitReader(r.Body, 4<<20))
 	w.Header().Set("Content-Type", "application/grpc")
 	w.Header().Set("Trailer", "Grpc-Status, Grpc-Message")
-	if err != nil || len(msg) < 5 || int(binary.BigEndian.Uint32(msg[1:5])) != len(msg)-5 {
+	if err != nil || grpcBody(msg) == nil {
 		w.Header().Set("Grpc-Status", "3")
 		w.Header().Set("Grpc-Message", "not one unary message")
 		return
@@ -310,6 +315,14 @@ func grpcMessage(text string) []byte {
 	pb := append([]byte{0x0a}, binary.AppendUvarint(nil, uint64(len(text)))...)
 	pb = append(pb, text...)
 	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(pb))), pb...)
+}
+
+// grpcBody is the message in a frame that is not compressed; nil if it is not exactly one.
+func grpcBody(frame []byte) []byte {
+	if len(frame) < 5 || frame[0] != 0 || int(binary.BigEndian.Uint32(frame[1:5])) != len(frame)-5 {
+		return nil
+	}
+	return frame[5:]
 }
 
 // grpcText is the inverse of grpcMessage; empty for anything else.
