@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/admin"
+	"github.com/ambit-mesh/ambit/internal/memory"
 	"github.com/ambit-mesh/ambit/internal/rootca"
 	"github.com/ambit-mesh/ambit/internal/run"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -200,9 +201,6 @@ func (w *waypoint) workers() int {
 // carry makes the data path.
 func (w *waypoint) carry() (err error) {
 	c := &w.cfg
-	if n := w.workers(); runtime.GOMAXPROCS(0) <= n { // where every P is a loop's, the runtime takes it away each time that the loop sleeps
-		runtime.GOMAXPROCS(n + 1)
-	}
 	log := w.log.Scope("proxy")
 	w.proxy, err = forward.New(forward.Config{
 		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Hostname: c.PodName, Workers: w.workers(), DrainTimeout: c.DrainTimeout,
@@ -271,7 +269,37 @@ func (w *waypoint) awaitConfig(ctx context.Context) error {
 		}
 	}
 	w.ready.Done(readyConfig)
-	<-ctx.Done()
-	w.ready.Pending(readyConfig)
+	defer w.ready.Pending(readyConfig)
+	w.giveBack(ctx, tick.C)
 	return nil
+}
+
+const (
+	// quietTicks is how many seconds the configuration has to stay the same before memory is given back, restTicks how many
+	// there are between two times.
+	quietTicks = 2
+	restTicks  = 30
+)
+
+// giveBack returns memory to the kernel after the start, and after changes of the configuration: the data path makes so little
+// garbage that what the changes have left would stay for long. It blocks until ctx is done.
+func (w *waypoint) giveBack(ctx context.Context, tick <-chan time.Time) {
+	var last, done *forward.Snapshot
+	quiet, rest := 0, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		quiet++
+		rest--
+		if now := w.config.current.Load(); now != last {
+			last, quiet = now, 0
+		}
+		if quiet >= quietTicks && rest <= 0 && last != done {
+			memory.GiveBack()
+			done, rest = last, restTicks
+		}
+	}
 }
