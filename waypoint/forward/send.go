@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
@@ -77,7 +76,7 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	a := x.RouteAction()
 	x.tries++
 	if a.AttemptCount {
-		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
+		x.Req.Header.Set("x-envoy-attempt-count", x.holdInt(int64(x.tries)))
 	}
 	x.expect(a)
 	x.cluster = c
@@ -202,9 +201,9 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 		x.acceptWebSocket(r)
 	}
 	h := &r.Header
-	h.Set("x-envoy-upstream-service-time", h.Hold(strconv.FormatInt((x.w.loop.Now()-t.since).Milliseconds(), 10)))
+	h.Set("x-envoy-upstream-service-time", x.holdInt((x.w.loop.Now() - t.since).Milliseconds()))
 	if a.AttemptCountInResponse {
-		h.Set("x-envoy-attempt-count", h.Hold(strconv.Itoa(x.tries)))
+		h.Set("x-envoy-attempt-count", x.holdInt(int64(x.tries)))
 	}
 	if x.cookie != "" {
 		h.Add("set-cookie", x.cookie)

@@ -10,6 +10,8 @@ import (
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 )
 
 // worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
@@ -36,6 +38,8 @@ type worker struct {
 	now    time.Duration // when dateAt was made
 	dateAt string
 	line   []byte // of an access log, being made
+	entry  accesslog.Entry
+	labels telemetry.HTTPLabels // of a metric, being looked up
 
 	outboxes       map[any]box // for collectors, by configuration
 	spans, entries exports
