@@ -322,9 +322,12 @@ func TestADrainLosesNothingThatIsStillInTheKernel(t *testing.T) {
 	b.Write(make([]byte, 900<<10)) // the next WINDOW_UPDATE is not far
 	io.CopyN(io.Discard, a, 900<<10)
 	m.sl.OnLoop(func() { m.server.Drain() })
-	b.Write(make([]byte, 1))
-	a.Read(make([]byte, 1))
-	a.Write(make([]byte, 1)) // behind the answer to the drain's PING
+	for range 2 { // the drain waits for the answers to its PINGs: here they are, each before a byte
+		b.Write(make([]byte, 1))
+		io.ReadFull(a, make([]byte, 1))
+		a.Write(make([]byte, 1))
+		io.ReadFull(b, make([]byte, 1))
+	}
 	a.CloseWrite()
 	io.Copy(io.Discard, b)
 	stop, stopped := make(chan struct{}), make(chan struct{})

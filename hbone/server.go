@@ -73,7 +73,9 @@ type ServerConn struct {
 // Serve takes a connection whose handshake is done. On error fd stays the caller's. A Server that drains serves it too,
 // and tells it to go.
 func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
-	c := &ServerConn{srv: s, tag: tag, local: sockAddr(unix.Getsockname(fd)), remote: sockAddr(unix.Getpeername(fd))}
+	local, _ := unix.Getsockname(fd)
+	remote, _ := unix.Getpeername(fd)
+	c := &ServerConn{srv: s, tag: tag, local: loop.AddrPort(local), remote: loop.AddrPort(remote)}
 	f, err := s.l.Add(fd, &c.conn)
 	if err != nil {
 		return err
@@ -90,16 +92,6 @@ func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
 		c.drain()
 	}
 	return nil
-}
-
-func sockAddr(sa unix.Sockaddr, err error) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // Drain tells every peer to open no more streams and closes each connection when its last one has ended.

@@ -61,6 +61,7 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
+	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
 		g.Go(func() error { return serveMetrics(ctx, cfg.MetricsAddress, http.HandlerFunc(m.ServeMetrics)) })
 	}

@@ -2,7 +2,6 @@ package looptls
 
 import (
 	"net"
-	"net/netip"
 	"os"
 	"time"
 
@@ -140,15 +139,5 @@ func (w *wire) SetWriteDeadline(t time.Time) error {
 func addrs(fd int) (local, remote net.Addr) {
 	l, _ := unix.Getsockname(fd)
 	r, _ := unix.Getpeername(fd)
-	return net.TCPAddrFromAddrPort(addrPort(l)), net.TCPAddrFromAddrPort(addrPort(r))
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
+	return net.TCPAddrFromAddrPort(loop.AddrPort(l)), net.TCPAddrFromAddrPort(loop.AddrPort(r))
 }

@@ -31,17 +31,13 @@ type peer struct {
 
 // listen opens the socket of the HBONE port.
 func listen(addr netip.AddrPort) (int, error) {
-	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.Addr().As16(), Port: int(addr.Port())})
-	if addr.Addr().Is4() {
-		family, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(loop.Family(addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil {
-		err = unix.Bind(fd, sa)
+		err = unix.Bind(fd, loop.Sockaddr(addr))
 	}
 	if err == nil {
 		err = unix.Listen(fd, backlog)
@@ -91,7 +87,7 @@ func (a *acceptor) Ready(*loop.FD) {
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		addr := addrPort(sa)
+		addr := loop.AddrPort(sa)
 		if !addr.IsValid() {
 			unix.Close(fd)
 			continue
@@ -149,23 +145,4 @@ func (p *Proxy) certificate(ctx context.Context) (*svid.SVID, error) {
 		return s, nil
 	}
 	return p.cfg.Certs.Fetch(ctx, p.cfg.ID)
-}
-
-// addrPort converts a socket address; v4-mapped addresses become IPv4.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// sockaddr is the inverse, for a socket of the family that ap has.
-func sockaddr(ap netip.AddrPort) unix.Sockaddr {
-	if ap.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
 }

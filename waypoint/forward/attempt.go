@@ -104,7 +104,6 @@ type attempt struct {
 	end      bool          // the request has no body
 	open     bool          // up is there
 	sentEnd  bool          // the request was sent whole
-	headed   bool          // the answer's head has come
 	bodiless bool          // and nothing follows it
 	grpc     bool          // how it ends is in its trailer
 	tunnel   bool          // it makes two directions that end each for itself
@@ -165,7 +164,7 @@ func (t *attempt) Head(r *message.Response, end bool) {
 	if t.over {
 		return
 	}
-	t.headed, t.bodiless = true, end
+	t.bodiless = end
 	t.tunnel = r.Status == 101 || t.req.Method == "CONNECT" && r.Status/100 == 2
 	if t.grpc = r.Status == 200 && route.IsGRPC(t.req); !t.grpc {
 		t.host.Answered(r.Status)

@@ -111,11 +111,7 @@ func (k *call) push() {
 	}
 }
 
-func (k *call) opened(t *attempt) {
-	k.try = t
-	k.push()
-}
-
+func (k *call) opened(*attempt)                     { k.push() }
 func (k *call) room(*attempt)                       { k.push() }
 func (k *call) interim(*attempt, *message.Response) {}
 

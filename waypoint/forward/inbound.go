@@ -144,17 +144,17 @@ func (c *inbound) decided(proto protocol) {
 			c.serveTCP(tcp)
 			return
 		}
-		c.refuse(errNoChain)
+		c.abort(errNoChain)
 	case proto == http2Proto && t.H2C != nil:
 		c.serveHTTP(t.H2C, true)
 	case t.HTTP != nil && (proto == http1Proto || t.TCP == nil): // a port that is HTTP by name: the codec says what is wrong
 		c.serveHTTP(t.HTTP, t.HTTP.Codec == listener.HTTP2)
 	case t.TCP != nil && t.TCP.ReadsName && len(c.first) > 0 && c.first[0] == tlsHandshake:
-		c.refuse(errUnreadable)
+		c.abort(errUnreadable)
 	case t.TCP != nil:
 		c.serveTCP(t.TCP)
 	default:
-		c.refuse(errNoChain)
+		c.abort(errNoChain)
 	}
 }
 
@@ -166,7 +166,7 @@ func (c *inbound) serveHTTP(h *listener.HTTP, two bool) {
 		for _, g := range h.Gates {
 			if !g.Admit(x) {
 				c.w.p.log.Info("connection refused", "client", c.client.Addr, "identity", c.client.Principal, "service", c.dest, "reason", x.Details)
-				c.refuse(errRefused)
+				c.abort(errRefused)
 				return
 			}
 		}
@@ -263,9 +263,6 @@ func (c *inbound) drain() {
 		c.http.Drain()
 	}
 }
-
-// refuse ends a connection that has not begun.
-func (c *inbound) refuse(err error) { c.abort(err) }
 
 // abort ends the connection at once.
 func (c *inbound) abort(err error) {

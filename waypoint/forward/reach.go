@@ -74,7 +74,7 @@ func (r *reaching) fail(err error) {
 	var d *dialError
 	if !errors.As(err, &d) {
 		timeout := errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, context.DeadlineExceeded)
-		err = &dialError{addr: r.host.String(), timeout: timeout, err: err}
+		err = &dialError{timeout: timeout, err: err}
 	}
 	r.done(nil, "", err)
 }
@@ -243,10 +243,10 @@ func (b *bridged) Expired(*loop.Timer) { b.relay.end(errIdle) }
 func (w *worker) tunnel(to, waypoint netip.AddrPort, timeout time.Duration, done func(loop.Pipe, error)) {
 	t, err := w.p.targetOf(to.Addr(), waypoint)
 	if err != nil {
-		w.later(func() { done(nil, &dialError{addr: to.String(), err: err}) })
+		w.later(func() { done(nil, &dialError{err: err}) })
 		return
 	}
-	o := &opener{w: w, addr: to, done: done}
+	o := &opener{w: w, done: done}
 	o.opening = w.pool.Open(t.key, t, &hbone.Request{Authority: to.String()}, o)
 	w.loop.Start(&o.timer, timeout, o)
 }
@@ -254,7 +254,6 @@ func (w *worker) tunnel(to, waypoint netip.AddrPort, timeout time.Duration, done
 // opener waits for a stream of a tunnel.
 type opener struct {
 	w       *worker
-	addr    netip.AddrPort
 	opening *hbone.Opening
 	timer   loop.Timer
 	done    func(loop.Pipe, error)
@@ -269,13 +268,13 @@ func (o *opener) StreamOpened(s *hbone.Stream, _ *hbone.Response) {
 // StreamFailed implements hbone.OpenHandler.
 func (o *opener) StreamFailed(err error) {
 	o.timer.Stop()
-	o.done(nil, &dialError{addr: o.addr.String(), err: err})
+	o.done(nil, &dialError{err: err})
 }
 
 // Expired implements loop.TimerHandler.
 func (o *opener) Expired(*loop.Timer) {
 	o.opening.Cancel()
-	o.done(nil, &dialError{addr: o.addr.String(), timeout: true, err: errors.New("timed out")})
+	o.done(nil, &dialError{timeout: true, err: errors.New("timed out")})
 }
 
 // splitAuthority takes an authority apart. The host is lower case and without brackets; port is 0 if there is none, or none

@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -130,14 +131,7 @@ func (w *worker) choose(c *cluster.Cluster, p *cluster.Pick, dest netip.AddrPort
 	return c.Pick(p)
 }
 
-func (x *exchange) wasUsed(h *cluster.Host) bool {
-	for _, u := range x.used {
-		if u == h {
-			return true
-		}
-	}
-	return false
-}
+func (x *exchange) wasUsed(h *cluster.Host) bool { return slices.Contains(x.used, h) }
 
 // opened implements caller: the attempt has its stream.
 func (x *exchange) opened(t *attempt) {
@@ -172,6 +166,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	t.timer.Stop()
 	x.endRetry()
 	x.stage, x.upstream = answering, true
+	x.headAt = x.w.loop.Now()
 	x.Details = "via_upstream"
 	x.keep = false
 	x.forgetBody()
@@ -233,15 +228,11 @@ func (x *exchange) failed(t *attempt, f failure) {
 		x.Flags |= filter.UpstreamRetryLimit
 	}
 	x.Transport = f.cause
-	status, flags := 503, f.flags()
 	if f.kind == route.TryTimeout {
-		x.fail(504, "upstream request timeout", "upstream_per_try_timeout", flags)
+		x.fail(504, "upstream request timeout", "upstream_per_try_timeout", f.flags())
 		return
 	}
-	if f.kind == route.Overflow {
-		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
-	}
-	x.failWith(status, f, flags)
+	x.failWith(f)
 }
 
 // maxResends is how often a request is sent again because a connection was gone before the endpoint saw it.
@@ -269,15 +260,16 @@ func idempotent(method string) bool {
 }
 
 // failWith answers with Envoy's words for a failure.
-func (x *exchange) failWith(status int, f failure, flags filter.Flags) {
+func (x *exchange) failWith(f failure) {
 	text := "upstream connect error or disconnect/reset before headers. "
 	if x.tries > 1 {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + f.String()
-	hs := x.Reply.Header
-	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", flags)
-	x.Reply.Header = hs
+	x.Answered(503, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
+	if f.kind == route.Overflow {
+		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
+	}
 	x.reply()
 }
 

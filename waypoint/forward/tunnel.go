@@ -92,16 +92,12 @@ func (w *worker) connect(addr netip.AddrPort, timeout time.Duration, done func(*
 }
 
 func (w *worker) begin(c *connecting, addr netip.AddrPort) error {
-	family := unix.AF_INET6
-	if addr.Addr().Is4() {
-		family = unix.AF_INET
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(loop.Family(addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	if err = unix.Connect(fd, sockaddr(addr)); err == unix.EINPROGRESS {
+	if err = unix.Connect(fd, loop.Sockaddr(addr)); err == unix.EINPROGRESS {
 		err = nil
 	}
 	if err == nil {

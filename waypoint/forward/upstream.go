@@ -16,7 +16,6 @@ import (
 
 // dialError says that there is no connection to an endpoint.
 type dialError struct {
-	addr    string
 	timeout bool
 	err     error
 }

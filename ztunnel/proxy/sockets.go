@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
@@ -52,11 +53,7 @@ func (p *Proxy) SetupNode(s zds.Setup) error {
 }
 
 func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
-	family := unix.AF_INET
-	if dst.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err := ns.Socket(family, unix.SOCK_STREAM, unix.IPPROTO_TCP)
+	fd, err := ns.Socket(loop.Family(dst), unix.SOCK_STREAM, unix.IPPROTO_TCP)
 	if err != nil {
 		return -1, err
 	}
@@ -108,7 +105,7 @@ func (r *redirected) App(pod *Pod, client netip.Addr, dst netip.AddrPort) (int, 
 
 // connecting begins to connect fd, which is closed on error.
 func connecting(fd int, dst netip.AddrPort) (int, error) {
-	if err := unix.Connect(fd, sockaddr(dst)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+	if err := unix.Connect(fd, loop.Sockaddr(dst)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
 		return -1, err
 	}
