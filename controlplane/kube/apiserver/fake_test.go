@@ -51,7 +51,6 @@ var builtIn = map[schema.GroupVersionResource]string{
 	{Version: "v1", Resource: "services"}:                                  "Service",
 	{Version: "v1", Resource: "configmaps"}:                                "ConfigMap",
 	{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}: "EndpointSlice",
-	{Group: "apps", Version: "v1", Resource: "replicasets"}:                "ReplicaSet",
 }
 
 // later are resources of definitions.

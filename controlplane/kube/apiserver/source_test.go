@@ -109,9 +109,11 @@ func TestTheLastStateStaysWhileTheServerFails(t *testing.T) {
 		s.fail("", errors.New("connection refused"))
 		w := follow(t, s)
 		time.Sleep(time.Minute)
+		settle()
 		expect(t, "before anything was listed", w.state(), "nothing")
 		s.fail("", nil)
 		time.Sleep(time.Minute)
+		settle()
 		expect(t, "while one kind cannot be listed", w.state(), "nothing")
 		if !strings.Contains(w.log.String(), "too busy") || !strings.Contains(w.log.String(), "connection refused") {
 			t.Errorf("the log does not say why:\n%s", w.log)
