@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
@@ -99,6 +100,21 @@ func TestDefinitionsMayComeLaterAndGo(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		settle()
 		expect(t, "after the definition was deleted", w.state(), "Namespace shop")
+	})
+}
+
+func TestKindsOfKubernetesItselfDoNotGo(t *testing.T) {
+	// Discovery of a server that has just started names some groups some seconds later than others.
+	synctest.Test(t, func(t *testing.T) {
+		slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+		s := newFake(t, `{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a, namespace: shop}, addressType: IPv4}`)
+		w := follow(t, s)
+		settle()
+		expect(t, "at first", w.state(), "EndpointSlice shop/a")
+		s.serve(slices, "")
+		time.Sleep(time.Minute)
+		settle()
+		expect(t, "while discovery does not name it", w.state(), "EndpointSlice shop/a")
 	})
 }
 
