@@ -2,11 +2,13 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
 
 // Cluster is what the control plane writes to. Of several replicas only the one that leads writes. Methods may block
@@ -18,6 +20,8 @@ type Cluster interface {
 	PublishRoot(ctx context.Context, objects *kube.Objects, root []byte) error
 	// Report tells the owners of objects what is wrong with them: the complete list, each time.
 	Report(ctx context.Context, problems []kube.Problem) error
+	// PublishStatus writes conditions and addresses to objects: the complete set, each time.
+	PublishStatus(ctx context.Context, status map[kube.Key]translate.Status) error
 }
 
 // retryWrite is the pause after a write that failed.
@@ -33,6 +37,8 @@ type writer struct {
 	objects  *kube.Objects  // nil before the first set; guarded by mu
 	problems []kube.Problem // guarded by mu
 	root     []byte         // guarded by mu
+
+	status map[kube.Key]translate.Status // guarded by mu
 }
 
 func newWriter(c Cluster, log *slog.Logger) *writer {
@@ -47,10 +53,10 @@ func (w *writer) run(ctx context.Context) error {
 	return w.cluster.Lead(ctx, w.lead)
 }
 
-// take notes a set of objects and what is wrong with them.
-func (w *writer) take(objects *kube.Objects, problems []kube.Problem) {
+// take notes a set of objects, what is wrong with them, and what should be written to them.
+func (w *writer) take(objects *kube.Objects, problems []kube.Problem, status map[kube.Key]translate.Status) {
 	w.mu.Lock()
-	w.objects, w.problems = objects, problems
+	w.objects, w.problems, w.status = objects, problems, status
 	w.mu.Unlock()
 	w.wake()
 }
@@ -83,15 +89,12 @@ func (w *writer) lead(ctx context.Context) {
 		case <-retry.C:
 		}
 		w.mu.Lock()
-		objects, problems, root := w.objects, w.problems, w.root
+		objects, problems, root, status := w.objects, w.problems, w.root, w.status
 		w.mu.Unlock()
 		if objects == nil || root == nil {
 			continue
 		}
-		err := w.cluster.PublishRoot(ctx, objects, root)
-		if rerr := w.cluster.Report(ctx, problems); err == nil {
-			err = rerr
-		}
+		err := errors.Join(w.cluster.PublishRoot(ctx, objects, root), w.cluster.Report(ctx, problems), w.cluster.PublishStatus(ctx, status))
 		if err == nil || ctx.Err() != nil {
 			troubled = ""
 			continue

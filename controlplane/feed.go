@@ -29,6 +29,8 @@ type feed struct {
 	objects     *kube.Objects
 	translation []kube.Problem // of the translation, as last listed
 	routing     []kube.Problem // of waypoints
+
+	status map[kube.Key]translate.Status // as last listed
 }
 
 func newFeed(s *server, cfg translate.Config) *feed {
@@ -113,7 +115,8 @@ func (f *feed) publish(snap kube.Snapshot) {
 func (f *feed) report(snap kube.Snapshot, reported bool) {
 	if reported {
 		before := f.translation
-		f.translation = f.translator.Result().Problems
+		result := f.translator.Result()
+		f.translation, f.status = result.Problems, result.Status
 		f.logNew(before, f.translation)
 	}
 	before := f.routing
@@ -125,7 +128,7 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 		texts[i] = p.Error()
 	}
 	f.s.problems.Store(&texts)
-	f.s.writer.take(snap.Objects, standing)
+	f.s.writer.take(snap.Objects, standing, f.status)
 }
 
 // logNew logs the problems that were not there before.

@@ -43,11 +43,12 @@ metadata: {name: kt-app}
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: kt-app}, spec: {selector: {app: web}, ports: [{name: http, port: 80}]}}
 `
 
-// definition is Istio's PeerAuthentication without its schema.
+// definition is Istio's PeerAuthentication without its schema, for a cluster that has none. The label says that it is
+// the test's, which takes away no other.
 const definition = `
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: peerauthentications.security.istio.io}
+metadata: {name: peerauthentications.security.istio.io, labels: {test: ambit-kube}}
 spec:
   group: security.istio.io
   scope: Namespaced
@@ -137,8 +138,8 @@ func (z *ztunnel) fetch(t *testing.T, account string) error {
 func TestRootControlPlaneOfAnAPIServer(t *testing.T) {
 	requireCluster(t)
 	clean := func() {
-		_, _ = kubectl(context.Background(), "", "delete", "namespace", "kt-system", "kt-app", "--ignore-not-found", "--wait=true")
-		_, _ = kubectl(context.Background(), "", "delete", "crd", "peerauthentications.security.istio.io", "--ignore-not-found")
+		_, _ = kubectl(context.Background(), "", "delete", "namespace", "kt-system", "kt-app", "--ignore-not-found", "--timeout=60s")
+		_, _ = kubectl(context.Background(), "", "delete", "crd", "-l", "test=ambit-kube", "--timeout=30s")
 	}
 	clean()
 	t.Cleanup(clean)
@@ -193,18 +194,45 @@ func TestRootControlPlaneOfAnAPIServer(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	_, err := kubectl(t.Context(), "", "get", "crd", "peerauthentications.security.istio.io")
+	defined := err == nil
 	t.Run("policies work once their definition is installed", func(t *testing.T) {
+		if defined {
+			t.Skip("the cluster has PeerAuthentications of its own")
+		}
 		apply(t, definition)
 		must(t, "", "wait", "crd/peerauthentications.security.istio.io", "--for=condition=Established", "--timeout=20s")
 		apply(t, "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: kt-app}, spec: {mtls: {mode: STRICT}}}")
 		eventually(t, "policy", z.policies.want("kt-system/istio_converted_static_strict", true))
 	})
 	t.Run("a wrong object has an event", func(t *testing.T) {
+		if defined {
+			t.Skip("the cluster has PeerAuthentications of its own, which it checks")
+		}
 		apply(t, "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: wrong, namespace: kt-app}, spec: {mtls: {mode: STRICTT}}}")
 		eventually(t, "event", func() error {
 			out, err := kubectl(t.Context(), "", "-n", "kt-app", "describe", "peerauthentication", "wrong")
 			if err == nil && !strings.Contains(out, `invalid value for enum field mode: "STRICTT"`) {
 				err = errors.New(out)
+			}
+			return err
+		})
+	})
+	t.Run("a service says what is wrong with its waypoint", func(t *testing.T) {
+		apply(t, "{apiVersion: v1, kind: Service, metadata: {name: api, namespace: kt-app, labels: {istio.io/use-waypoint: none-such}}, spec: {ports: [{port: 80}]}}")
+		const path = `jsonpath={.status.conditions[?(@.type=="istio.io/WaypointBound")].reason}`
+		eventually(t, "condition", func() error {
+			out, err := kubectl(t.Context(), "", "-n", "kt-app", "get", "service", "api", "-o", path)
+			if err == nil && out != "WaypointIsNotReady" {
+				err = fmt.Errorf("got %q", out)
+			}
+			return err
+		})
+		must(t, "", "-n", "kt-app", "label", "service", "api", "istio.io/use-waypoint-")
+		eventually(t, "its end", func() error {
+			out, err := kubectl(t.Context(), "", "-n", "kt-app", "get", "service", "api", "-o", path)
+			if err == nil && out != "" {
+				err = fmt.Errorf("got %q", out)
 			}
 			return err
 		})

@@ -13,11 +13,14 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	ktesting "k8s.io/client-go/testing"
 
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
 
 // versioned makes the fake number the versions of Secrets and Leases and refuse writes to an old one, as an API server.
@@ -303,4 +306,41 @@ func TestOneReplicaLeads(t *testing.T) {
 		stopC()
 		expect(t, "leaders at once, ever", l.max, 1)
 	})
+}
+
+func TestConditionsAreWrittenOnce(t *testing.T) {
+	const theirs = "2026-01-01T00:00:00Z"
+	services := schema.GroupVersionResource{Version: "v1", Resource: "services"}
+	s := newFake(t, `{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, status: {conditions: [{type: other, status: "True", lastTransitionTime: "`+theirs+`"}]}}`,
+		`{apiVersion: v1, kind: Service, metadata: {name: old, namespace: shop}, status: {conditions: [{type: istio.io/WaypointBound, status: "True", reason: WaypointAccepted}]}}`)
+	web := kube.Key{Kind: kube.KindService, Name: kube.Name{Namespace: "shop", Name: "web"}}
+	bound := translate.Condition{Type: "istio.io/WaypointBound", Status: "True", Reason: "WaypointAccepted", Message: "bound"}
+	w := NewStatuses(s.client())
+	conditionsOf := func(name string) string {
+		u, err := s.Resource(services).Namespace("shop").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		list, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
+		for _, c := range list {
+			c := c.(map[string]any)
+			out = append(out, fmt.Sprint(c["type"], "=", c["status"], " ", c["reason"]))
+		}
+		return strings.Join(out, ", ")
+	}
+	publish := func(want map[kube.Key]translate.Status) {
+		t.Helper()
+		if err := w.PublishStatus(t.Context(), want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(map[kube.Key]translate.Status{web: {Conditions: []translate.Condition{bound}}})
+	expect(t, "web", conditionsOf("web"), "other=True <nil>, istio.io/WaypointBound=True WaypointAccepted")
+	expect(t, "a service that is bound no more", conditionsOf("old"), "")
+	s.ClearActions()
+	publish(map[kube.Key]translate.Status{web: {Conditions: []translate.Condition{bound}}})
+	expect(t, "requests when nothing changed", len(s.Actions()), 0)
+	publish(nil)
+	expect(t, "web at the end", conditionsOf("web"), "other=True <nil>")
 }
