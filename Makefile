@@ -55,8 +55,9 @@ fuzz: ## every fuzz target for FUZZTIME (10m)
 	$(GO) test -list '^Fuzz' "$$p" | grep '^Fuzz' | while read -r f; do \
 	echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$p" || exit 1; done || exit 1; done
 
-bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZTUNNEL_BIN; needs root
+bench: build ## interleaved benchmarks: ztunnel against direct TCP, a splice relay and ZTUNNEL_BIN, the waypoint against ENVOY_BIN, nginx, haproxy and nghttpx; needs root
 	$(GO) run ./test/bench -out out/bench
+	$(GO) run ./test/bench -out out/bench-waypoint -suite waypoint
 
 diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
 	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))

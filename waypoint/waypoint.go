@@ -95,6 +95,7 @@ func (w *waypoint) adminHandler(quit func()) http.Handler {
 		"/certs":            http.HandlerFunc(w.certsHandler),
 		"/server_info":      http.HandlerFunc(w.serverInfoHandler),
 		"/logging":          http.HandlerFunc(w.loggingHandler),
+		"/stats":            http.HandlerFunc(w.statsHandler),
 		"/stats/prometheus": w.registry.Handler(),
 		"/ready":            w.envoyReady(),
 	}})
@@ -209,7 +210,7 @@ func (w *waypoint) carry() (err error) {
 	return nil
 }
 
-// run runs the parts. They stop in reverse order: the data path drains, then the rest ends.
+// run runs the parts. They stop in reverse order: readiness goes, then the data path drains, then the rest ends.
 func (w *waypoint) run(ctx context.Context) error {
 	defer w.ca.Close()
 	adminL, err := admin.Listen(ctx, w.cfg.AdminAddress)
@@ -236,8 +237,8 @@ func (w *waypoint) run(ctx context.Context) error {
 	g.Add("certificates", w.certs.Run)
 	g.Add("clusters", w.config.Run)
 	g.Add("xds", w.xds.Run)
-	g.Add("state", w.awaitConfig)
 	g.Add("proxy", func(ctx context.Context) error { return w.proxy.Run(ctx, w.cfg.ListenAddress) })
+	g.Add("state", w.awaitConfig) // the first to end: it takes readiness away
 	log.Info("waypoint starts", "gateway", w.cfg.PodNamespace+"/"+w.cfg.Gateway, "version", w.cfg.Version, "xds", w.cfg.XDSAddress, "ca", w.cfg.CAAddress)
 	return g.Run(ctx)
 }

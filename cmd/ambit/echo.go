@@ -27,6 +27,7 @@ func echoCommand() *cobra.Command {
 	c.Flags().StringArrayVar(&s.Greet, "greet", nil, "address where the server speaks first, then echoes; repeatable")
 	c.Flags().StringVar(&s.FailFile, "fail-file", "", "answer HTTP requests with 503 while this file exists, but for /healthz")
 	c.Flags().BoolVar(&s.Collector, "collector", false, "take spans and logs of OpenTelemetry (gRPC, HTTP) and spans of Zipkin, and print a line for each")
+	c.Flags().DurationVar(&s.Drain, "drain", 0, "go on that long when told to end, asking clients to close their connections")
 	c.AddCommand(echoClient())
 	return c
 }

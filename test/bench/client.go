@@ -48,6 +48,7 @@ type client struct {
 	offset     int // added to the server's ports
 	kind       kind
 	conns      int
+	streams    int // requests at a time on a connection
 	size, rate int
 
 	phase      atomic.Int32
@@ -66,6 +67,7 @@ func clientMain(args []string) error {
 	k := fs.String("kind", "", "what to do")
 	fs.IntVar(&c.offset, "offset", 0, "added to the server's ports")
 	fs.IntVar(&c.conns, "conns", 1, "connections")
+	fs.IntVar(&c.streams, "streams", 1, "requests at a time on a connection of HTTP/2")
 	fs.IntVar(&c.size, "size", 1024, "bytes of a message")
 	fs.IntVar(&c.rate, "rate", 0, "messages a second")
 	window := fs.Duration("window", time.Second, "measured time")
@@ -125,7 +127,13 @@ func (c *client) start() error {
 		return nil
 	}
 	port := map[kind]int{bulkUp: sinkPort, bulkDown: sourcePort, pingPong: echoPort, stalled: echoPort}[c.kind]
-	work := map[kind]func(int, net.Conn){bulkUp: c.up, bulkDown: c.down, pingPong: c.roundTrips, stalled: c.roundTrips}[c.kind]
+	if p, ok := requestPorts[c.kind]; ok {
+		port = p
+	}
+	work := map[kind]func(int, net.Conn){
+		bulkUp: c.up, bulkDown: c.down, pingPong: c.roundTrips, stalled: c.roundTrips,
+		http1Requests: c.requests1, http2Requests: c.requests2, grpcUnary: c.requests2, grpcStreams: c.requests2,
+	}[c.kind]
 	if work == nil {
 		return fmt.Errorf("kind %q is not known", c.kind)
 	}

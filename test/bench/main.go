@@ -16,6 +16,10 @@
 //   - mixed and mixed-back, only when named by -systems: ours on one node and rust on the other, which makes both use one
 //     cipher.
 //
+// With -suite waypoint it measures proxies of requests instead: our waypoint against Envoy between two HBONE tunnels, with the
+// same resources from our control plane (waypoint.go), and our data path against nginx, HAProxy, nghttpx and Envoy in
+// cleartext (plainhttp.go, plain.go). http.go, httpserver.go and h2wire.go are the applications.
+//
 // The layout of the program: main.go and plan.go say what is run, run.go runs rounds, load.go and server.go are the
 // applications (this program again, in the pods' namespaces), direct.go, tunnel.go, rust.go, ours.go and
 // mixed.go the systems, stats.go and targets.go the arithmetic, report.go and svg.go the output.
@@ -54,6 +58,8 @@ func run(args []string, stdout io.Writer) error {
 			return relayMain(ctx, args[1:])
 		case "tunnel":
 			return tunnelMain(ctx, args[1:])
+		case "plain":
+			return plainMain(ctx, args[1:])
 		}
 	}
 	cfg, err := parseFlags(args)
@@ -72,10 +78,12 @@ func run(args []string, stdout io.Writer) error {
 // config is what the flags say.
 type config struct {
 	out       string   // directory for results
+	suite     string   // ztunnel or waypoint
 	profile   profile  // what to run
 	systems   []string // in this order; empty: all that can run
 	workloads string   // patterns, comma separated; empty: all, and memory
 	rust      string   // the Rust ztunnel's program, or empty
+	envoy     string   // Envoy's program, or empty
 	bin       string   // directory with our programs
 	before    string   // with those of an earlier build, or empty
 	workers   int      // event loops of our proxies
@@ -85,12 +93,14 @@ type config struct {
 func parseFlags(args []string) (*config, error) {
 	cfg := &config{}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&cfg.suite, "suite", ztunnelSuite, "what is measured: ztunnel or waypoint")
 	fs.StringVar(&cfg.out, "out", "out/bench", "directory for results.jsonl, summary.md and the plots")
 	name := fs.String("profile", "quick", "quick (about 10 minutes) or full (about 40)")
 	systems := fs.String("systems", "", "comma-separated systems to run (default: direct,splice,rust,ours; rust if ZTUNNEL_BIN is set)")
 	fs.StringVar(&cfg.workloads, "workloads", "", "comma-separated patterns of workloads to run, as crr-* (default: all, and memory)")
 	rounds := fs.Int("rounds", 0, "rounds (default: as the profile says)")
 	fs.StringVar(&cfg.rust, "ztunnel", os.Getenv("ZTUNNEL_BIN"), "a Rust ztunnel to compare with (default: $ZTUNNEL_BIN)")
+	fs.StringVar(&cfg.envoy, "envoy", os.Getenv("ENVOY_BIN"), "an Envoy to compare with (default: $ENVOY_BIN)")
 	fs.StringVar(&cfg.bin, "bin", "bin", "directory with our programs")
 	fs.StringVar(&cfg.before, "before", "", "directory with our programs of an earlier build, to run as system \"before\"")
 	fs.IntVar(&cfg.workers, "workers", 2, "event loops of each of our proxies (the peer has two workers)")
@@ -100,6 +110,9 @@ func parseFlags(args []string) (*config, error) {
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if cfg.suite != ztunnelSuite && cfg.suite != waypointSuite {
+		return nil, fmt.Errorf("suite %q: want ztunnel or waypoint", cfg.suite)
 	}
 	p, ok := profiles[*name]
 	if !ok {

@@ -39,7 +39,7 @@ func (m *memorySample) base(r role) float64 { return float64(m.Base[r].Resident)
 
 // memoryCases starts each system anew for each case, so that no case sees memory of another.
 func (b *bencher) memoryCases(ctx context.Context) error {
-	if b.cfg.workloads != "" && len(selected(b.cfg.workloads)) > 0 {
+	if b.cfg.workloads != "" && len(selected(b.cfg.suite, b.cfg.workloads)) > 0 {
 		return nil // the user asked for traffic only
 	}
 	type memoryCase struct{ tables, conns int }

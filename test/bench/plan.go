@@ -31,9 +31,12 @@ type workload struct {
 	Name  string `json:"name"`
 	Kind  kind   `json:"kind"`
 	Path  path   `json:"path"`
-	Conns int    `json:"conns"`          // connections, or workers for connect
-	Size  int    `json:"size,omitempty"` // bytes of a message
-	Rate  int    `json:"rate,omitempty"` // messages a second over all connections; zero: as fast as it goes
+	Conns int    `json:"conns"` // connections, or workers for connect
+	// Streams is how many requests a connection of HTTP/2 carries at a time; Log has the proxy write an access log.
+	Streams int  `json:"streams,omitempty"`
+	Log     bool `json:"log,omitempty"`
+	Size    int  `json:"size,omitempty"` // bytes of a message
+	Rate    int  `json:"rate,omitempty"` // messages a second over all connections; zero: as fast as it goes
 }
 
 // bytes says that the unit of work is the gigabyte and not the round trip.
@@ -71,6 +74,28 @@ var allWorkloads = []workload{
 	{Name: "pass-crr-16", Kind: connect, Path: passthrough, Conns: 16, Size: 1024},
 }
 
+// The suites.
+const (
+	ztunnelSuite  = "ztunnel"
+	waypointSuite = "waypoint"
+)
+
+// requestWorkloads are those of the waypoint's suite.
+var requestWorkloads = []workload{
+	{Name: "wp-h1-32", Kind: http1Requests, Path: throughWaypoint, Conns: 32, Size: replySize},
+	{Name: "wp-h1-1000", Kind: http1Requests, Path: throughWaypoint, Conns: 32, Size: replySize, Rate: 1000},
+	{Name: "wp-h2-8x10", Kind: http2Requests, Path: throughWaypoint, Conns: 8, Streams: 10, Size: replySize},
+	{Name: "wp-grpc-8x10", Kind: grpcUnary, Path: throughWaypoint, Conns: 8, Streams: 10, Size: replySize},
+	{Name: "wp-grpc-1000", Kind: grpcUnary, Path: throughWaypoint, Conns: 32, Streams: 1, Size: replySize, Rate: 1000},
+	{Name: "wp-stream-8x10", Kind: grpcStreams, Path: throughWaypoint, Conns: 8, Streams: 10, Size: replySize},
+	{Name: "wp-h1-32-log", Kind: http1Requests, Path: throughWaypoint, Conns: 32, Size: replySize, Log: true},
+	{Name: "wp-h1-1000-log", Kind: http1Requests, Path: throughWaypoint, Conns: 32, Size: replySize, Rate: 1000, Log: true},
+	{Name: "wp-grpc-8x10-log", Kind: grpcUnary, Path: throughWaypoint, Conns: 8, Streams: 10, Size: replySize, Log: true},
+	{Name: "h1-32", Kind: http1Requests, Path: plainHTTP1, Conns: 32, Size: replySize},
+	{Name: "h1-1000", Kind: http1Requests, Path: plainHTTP1, Conns: 32, Size: replySize, Rate: 1000},
+	{Name: "h2-8x10", Kind: http2Requests, Path: plainHTTP2, Conns: 8, Streams: 10, Size: replySize},
+}
+
 // A profile is how much is run.
 type profile struct {
 	name         string
@@ -89,13 +114,17 @@ var profiles = map[string]profile{
 		memoryRounds: 3, idle: []int{1000, 10000}, tables: []int{0, 1000, 10000}, extraRounds: 2},
 }
 
-// selected are the workloads whose names match one of the comma-separated patterns (of path.Match).
-func selected(patterns string) []workload {
+// selected are the workloads of the suite whose names match one of the comma-separated patterns (of path.Match).
+func selected(suite, patterns string) []workload {
+	all := allWorkloads
+	if suite == waypointSuite {
+		all = requestWorkloads
+	}
 	if patterns == "" {
-		return allWorkloads
+		return all
 	}
 	var ws []workload
-	for _, w := range allWorkloads {
+	for _, w := range all {
 		for f := range strings.SplitSeq(patterns, ",") {
 			if ok, err := pathpkg.Match(f, w.Name); err == nil && ok {
 				ws = append(ws, w)

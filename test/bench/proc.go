@@ -3,14 +3,20 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // cpuTime is the run time of all live threads of a process, from schedstat. Unlike utime and stime it is exact.
@@ -159,4 +165,47 @@ func loadAverage() float64 {
 		return 0
 	}
 	return v
+}
+
+// processesOf are the processes in a network namespace; program, if not "", is their name.
+func processesOf(ns netns.ID, program string) ([]int, error) {
+	all, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, p := range all {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) != nil || st.Ino != ns.Ino || uint64(st.Dev) != ns.Dev {
+			continue // gone, or elsewhere
+		}
+		dir := filepath.Dir(filepath.Dir(p))
+		exe, err := os.Readlink(filepath.Join(dir, "exe"))
+		if err != nil || program != "" && filepath.Base(exe) != program {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		return nil, fmt.Errorf("no process %s in the namespace", program)
+	}
+	return pids, nil
+}
+
+// firstClusterIP is the first address of a Service.
+func firstClusterIP(object []byte) (netip.Addr, error) {
+	var s struct {
+		Spec struct{ ClusterIPs []netip.Addr }
+	}
+	if err := json.Unmarshal(object, &s); err != nil {
+		return netip.Addr{}, err
+	}
+	if len(s.Spec.ClusterIPs) == 0 {
+		return netip.Addr{}, errors.New("the service has no address")
+	}
+	return s.Spec.ClusterIPs[0], nil
 }

@@ -22,7 +22,7 @@ func (b *bencher) report() error {
 	if len(b.memory) > 0 {
 		b.writeMemory(&w)
 	}
-	if b.has(oursName) || b.has(mixedName) {
+	if b.has(oursName) || b.has(mixedName) || b.has(oursWaypoint) || b.has(oursPlain) {
 		b.writeGoals(&w)
 	}
 	b.writeInvalid(&w)
@@ -65,7 +65,7 @@ func (b *bencher) writeFacts(w *strings.Builder) {
 // workloads are those that have samples, in the plan's order.
 func (b *bencher) workloads() []workload {
 	var ws []workload
-	for _, w := range allWorkloads {
+	for _, w := range selected(b.cfg.suite, "") {
 		if slices.ContainsFunc(b.samples, func(s *sample) bool { return s.Workload == w }) {
 			ws = append(ws, w)
 		}
@@ -74,10 +74,10 @@ func (b *bencher) workloads() []workload {
 }
 
 func (b *bencher) writeTraffic(w *strings.Builder) {
-	w.WriteString("\n## Figures\n\nMedians over the rounds. CPU of the proxies of both nodes together, middle half in brackets; " +
+	w.WriteString("\n## Figures\n\nMedians over the rounds. CPU of the proxies of both nodes (or of the waypoint) together, middle half in brackets; " +
 		"rate in GB/s or thousands of round trips a second; latencies in us.\n")
 	for _, wl := range b.workloads() {
-		fmt.Fprintf(w, "\n**%s** (%s, %d)\n\n| system | proxies, %s | all, %s | rate | p50 | p99 | rounds |\n|---|---|---|---|---|---|---|\n",
+		fmt.Fprintf(w, "\n**%s** (%s, %d)\n\n| system | proxies, %s | all, %s | rate | p50 | p99 | memory, MB | rounds |\n|---|---|---|---|---|---|---|---|\n",
 			wl.Name, wl.Path, wl.Conns, wl.unit(), wl.unit())
 		for _, s := range b.systems {
 			k := key{s.name(), wl.Name}
@@ -93,8 +93,8 @@ func (b *bencher) writeTraffic(w *strings.Builder) {
 			if !wl.bytes() {
 				latency = []string{short(quantile(b.values(k, p50), .5)), short(quantile(b.values(k, p99), .5))}
 			}
-			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %d |\n", s.name(), spreadOf(v),
-				short(quantile(b.values(k, totalCPU), .5)), short(r), latency[0], latency[1], len(v))
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %d |\n", s.name(), spreadOf(v),
+				short(quantile(b.values(k, totalCPU), .5)), short(r), latency[0], latency[1], short(quantile(b.values(k, resident), .5)), len(v))
 		}
 	}
 }
@@ -102,7 +102,8 @@ func (b *bencher) writeTraffic(w *strings.Builder) {
 // pairs are the comparisons worth a table, of the systems that took part.
 func (b *bencher) pairs() [][2]string {
 	var ps [][2]string
-	for _, p := range [][2]string{{oursName, beforeName}, {oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName}} {
+	for _, p := range [][2]string{{oursName, beforeName}, {oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName},
+		{oursWaypoint, envoyWaypoint2}, {oursWaypoint, envoyWaypoint1}, {oursWaypoint1, envoyWaypoint1}, {oursPlain, nginxPlain}, {oursPlain, haproxyPlain}, {oursPlain, nghttpxPlain}, {oursPlain, envoyPlainName}} {
 		if b.has(p[0]) && b.has(p[1]) {
 			ps = append(ps, p)
 		}

@@ -71,14 +71,14 @@ func bench(ctx context.Context, cfg *config, stdout io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	b := &bencher{cfg: cfg, stdout: stdout, about: map[string]map[string]string{}, log: json.NewEncoder(f)}
-	if b.systems, err = chooseSystems(cfg); err != nil {
+	if b.systems, err = b.chooseSystems(); err != nil {
 		return err
 	}
 	if err := b.log.Encode(map[string]any{"host": hostFacts(), "profile": cfg.profile.name, "time": time.Now()}); err != nil {
 		return err
 	}
 	err = b.traffic(ctx)
-	if err == nil {
+	if err == nil && cfg.suite == ztunnelSuite {
 		err = b.memoryCases(ctx)
 	}
 	if len(b.samples)+len(b.memory) == 0 {
@@ -88,7 +88,11 @@ func bench(ctx context.Context, cfg *config, stdout io.Writer) (err error) {
 }
 
 // chooseSystems are those of the flag, or all that can run here.
-func chooseSystems(cfg *config) ([]system, error) {
+func (b *bencher) chooseSystems() ([]system, error) {
+	cfg := b.cfg
+	if cfg.suite == waypointSuite {
+		return b.only(b.proxiesOfRequests())
+	}
 	all := []system{direct{}, splice{}, bare{}}
 	own := ours{bin: cfg.bin, workers: cfg.workers}
 	peer := rust{bin: cfg.rust, ours: cfg.bin}
@@ -105,6 +109,15 @@ func chooseSystems(cfg *config) ([]system, error) {
 	if cfg.rust != "" { // only when asked for
 		all = append(all, mixed{ours: own, rust: peer}, mixed{ours: own, rust: peer, back: true})
 	}
+	return b.only(all)
+}
+
+// only are those of the systems that the flag names, or all.
+func (b *bencher) only(all []system) ([]system, error) {
+	cfg := b.cfg
+	if len(cfg.systems) == 0 {
+		return all, nil
+	}
 	var chosen []system
 	for _, name := range cfg.systems {
 		i := slices.IndexFunc(all, func(s system) bool { return s.name() == name })
@@ -120,7 +133,7 @@ func (b *bencher) printf(format string, args ...any) { fmt.Fprintf(b.stdout, for
 
 // traffic starts every system, checks that it carries bytes unharmed, and runs the rounds.
 func (b *bencher) traffic(ctx context.Context) (err error) {
-	workloads := selected(b.cfg.workloads)
+	workloads := selected(b.cfg.suite, b.cfg.workloads)
 	if len(workloads) == 0 {
 		return nil
 	}
@@ -235,7 +248,12 @@ func (b *bencher) astray(w workload) bool {
 func runCase(ctx context.Context, in *instance, t target, w workload, p profile) (*sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, caseTimeout)
 	defer cancel()
-	c, err := startClient(ctx, in.client, t, "-kind", string(w.Kind), "-conns", strconv.Itoa(w.Conns),
+	if in.prepare != nil {
+		if err := in.prepare(ctx, w); err != nil {
+			return nil, err
+		}
+	}
+	c, err := startClient(ctx, in.client, t, "-kind", string(w.Kind), "-conns", strconv.Itoa(w.Conns), "-streams", strconv.Itoa(max(1, w.Streams)),
 		"-size", strconv.Itoa(w.Size), "-rate", strconv.Itoa(w.Rate), "-window", p.window.String(), "-warm", p.warm.String())
 	if err != nil {
 		return nil, err

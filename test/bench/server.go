@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -28,6 +29,7 @@ func serverMain(ctx context.Context, args []string) error {
 		return err
 	}
 	handlers := map[int]func(net.Conn) error{sinkPort: sink, sourcePort: source, echoPort: echo}
+	maps.Copy(handlers, requestHandlers)
 	var ls []net.Listener
 	var wg sync.WaitGroup
 	for port, h := range handlers {

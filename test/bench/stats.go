@@ -66,6 +66,7 @@ var (
 	appCPU   = metric{"applications' CPU", func(s *sample) float64 { return s.cpuPerUnit(clientRole, serverRole) }}
 	rate     = metric{"rate", (*sample).rate}
 	p50      = metric{"p50", func(s *sample) float64 { return micros(s.Result.P50) }}
+	resident = metric{"memory", func(s *sample) float64 { return float64(s.Memory[proxyA].Resident+s.Memory[proxyB].Resident) / 1e6 }}
 	p99      = metric{"p99", func(s *sample) float64 { return micros(s.Result.P99) }}
 )
 

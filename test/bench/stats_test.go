@@ -81,7 +81,7 @@ func TestGoalsNameWorkloadsThatExist(t *testing.T) {
 		}
 		name, _, _ := strings.Cut(strings.TrimPrefix(g.text, "p99 of "), ",")
 		name, _, _ = strings.Cut(name, " ")
-		if len(selected(name)) != 1 {
+		if len(selected(ztunnelSuite, name)) != 1 {
 			t.Errorf("goal %s %q: no workload %q", g.id, g.text, name)
 		}
 	}

@@ -20,7 +20,7 @@ const svgStyle = `<style>text{font:12px sans-serif;fill:#222}.t{font-size:15px;f
 	`.one{stroke:#888;stroke-dasharray:4 3}</style>`
 
 // colours of series, readable to the colour-blind.
-var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7"}
+var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999", "#f0e442"}
 
 // A canvas collects the elements of a plot.
 type canvas struct {

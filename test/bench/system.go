@@ -38,13 +38,14 @@ const (
 // An instance is a started system. Its stop ends everything that start began.
 type instance struct {
 	bed     *bed.Bed
-	client  *bed.NS           // where clients run
-	targets map[path]target   // what clients dial; a path that is missing does not exist
-	procs   map[role][]int    // process ids
-	about   map[string]string // versions, cipher and the like, for the report
-	servers []int             // process ids of the server applications
-	undo    []func() error    // what stop does, last first
-	notes   func() []string   // asked before stop: what a reader should know; may be nil
+	client  *bed.NS                               // where clients run
+	targets map[path]target                       // what clients dial; a path that is missing does not exist
+	procs   map[role][]int                        // process ids
+	about   map[string]string                     // versions, cipher and the like, for the report
+	servers []int                                 // process ids of the server applications
+	undo    []func() error                        // what stop does, last first
+	prepare func(context.Context, workload) error // called before each run; may be nil
+	notes   func() []string                       // asked before stop: what a reader should know; may be nil
 }
 
 // A role is a part of a system whose CPU is counted apart.

@@ -165,7 +165,7 @@ func (b *bencher) memoryRatio(tables, conns int, of func(*memorySample) float64)
 // writeGoals is the table of targets, for what was measured.
 func (b *bencher) writeGoals(w *strings.Builder) {
 	w.WriteString("\n## Targets\n\nMedian and middle half of the per-round figure.\n\n| | figure | target | reached | |\n|---|---|---|---|---|\n")
-	for _, g := range goals() {
+	for _, g := range append(goals(), requestGoals()...) {
 		s := g.get(b)
 		if s.n == 0 {
 			continue

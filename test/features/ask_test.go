@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -33,7 +34,13 @@ type ask struct {
 	to        string // service, the case's if empty
 	repeat    int
 	fresh     bool
-	parallel  bool
+	parallel  int // how many at once; 0: one after the other
+	// call takes the place of a request: it returns lines.
+	call func(ctx context.Context, d dialer, address string) (string, error)
+	// before is a manifest that is applied before; what must come of it is waited for.
+	before string
+	// act is done before; what must come of it is waited for.
+	act func(b *bed)
 
 	wants       []string
 	shares      []share
@@ -60,7 +67,9 @@ func (a ask) of(service string) ask    { a.to = service; return a }
 func (a ask) h2() ask                  { a.proto = "h2"; return a }
 func (a ask) times(n int) ask          { a.repeat = n; return a }
 func (a ask) anew() ask                { a.fresh = true; return a }
-func (a ask) atOnce() ask              { a.parallel = true; return a }
+func (a ask) atOnce() ask              { a.parallel = max(1, a.repeat); return a }
+func (a ask) workers(n int) ask        { a.parallel = n; return a }
+func (a ask) after(yaml string) ask    { a.before = yaml; return a }
 func (a ask) want(lines ...string) ask { a.wants = append(slices.Clone(a.wants), lines...); return a }
 
 // pods is how many different pods answer, peers how many connections they see.
@@ -106,14 +115,17 @@ func (a ask) check(ctx context.Context, d dialer, address string) error {
 	begin := time.Now()
 	conn := &session{a: a, d: d, address: address}
 	defer conn.close()
-	if a.parallel {
-		done := make(chan struct{})
-		for i := range n {
-			go func() { answers[i] = conn.once(ctx, i); done <- struct{}{} }()
+	if a.parallel > 0 {
+		var wg sync.WaitGroup
+		var next atomic.Int64
+		for range a.parallel {
+			wg.Go(func() {
+				for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+					answers[i] = conn.once(ctx, int(i))
+				}
+			})
 		}
-		for range n {
-			<-done
-		}
+		wg.Wait()
 	} else {
 		for i := range n {
 			if i > 0 && a.pause > 0 {
@@ -188,8 +200,10 @@ func (s *session) once(ctx context.Context, i int) string {
 	defer cancel()
 	var text string
 	var err error
-	switch s.a.proto {
-	case "tcp", "tls":
+	switch {
+	case s.a.call != nil:
+		text, err = s.a.call(ctx, s.d, s.address)
+	case s.a.proto == "tcp", s.a.proto == "tls":
 		text, err = s.stream(ctx)
 	default:
 		text, err = s.request(ctx, strconv.Itoa(i))

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +94,7 @@ type bed struct {
 	vips   map[string]netip.Addr
 	pods   map[string]*netns.NS
 	v2log  string
+	logs   []string // of waypoints, ztunnels and the control plane
 }
 
 // start makes a lab whose waypoints are ours, or the Envoy's, and applies the whole table.
@@ -112,36 +115,66 @@ func start(t *testing.T, name, envoy string) *bed {
 	b := &bed{c: l.Client(), keys: newKeys(t), groups: groups(), vips: map[string]netip.Addr{}, pods: map[string]*netns.NS{}}
 	b.vips["entry-wp"] = netip.MustParseAddr("240.240.7.1") // a ServiceEntry's
 	b.apply(t)
-	for _, pod := range []string{"shop/client", "other/stranger", "outside/outsider"} {
+	for _, pod := range []string{"shop/client", "other/stranger", "outside/outsider", "shop/helper", "shop/slow"} {
 		b.enter(t, pod)
 	}
-	raw, err := b.c.Objects(t.Context(), "pod", "shop", "")
-	netnstest.Must(t, err)
-	for _, r := range raw {
-		var p struct{ Metadata struct{ Name string } }
-		netnstest.Must(t, json.Unmarshal(r, &p))
-		if strings.HasPrefix(p.Metadata.Name, "v2-") {
-			b.v2log, err = b.c.LogFile(t.Context(), "shop", p.Metadata.Name, "")
-			netnstest.Must(t, err)
-		}
-	}
+	b.serve(t)
+	b.findLogs(t)
 	b.settle(t)
 	return b
 }
 
+func (b *bed) findLogs(t *testing.T) {
+	t.Helper()
+	log := func(namespace, name, container string) string {
+		path, err := b.c.LogFile(t.Context(), namespace, name, container)
+		netnstest.Must(t, err)
+		return path
+	}
+	raw, err := b.c.Objects(t.Context(), "pod", "", "")
+	netnstest.Must(t, err)
+	for _, r := range raw {
+		var p struct {
+			Metadata struct {
+				Name, Namespace string
+				Labels          map[string]string
+			}
+		}
+		netnstest.Must(t, json.Unmarshal(r, &p))
+		if strings.HasPrefix(p.Metadata.Name, "v2-") {
+			b.v2log = log(p.Metadata.Namespace, p.Metadata.Name, "")
+		}
+		if p.Metadata.Labels["gateway.networking.k8s.io/gateway-name"] != "" {
+			b.logs = append(b.logs, log(p.Metadata.Namespace, p.Metadata.Name, ""))
+		}
+	}
+	b.logs = append(b.logs, log("", "ztunnel/node-1", "proxy"), log("", "ztunnel/node-2", "proxy"), log("", "controlplane", ""))
+}
+
+// apply applies what all cases share, learns the addresses of pods, and then applies the waypoints and the cases.
 func (b *bed) apply(t *testing.T) {
 	t.Helper()
-	files, err := manifest.Read("testdata/base.yaml")
+	files, err := manifest.Read("testdata/base.yaml", "testdata/helpers.yaml")
 	netnstest.Must(t, err)
+	_, err = b.c.Apply(t.Context(), files...)
+	netnstest.Must(t, err)
+	b.ready(t)
 	var all strings.Builder
 	for _, g := range b.groups {
 		for _, f := range g.features {
 			all.WriteString(b.fill(f.service, f.manifest()) + "\n---\n")
 		}
 	}
-	files = append(files, lab.File{Name: "features.yaml", Data: []byte(all.String())})
-	_, err = b.c.Apply(t.Context(), files...)
+	files, err = manifest.Read("testdata/waypoints.yaml")
 	netnstest.Must(t, err)
+	_, err = b.c.Apply(t.Context(), append(files, lab.File{Name: "features.yaml", Data: []byte(all.String())})...)
+	netnstest.Must(t, err)
+	b.ready(t)
+}
+
+// ready waits for pods and learns the addresses of services and pods.
+func (b *bed) ready(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	netnstest.Must(t, b.c.WaitReady(ctx, nil))
@@ -157,16 +190,44 @@ func (b *bed) apply(t *testing.T) {
 			b.vips[s.Metadata.Name] = a
 		}
 	}
+	raw, err = b.c.Objects(t.Context(), "pod", "", "")
+	netnstest.Must(t, err)
+	for _, r := range raw {
+		var p struct {
+			Metadata struct {
+				Name, Namespace string
+				Labels          map[string]string
+			}
+			Status struct{ PodIP string }
+		}
+		netnstest.Must(t, json.Unmarshal(r, &p))
+		a, err := netip.ParseAddr(p.Status.PodIP)
+		netnstest.Must(t, err)
+		for _, name := range []string{p.Metadata.Name, p.Metadata.Labels["pod"], p.Metadata.Labels["gateway.networking.k8s.io/gateway-name"]} {
+			b.vips["pod/"+name] = a
+		}
+	}
 }
 
-// fill puts names and tokens into a text: $S is the case's service, $JWKS the keys, $T(NAME) a token.
+var word = regexp.MustCompile(`\$([TP])\(([^)]*)\)`)
+
+// fill puts names and values into a text: $S is the case's service, $D a directory with certificates, $CA the authority's
+// certificate as a word of JSON, $JWKS the keys, $T(NAME) a token, $P(POD) the address of a pod or of a Gateway's.
 func (b *bed) fill(service, text string) string {
-	text = strings.ReplaceAll(text, "$S", service)
-	text = strings.ReplaceAll(text, "$JWKS", b.keys.set)
-	for name, token := range b.keys.tokens {
-		text = strings.ReplaceAll(text, "$T("+name+")", token)
+	if !strings.Contains(text, "$") {
+		return text
 	}
-	return text
+	text = strings.NewReplacer("$S", service, "$JWKS", b.keys.set, "$D", b.keys.dir, "$CA", b.keys.ca).Replace(text)
+	return word.ReplaceAllStringFunc(text, func(w string) string {
+		name := w[3 : len(w)-1]
+		if w[1] == 'T' {
+			return b.keys.tokens[name]
+		}
+		if a, ok := b.vips["pod/"+name]; ok {
+			return a.String()
+		}
+		return w
+	})
 }
 
 // enter opens a pod's network namespace: to the mesh, sockets of this process in it are the pod's.
@@ -218,11 +279,19 @@ func (b *bed) settle(t *testing.T) {
 	}
 }
 
-func (b *bed) address(service string, port int) string {
+// address is that of a service, or of pod/NAME; an address stands for itself.
+func (b *bed) address(name string, port int) string {
 	if port == 0 {
 		port = 80
 	}
-	return netip.AddrPortFrom(b.vips[service], uint16(port)).String()
+	return netip.AddrPortFrom(b.find(name), uint16(port)).String()
+}
+
+func (b *bed) find(name string) netip.Addr {
+	if a, err := netip.ParseAddr(name); err == nil {
+		return a
+	}
+	return b.vips[name]
 }
 
 // run makes every case a subtest, on Envoy those that it can do.
@@ -268,12 +337,18 @@ func (b *bed) try(t *testing.T, f feature) {
 		if a.to != "" {
 			service = a.to
 		}
-		if !b.vips[service].IsValid() {
+		if !b.find(service).IsValid() {
 			t.Fatalf("service %q has no address", service)
 		}
-		a.path, a.authority = b.fill(f.service, a.path), b.fill(f.service, a.authority)
+		if a.before != "" {
+			netnstest.Must(t, b.c.ApplyYAML(t.Context(), b.fill(f.service, a.before)))
+		}
+		a.path, a.authority, a.payload = b.fill(f.service, a.path), b.fill(f.service, a.authority), b.fill(f.service, a.payload)
 		if a.authority == "" {
-			a.authority = service + ".shop"
+			a.authority = f.service + ".shop"
+			if a.to != "" {
+				a.authority = a.to + ".shop"
+			}
 		}
 		wants := make([]string, len(a.wants))
 		for i, w := range a.wants {
@@ -285,12 +360,23 @@ func (b *bed) try(t *testing.T, f feature) {
 			header[i] = b.fill(f.service, h)
 		}
 		a.header = header
+		shares := slices.Clone(a.shares)
+		for i := range shares {
+			shares[i].line = b.fill(f.service, shares[i].line)
+		}
+		a.shares = shares
 		var err error
-		left := 1
+		left, end := 1, time.Now()
 		if len(a.shares) > 0 || a.key != "" || a.most > 0 {
 			left = tries
 		}
-		for ; left > 0; left-- {
+		if a.act != nil {
+			a.act(b)
+		}
+		if a.before != "" || a.act != nil {
+			end = end.Add(10 * time.Second)
+		}
+		for ; left > 0 || time.Now().Before(end); left-- {
 			if err = a.check(t.Context(), b.dialer(a.client), b.address(service, a.port)); err == nil {
 				break
 			}
@@ -302,6 +388,29 @@ func (b *bed) try(t *testing.T, f feature) {
 	}
 	if f.copies.path != "" {
 		b.copied(t, f)
+	}
+	if len(f.logged) > 0 {
+		b.told(t, f)
+	}
+}
+
+// told waits until a log has a line with all that the case wants.
+func (b *bed) told(t *testing.T, f feature) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		for _, path := range b.logs {
+			log, err := os.ReadFile(path)
+			netnstest.Must(t, err)
+			for line := range strings.Lines(string(log)) {
+				if !slices.ContainsFunc(f.logged, func(want string) bool { return !strings.Contains(line, b.fill(f.service, want)) }) {
+					return
+				}
+			}
+		}
+		if time.Now().After(end) {
+			t.Errorf("%s (%s): no log has a line with %q", f.field, f.service, f.logged)
+			return
+		}
 	}
 }
 

@@ -15,9 +15,15 @@ import (
 
 // keys are what tokens are signed with, and the tokens by name.
 type keys struct {
+	certificates
 	set    string
 	tokens map[string]string
+	// published is what the pod helper serves on port 9004; rotate puts the key of the token "next" in the place of the other.
+	published publisher
+	rotated   string
 }
+
+func (k *keys) rotate() { k.published.rotating.Store(&k.rotated) }
 
 func newKeys(t *testing.T) *keys {
 	t.Helper()
@@ -27,8 +33,12 @@ func newKeys(t *testing.T) *keys {
 	netnstest.Must(t, err)
 	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "one", Algorithm: "ES256", Use: "sig"}}})
 	netnstest.Must(t, err)
+	next, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	netnstest.Must(t, err)
+	rotated, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: next.Public(), KeyID: "two", Algorithm: "ES256", Use: "sig"}}})
+	netnstest.Must(t, err)
 	sign := func(key *ecdsa.PrivateKey, claims map[string]any) string {
-		s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "one"}}, nil)
+		s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: map[bool]string{true: "two", false: "one"}[key == next]}}, nil)
 		netnstest.Must(t, err)
 		all := map[string]any{"iss": "https://issuer.example", "sub": "alice", "exp": time.Now().Add(time.Hour).Unix()}
 		for k, v := range claims {
@@ -43,7 +53,7 @@ func newKeys(t *testing.T) *keys {
 		return text
 	}
 	type claims = map[string]any
-	return &keys{set: string(set), tokens: map[string]string{
+	k := &keys{certificates: newCertificates(t), set: string(set), rotated: string(rotated), tokens: map[string]string{
 		"good":    sign(key, nil),
 		"bob":     sign(key, claims{"sub": "bob"}),
 		"expired": sign(key, claims{"exp": time.Now().Add(-time.Hour).Unix()}),
@@ -55,6 +65,10 @@ func newKeys(t *testing.T) *keys {
 		"bank":    sign(key, claims{"aud": "bank"}),
 		"admin":   sign(key, claims{"groups": []string{"dev", "admin"}, "role": "admin", "azp": "app", "scope": "read write", "level": 3, "org": claims{"unit": "red"}}),
 		"guest":   sign(key, claims{"groups": []string{"guest"}, "role": "guest", "azp": "web", "scope": "read", "org": claims{"unit": "blue"}}),
+		"next":    sign(next, nil),
 		"none":    "eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwic3ViIjoiYWxpY2UifQ.",
 	}}
+	k.published.set = k.set
+	k.published.rotating.Store(&k.set)
+	return k
 }

@@ -1,5 +1,7 @@
 package features
 
+import "fmt"
+
 // policies are AuthorizationPolicies about requests.
 func policies() []group {
 	return []group{
@@ -194,10 +196,21 @@ func tokens() []group {
 		{name: "a number in a header", field: field + ".outputClaimToHeaders", yaml: jwt("outputClaimToHeaders: [{header: x-level, claim: level}]"), asks: []ask{bearer("admin").want(ok, "header.X-Level=3")}},
 		{name: "a claim in a header that the client cannot forge", field: field + ".outputClaimToHeaders", yaml: jwt("outputClaimToHeaders: [{header: x-sub, claim: sub}]"), asks: []ask{get("/", "authorization: Bearer $T(good)", "x-sub: root").want(ok, "!header.X-Sub=root")}},
 		{name: "a list in one text", field: field + ".spaceDelimitedClaims", yaml: jwt("spaceDelimitedClaims: [role]") + allow(`when: [{key: "request.auth.claims[role]", values: [admin]}]`), asks: refused(bearer("admin"), bearer("guest"))},
+		{name: "keys that are fetched", field: field + ".jwksUri", yaml: fetched("/keys"), asks: []ask{bearer("good").want(ok), bearer("forged").want("status=401"), bearer("expired").want("status=401"), get("/").want(ok)}},
+		{name: "keys that are not where they should be", field: field + ".jwksUri", yaml: fetched("/nothing"), asks: []ask{bearer("good").want("status=401"), get("/").want(ok)}},
+		{name: "keys that are fetched, and claims", field: field + ".jwksUri", yaml: fetched("/keys") + allow(`when: [{key: "request.auth.claims[role]", values: [admin]}]`), asks: refused(bearer("admin"), bearer("guest"))},
+		{name: "keys that are rotated", envoy: "it fetches keys again after five minutes only", field: field + ".jwksUri", yaml: fetched("/rotating"), asks: []ask{
+			bearer("good").want(ok), bearer("next").want("status=401"),
+			ask{verb: "GET", path: "/", header: bearer("next").header, act: func(b *bed) { b.keys.rotate() }}.want(ok), bearer("good").want("status=401")}},
 		{name: "of two issuers", field: "RequestAuthentication.jwtRules[]", yaml: twoIssuers, asks: []ask{bearer("good").want(ok), bearer("foreign").want(ok), bearer("forged").want("status=401")}},
 		{name: "and an identity together", field: "AuthorizationPolicy.rules.from.source", yaml: jwt("") + allow(`from: [{source: {namespaces: [shop], requestPrincipals: ["*"]}}]`), asks: append(refused(bearer("good"), get("/")), bearer("good").by("stranger").want("status=403"))},
 		{name: "a preflight needs none", field: field, yaml: virtualCORS + jwt(""), asks: []ask{preflight("https://a.example").want(ok)}},
 	}}}
+}
+
+// fetched is a RequestAuthentication whose keys the pod helper publishes.
+func fetched(path string) string {
+	return fmt.Sprintf(security, "RequestAuthentication", "", `jwtRules: [{issuer: "https://issuer.example", jwksUri: "http://keys.shop.svc.cluster.local:9004`+path+`"}]`)
 }
 
 const twoIssuers = "{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: $S, namespace: shop}, spec: {targetRefs: [{group: \"\", kind: Service, name: $S}], jwtRules: [{issuer: \"https://issuer.example\", jwks: '$JWKS'}, {issuer: \"https://other.example\", jwks: '$JWKS'}]}}\n---\n"

@@ -71,23 +71,3 @@ func protocols() []group {
 const tlsRoute = "{apiVersion: gateway.networking.k8s.io/v1, kind: TLSRoute, metadata: {name: $S, namespace: shop}, spec: {parentRefs: [{group: \"\", kind: Service, name: $S}], hostnames: [$S.shop.svc.cluster.local], rules: [{backendRefs: [{name: v2, port: 81}]}]}}\n---\n"
 
 func greeting(port int) ask { return ask{verb: "greet", proto: "tcp", port: port} }
-
-// binding is which waypoint an object has.
-func binding() []group {
-	seen, unseen := "header.X-Request-Id=*", "!header.X-Request-Id=*"
-	return []group{{title: "bind to a waypoint", features: []feature{
-		{name: "a namespace", field: "Namespace istio.io/use-waypoint", asks: []ask{get("/").want(ok, seen)}},
-		{name: "a namespace, from another one", field: "Namespace istio.io/use-waypoint", asks: []ask{get("/").by("stranger").want(ok, seen)}},
-		{name: "a service opts out", field: "Service istio.io/use-waypoint", labels: "istio.io/use-waypoint: none", asks: []ask{get("/").want(ok, unseen)}},
-		{name: "a service by itself", field: "Service istio.io/use-waypoint", labels: "istio.io/use-waypoint: wp", asks: []ask{get("/").want(ok, seen)}},
-		{name: "a service of another namespace", field: "Service istio.io/use-waypoint-namespace", asks: []ask{get("/").of("across").want(ok, seen)}},
-		{name: "a service without", field: "Service", asks: []ask{get("/").of("unbound").want(ok, unseen)}},
-		{name: "one that does not exist refuses", field: "Service istio.io/use-waypoint", labels: "istio.io/use-waypoint: ghost", asks: []ask{get("/").want("error=reset")}},
-		{name: "one that does not exist refuses, in another namespace", field: "Service istio.io/use-waypoint", asks: []ask{get("/").of("bound").want("error=reset")}},
-		{name: "a ServiceEntry", field: "ServiceEntry istio.io/use-waypoint", yaml: external("wp"), asks: []ask{get("/").of("entry-wp").want(seen)}},
-	}}}
-}
-
-func external(waypoint string) string {
-	return "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: entry-" + waypoint + ", namespace: shop, labels: {istio.io/use-waypoint: " + waypoint + "}}, spec: {hosts: [entry.example], addresses: [240.240.7.1], resolution: STATIC, location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}], workloadSelector: {labels: {app: web}}}}\n---\n"
-}

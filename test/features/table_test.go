@@ -15,8 +15,10 @@ type feature struct {
 	asks []ask
 	// ports replace the Service's ports, pods its selector.
 	ports, pods string
-	// labels are the Service's.
-	labels string
+	// labels and annotations are the Service's.
+	labels, annotations string
+	// logged are texts that a line of a waypoint's, a ztunnel's or the control plane's log must have.
+	logged []string
 	// copies are how many requests v2 must have got besides.
 	copies copies
 	// envoy, if not "", is why Envoy does not do so: the case is ours only.
@@ -41,7 +43,7 @@ type group struct {
 
 // groups is the table.
 func groups() []group {
-	out := slices.Concat(matching(), actions(), resilience(), balancing(), gatewayRoutes(), policies(), tokens(), protocols(), binding())
+	out := slices.Concat(matching(), actions(), resilience(), balancing(), gatewayRoutes(), policies(), tokens(), externalAuthorization(), protocols(), wire(), serviceEntries(), originate(), binding())
 	n := 0
 	for i := range out {
 		for j := range out[i].features {
@@ -63,8 +65,8 @@ func (f *feature) manifest() string {
 	if pods == "" {
 		pods = "app: web"
 	}
-	return fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: $S, namespace: shop, labels: {%s}}, spec: {clusterIP: %s, selector: {%s}, ports: [%s]}}\n---\n%s",
-		labels, f.address, pods, ports, f.yaml)
+	return fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: $S, namespace: shop, labels: {%s}, annotations: {%s}}, spec: {clusterIP: %s, selector: {%s}, ports: [%s]}}\n---\n%s",
+		labels, f.annotations, f.address, pods, ports, f.yaml)
 }
 
 const istio = "{apiVersion: networking.istio.io/v1, kind: %s, metadata: {name: $S, namespace: shop}, spec: {%s}}"

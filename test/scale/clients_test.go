@@ -37,10 +37,16 @@ func TestSoakAStuckClientHoldsUpNobody(t *testing.T) {
 	n := amount(20, 200)
 	change(n)
 	_, before := c.rss()
-	change(n)
-	_, after := c.rss()
-	if after > before+40 {
-		t.Errorf("%d changes made the control plane's memory grow from %.0f to %.0f MB", 2*n, before, after)
+	after := before
+	for round := 1; ; round++ { // garbage comes and goes; what clients hold up would stay, and become more
+		change(n)
+		if _, after = c.rss(); after <= before+40 {
+			break
+		}
+		if round == 6 {
+			t.Errorf("%d changes made the control plane's memory grow from %.0f to %.0f MB", (1+round)*n, before, after)
+			break
+		}
 	}
 	if got := mute(); got > 2 {
 		t.Errorf("a client that answers nothing got %d responses, want one of each type at most", got)

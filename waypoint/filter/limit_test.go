@@ -129,3 +129,20 @@ func TestTheRateLimitServiceIsAskedAndObeyed(t *testing.T) {
 		t.Errorf("without the service, as Envoy, requests pass: %v", h.resumed)
 	}
 }
+
+// A value that is not UTF-8 must not be a way around the service, which lets requests pass when it is not there.
+func TestARequestCannotKeepTheRateLimitServiceFromBeingAsked(t *testing.T) {
+	f := compile(t, "envoy.filters.http.ratelimit", parse(t, &limitv3.RateLimit{}, `{"domain": "d", "rate_limit_service": {"transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "rls"}}},
+	 "rate_limits": [{"actions": [{"request_headers": {"header_name": "x-user", "descriptor_key": "user"}}]}]}`))
+	x, h := exchangeOf(t, table(t, nil), "/", "x-user", "a\xff")
+	h.answer = func(*Call) (*CallAnswer, error) {
+		b, _ := proto.MarshalOptions{}.MarshalAppend(make([]byte, 5), &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OVER_LIMIT})
+		binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5))
+		a := &CallAnswer{Status: 200, Body: b}
+		a.Trailer.Add("grpc-status", "0")
+		return a, nil
+	}
+	if f.Request(x); len(h.resumed) != 1 || h.resumed[0] != Stop {
+		t.Errorf("%v %+v", h.resumed, x.Reply)
+	}
+}

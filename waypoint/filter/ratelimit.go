@@ -93,7 +93,7 @@ func (f *globalLimit) Request(x *Exchange) Action {
 		if d := rules[i].descriptor(x); d != nil {
 			c := &commonv3.RateLimitDescriptor{}
 			for _, e := range d {
-				c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: e.value})
+				c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: validText(e.value)})
 			}
 			q.Descriptors = append(q.Descriptors, c)
 		}

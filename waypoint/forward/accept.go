@@ -26,6 +26,7 @@ const (
 // peer is who is at the other end of a tunnel. Not changed once made.
 type peer struct {
 	id   spiffe.ID
+	name string // id as text
 	addr netip.AddrPort
 }
 
@@ -49,27 +50,31 @@ func listen(addr netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// acceptor takes the connections of the HBONE port and deals them out to the workers.
+// acceptor takes the connections of the HBONE port, or of a plain one, and deals them out to the workers.
 type acceptor struct {
 	w     *worker
 	fd    loop.FD
 	pause loop.Timer
+	as    netip.AddrPort // of a plain port
 }
 
-// startAccepting takes over the listening socket.
-func (w *worker) startAccepting(fd int) error {
-	w.acceptor = &acceptor{w: w}
-	if err := w.loop.Register(&w.acceptor.fd, fd, w.acceptor); err != nil {
+// startAccepting takes over a listening socket; as is the address that connections to a plain one are for.
+func (w *worker) startAccepting(fd int, as netip.AddrPort) error {
+	a := &acceptor{w: w, as: as}
+	if err := w.loop.Register(&a.fd, fd, a); err != nil {
 		unix.Close(fd)
 		return err
 	}
-	w.acceptor.fd.Wake()
+	w.acceptors = append(w.acceptors, a)
+	a.fd.Wake()
 	return nil
 }
 
 func (w *worker) stopAccepting() {
-	w.acceptor.pause.Stop()
-	w.acceptor.fd.Close()
+	for _, a := range w.acceptors {
+		a.pause.Stop()
+		a.fd.Close()
+	}
 }
 
 // Ready implements loop.Handler.
@@ -94,6 +99,10 @@ func (a *acceptor) Ready(*loop.FD) {
 		}
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		w := a.w.p.assign()
+		if a.as.IsValid() {
+			w.loop.Inject(func() { w.takePlain(fd, addr, a.as) })
+			continue
+		}
 		a.w.p.helpers.Go(func() { w.shake(fd, addr) })
 	}
 	a.fd.Wake()
@@ -113,7 +122,7 @@ func (w *worker) shake(fd int, addr netip.AddrPort) {
 		return
 	}
 	w.loop.Inject(func() {
-		if w.closed || w.server.Serve(fd, conn, &peer{id: id, addr: addr}) != nil {
+		if w.closed || w.server.Serve(fd, conn, &peer{id: id, name: id.String(), addr: addr}) != nil {
 			unix.Close(fd)
 		}
 	})

@@ -46,6 +46,9 @@ type Config struct {
 	DetectTimeout time.Duration
 	// DrainTimeout is how long requests may go on after the end was asked for. Default 5 s.
 	DrainTimeout time.Duration
+	// NoticeTime is how long of that, at least, peers that have not heard of the end are served as before, in new tunnels
+	// too. Default 2 s; negative: not at all.
+	NoticeTime time.Duration
 	// IdleUpstream is how long an unused HTTP connection to an endpoint is kept. Default 60 s.
 	IdleUpstream time.Duration
 	// Pool and Server configure HBONE; Dial and Handler are set by the Proxy.
@@ -53,6 +56,10 @@ type Config struct {
 	Server hbone.ServerConfig
 	// TLS are the options of both roles.
 	TLS svid.Options
+
+	// Plain are ports for benchmarks, which compare us with proxies that know no tunnels. A waypoint has none: who speaks to
+	// them is nobody.
+	Plain []PlainPort
 
 	// Snapshot is the configuration in force. Until it holds one, connections are refused.
 	Snapshot *atomic.Pointer[Snapshot]
@@ -82,6 +89,7 @@ func (c Config) withDefaults() Config {
 	def(&c.ConnectTimeout, 10*time.Second)
 	def(&c.DetectTimeout, 100*time.Millisecond)
 	def(&c.DrainTimeout, 5*time.Second)
+	def(&c.NoticeTime, 2*time.Second)
 	def(&c.IdleUpstream, time.Minute)
 	if c.Workers <= 0 {
 		c.Workers = 1
@@ -113,6 +121,7 @@ type Proxy struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	secrets secrets
+	hurry   chan struct{} // tests close it: the notice time is over
 	// helpers are the goroutines that Run waits for.
 	helpers sync.WaitGroup
 }
@@ -122,7 +131,7 @@ const maxHandshakes = 256
 
 // New makes a proxy that listens nowhere yet.
 func New(cfg Config) (*Proxy, error) {
-	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
+	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups), hurry: make(chan struct{})}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
 	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
 	p.entries = p.cfg.Metrics.Counters("ambit_access_log_exports_total", "Entries of access logs for collectors, by what became of them.", "result")
@@ -137,8 +146,9 @@ func New(cfg Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Run serves addr, the HBONE port, until ctx is done. Then it drains: peers are told to go away, requests under way may
-// go on for the drain time, and the rest is cut. It returns after everything that the proxy started has ended.
+// Run serves addr, the HBONE port, until ctx is done. Then it drains: who asks is served and told to go elsewhere, for the
+// notice time in any case and for the drain time at most as long as anything is open, and the rest is cut. It returns after
+// everything that the proxy started has ended.
 func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 	defer p.cancel()
 	ln, err := listen(addr)
@@ -154,13 +164,17 @@ func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 		w.loop.Inject(func() { w.Expired(nil) })
 	}
 	w := p.workers[0]
-	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln) })
+	w.loop.OnLoop(func() { errs[len(p.workers)] = w.startAccepting(ln, netip.AddrPort{}) })
+	if errs[len(p.workers)] == nil {
+		errs[len(p.workers)] = p.listenPlain()
+	}
 	if errs[len(p.workers)] == nil {
 		<-ctx.Done()
 		p.drain()
 	}
 	p.cancel()
 	p.helpers.Wait()
+	p.workers[0].loop.OnLoop(p.workers[0].stopAccepting)
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.close)
 	}
@@ -169,14 +183,24 @@ func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 	return errors.Join(errs...)
 }
 
-// drain blocks until all streams have ended or the drain time is over.
+// drain blocks until nothing is open and the notice time is over, or until the drain time is. The port stays open: those who
+// choose a waypoint hear of its end a little later than it does, and a refusal would be a request lost.
 func (p *Proxy) drain() {
-	p.workers[0].loop.OnLoop(p.workers[0].stopAccepting)
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.drain)
 	}
 	over := time.NewTimer(p.cfg.DrainTimeout)
 	defer over.Stop()
+	notice := time.NewTimer(p.cfg.NoticeTime)
+	defer notice.Stop()
+	select {
+	case <-notice.C:
+	case <-over.C:
+	case <-p.hurry:
+	}
+	for _, w := range p.workers {
+		w.loop.OnLoop(w.drainTunnels)
+	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for p.Open() > 0 {

@@ -67,13 +67,17 @@ func (w *worker) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 		st.Reject(404)
 		return
 	}
+	st.Accept(nil)
+	w.take(st.Pipe(), p, to.AddrPort(), snap, target)
+}
+
+// take begins a client's connection.
+func (w *worker) take(pipe loop.Pipe, p *peer, dest netip.AddrPort, snap *Snapshot, target *listener.Target) {
 	c := &inbound{
-		w: w, peer: p, client: filter.Peer{Principal: p.id.String(), Addr: p.addr}, dest: to.AddrPort(), snap: snap, target: target,
+		w: w, peer: p, client: filter.Peer{Principal: p.name, Addr: p.addr}, dest: dest, snap: snap, target: target, pipe: pipe,
 	}
 	w.conns[c] = struct{}{}
 	w.open.Add(1)
-	st.Accept(nil)
-	c.pipe = st.Pipe()
 	c.begin()
 }
 
@@ -246,7 +250,7 @@ func (c *inbound) refresh() {
 func (c *inbound) ServeRequest(s message.ServerStream) {
 	c.refresh()
 	c.requests++
-	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n {
+	if n := c.chain.MaxRequestsPerConnection; n > 0 && c.requests >= n || c.w.draining {
 		c.drain()
 	}
 	c.w.serve(c, s)

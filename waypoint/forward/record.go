@@ -72,8 +72,11 @@ func (x *exchange) record() {
 	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took, Rand: x.Rand.Uint64()})
 }
 
-// reportTime is how often an open connection's bytes are counted (Istio's tcp_reporting_duration is 15 s).
-const reportTime = 5 * time.Second
+// An open connection's bytes are counted every reportTime, and more seldom while nothing moves, up to Istio's 15 s.
+const (
+	reportTime = 5 * time.Second
+	restTime   = 15 * time.Second
+)
 
 // report counts the connection as opened, once its endpoint is known, and what has passed since the last report.
 func (s *stream) report() {
@@ -96,13 +99,21 @@ func (s *stream) report() {
 	s.toldReceived, s.toldSent = s.received, s.sent
 }
 
+type reportDue stream
+
 // Expired implements loop.TimerHandler: it is time for a report.
-func (s *stream) Expired(t *loop.Timer) {
+func (d *reportDue) Expired(t *loop.Timer) {
+	s := (*stream)(d)
 	if s.in.over {
 		return
 	}
+	before := s.toldReceived + s.toldSent
 	s.report()
-	s.in.w.loop.Start(t, reportTime, s)
+	s.pace = min(2*s.pace, restTime)
+	if s.toldReceived+s.toldSent != before {
+		s.pace = reportTime
+	}
+	s.in.w.loop.Start(t, s.pace, d)
 }
 
 // record counts and logs a connection that is over.

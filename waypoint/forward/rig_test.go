@@ -48,16 +48,24 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	return newRigWith(t, func(*Config) {})
+}
+
+// newRigWith makes a rig whose configuration change has changed.
+func newRigWith(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
 	r := &rig{t: t, ca: svidtest.NewCA(t, "cluster.local"), set: cluster.NewSet(cluster.SetConfig{}), metrics: telemetry.NewRegistry(telemetry.Config{})}
 	id := r.ca.ID("demo", "waypoint")
 	certs := svid.NewManager(svid.Config{CA: r.ca})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- certs.Run(ctx) }()
-	p, err := New(Config{
+	cfg := Config{
 		ID: id, Workers: 1, Snapshot: &r.snap, Certs: certs, Metrics: r.metrics, Workloads: workload.NewStore(workload.Config{}),
-		Lines: telemetry.NewWriter(telemetry.WriterConfig{Out: t.Output()}), DrainTimeout: time.Second,
-	})
+		Lines: telemetry.NewWriter(telemetry.WriterConfig{Out: t.Output()}), DrainTimeout: time.Second, NoticeTime: -1,
+	}
+	change(&cfg)
+	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,8 +95,8 @@ func newRig(t *testing.T) *rig {
 	}
 	l := hbonetest.Loop(t)
 	client := r.ca.Issue(r.ca.ID("demo", "client"))
-	cfg := svid.ClientConfig(client, []spiffe.ID{id}, svid.Options{})
-	l.OnLoop(func() { r.pool = hbone.NewPool(l, hbone.PoolConfig{Dial: hbonetest.Dialer(l, cfg)}) })
+	tcfg := svid.ClientConfig(client, []spiffe.ID{id}, svid.Options{})
+	l.OnLoop(func() { r.pool = hbone.NewPool(l, hbone.PoolConfig{Dial: hbonetest.Dialer(l, tcfg)}) })
 	t.Cleanup(func() { l.OnLoop(r.pool.Close) })
 	return r
 }

@@ -63,8 +63,16 @@ func (x *exchange) upgradable(a *route.Action, protocol string) bool {
 	return x.chain.Upgrades[protocol]
 }
 
+const (
+	// unknownTime is how long a request waits for the endpoints of a cluster that has just come, unknownPause how often it
+	// looks.
+	unknownTime  = 5 * time.Second
+	unknownPause = 10 * time.Millisecond
+)
+
 // attempt sends the request to an endpoint of the cluster.
 func (x *exchange) attempt(c *cluster.Cluster) {
+	c = x.w.p.newest(c)
 	a := x.RouteAction()
 	x.tries++
 	if a.AttemptCount {
@@ -77,11 +85,29 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 		return
 	}
 	h, err := x.pick(c, a)
+	if errors.Is(err, cluster.ErrUnknown) && x.w.loop.Now()-x.begun < unknownTime { // Envoy would not know the cluster yet
+		x.tries--
+		x.w.waits.Add(1)
+		x.wait(unknownPause, func() { x.attempt(c) })
+		return
+	}
 	if err != nil {
 		x.fail(503, "no healthy upstream", "no_healthy_upstream", filter.NoHealthyUpstream)
 		return
 	}
 	x.send(h)
+}
+
+// newest is the cluster of the same name in force if c is not any more: who tries again asks the endpoints of today.
+func (p *Proxy) newest(c *cluster.Cluster) *cluster.Cluster {
+	if c.Gone() {
+		if s := p.cfg.Snapshot.Load(); s != nil {
+			if n := s.Clusters.Get(c.Name); n != nil {
+				return n
+			}
+		}
+	}
+	return c
 }
 
 // send sends the request to an endpoint of the cluster that was chosen.

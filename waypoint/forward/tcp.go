@@ -22,6 +22,7 @@ type stream struct {
 	host    *cluster.Host
 	req     message.Request // empty
 	begun   time.Duration
+	unknown loop.Timer // until endpoints are asked for again, which were still to come
 	tries   int
 	relay   *relay
 
@@ -30,6 +31,7 @@ type stream struct {
 	series                 *telemetry.TCPSeries // once the endpoint is known
 	toldSent, toldReceived int64                // to series
 	reports                loop.Timer
+	pace                   time.Duration // of reports
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -56,12 +58,16 @@ func (c *inbound) serveTCP(tcp *listener.TCP) {
 var errRefused = errors.New("refused by policy")
 
 func (s *stream) dial() {
-	c := s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	c := s.cluster
+	if c == nil {
+		c = s.in.snap.Clusters.Get(s.tcp.Cluster(s.Rand.Uint64()))
+	}
 	if c == nil {
 		s.Flags |= filter.NoCluster
 		s.end(errors.New("no such cluster"))
 		return
 	}
+	c = s.in.w.p.newest(c)
 	s.cluster = c
 	if c.Discovery == cluster.Dynamic {
 		s.dialNamed(c)
@@ -72,12 +78,25 @@ func (s *stream) dial() {
 		pick.Hash, pick.HasHash = route.HashAddr(a), true
 	}
 	h, err := s.in.w.choose(c, pick, s.Dest)
+	if errors.Is(err, cluster.ErrUnknown) && s.in.w.loop.Now()-s.begun < unknownTime {
+		s.in.w.loop.Start(&s.unknown, unknownPause, (*endpointsDue)(s))
+		return
+	}
 	if err != nil {
 		s.Flags |= filter.NoHealthyUpstream
 		s.end(err)
 		return
 	}
 	s.connect(h)
+}
+
+type endpointsDue stream
+
+// Expired implements loop.TimerHandler: the endpoints may have come.
+func (d *endpointsDue) Expired(*loop.Timer) {
+	if !d.in.over {
+		(*stream)(d).dial()
+	}
 }
 
 // connect dials an endpoint of the cluster that was chosen.
@@ -125,7 +144,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.over(err)
 	})
 	s.report()
-	in.w.loop.Start(&s.reports, reportTime, s)
+	s.pace = reportTime
+	in.w.loop.Start(&s.reports, s.pace, (*reportDue)(s))
 }
 
 // end gives the connection up before it was joined.

@@ -107,7 +107,7 @@ func TestAConnectionIsCountedWhileItIsOpen(t *testing.T) {
 	w.loop.OnLoop(func() { // the time of a report comes
 		for in := range w.conns {
 			if in.stream != nil {
-				in.stream.Expired(&in.stream.reports)
+				(*reportDue)(in.stream).Expired(&in.stream.reports)
 			}
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,10 @@ import (
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+
+	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
 )
 
@@ -540,5 +545,69 @@ func TestARequestOnAConnectionThatTheEndpointJustClosedIsSentAgain(t *testing.T)
 	resp.Body.Close()
 	if resp.StatusCode != 503 || posts.Load() != 0 {
 		t.Errorf("a POST, which may have had its effect, was sent again: %d", resp.StatusCode)
+	}
+}
+
+func TestWhoHasNotHeardOfTheEndIsServedForAWhile(t *testing.T) {
+	r := newRigWith(t, func(c *Config) { c.DrainTimeout, c.NoticeTime = 10*time.Second, 10*time.Second })
+	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	r.routes(toReviews)
+	old := r.client()
+	if resp, _ := get(t, old, "/"); resp.Close {
+		t.Error("connections end before the end was asked for")
+	}
+	stopped := make(chan struct{})
+	go func() { // ends with the test's clean-up
+		defer close(stopped)
+		r.stop()
+	}()
+	for closes := false; !closes; { // until it is draining
+		resp, body := get(t, old, "/")
+		if resp.StatusCode != 200 || body != "hello" {
+			t.Fatalf("%d %q", resp.StatusCode, body)
+		}
+		closes = resp.Close
+	}
+	late := r.another() // a tunnel of its own
+	for name, c := range map[string]*http.Client{"HTTP/1.1": late.client(), "HTTP/2": late.client2()} {
+		for range 3 {
+			resp, body := get(t, c, "/")
+			if resp.StatusCode != 200 || body != "hello" || name == "HTTP/1.1" && !resp.Close {
+				t.Errorf("%s: %d %q, closes %v", name, resp.StatusCode, body, resp.Close)
+			}
+		}
+	}
+	select {
+	case <-stopped:
+		t.Error("the proxy has ended before its time")
+	default:
+	}
+	close(r.proxy.hurry)
+	<-stopped
+}
+
+func TestARequestWaitsForEndpointsThatAreStillToCome(t *testing.T) {
+	r := newRig(t)
+	addr := backend(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })
+	c, err := cluster.Compile(parse(t, &clusterv3.Cluster{}, `{"name": "reviews", "type": "EDS", "connect_timeout": "1s", "eds_cluster_config": {"service_name": "s", "eds_config": {"ads": {}}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.set.Update([]*cluster.Config{c}, nil)
+	r.routes(toReviews)
+	go func() {
+		for r.proxy.workers[0].waits.Load() == 0 { // the request has come
+			time.Sleep(time.Millisecond)
+		}
+		ap := netip.MustParseAddrPort(addr)
+		a, err := cluster.CompileEndpoints(parse(t, &endpointv3.ClusterLoadAssignment{}, fmt.Sprintf(`{"cluster_name": "s", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": %q, "port_value": %d}}}}]}]}`, ap.Addr(), ap.Port())))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		r.set.UpdateEndpoints([]*cluster.Assignment{a}, nil)
+	}()
+	if resp, body := get(t, r.client(), "/"); resp.StatusCode != 200 || body != "hello" {
+		t.Errorf("%d %q", resp.StatusCode, body)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
@@ -58,7 +57,7 @@ type link struct {
 	streams int
 	served  int // since the beginning
 	idle    loop.Timer
-	born    time.Duration
+	age     loop.Timer
 	gone    bool
 	retired bool // takes no new requests
 }
@@ -167,13 +166,16 @@ func (p *pool) dial() {
 			p.tidy()
 			return
 		}
-		l := &link{pool: p, born: p.ups.w.loop.Now()}
+		l := &link{pool: p}
 		if p.one = k.http == http2Only || k.http == httpNegotiated && alpn == "h2"; p.one {
-			l.conn = http2.NewClient(pipe, http2.ClientConfig{}, l)
+			l.conn = http2.NewClient(pipe, http2.ClientConfig{MaxStreams: p.cluster.MaxStreams}, l)
 		} else {
 			l.conn = http1.NewClient(pipe, http1.ClientConfig{}, l)
 		}
 		p.links = append(p.links, l)
+		if d := p.cluster.MaxConnectionDuration; d > 0 {
+			p.ups.w.loop.Start(&l.age, d, l)
+		}
 		p.serve()
 		l.rest()
 	})
@@ -203,9 +205,6 @@ func (l *link) begun(*attempt) {
 	if m := l.pool.cluster.MaxRequestsPerConnection; m > 0 && l.served >= m {
 		l.retire()
 	}
-	if m := l.pool.cluster.MaxConnectionDuration; m > 0 && l.pool.ups.w.loop.Now()-l.born >= m {
-		l.retire()
-	}
 }
 
 // ended counts a stream that is over.
@@ -230,7 +229,7 @@ func (l *link) rest() {
 	l.pool.ups.w.loop.Start(&l.idle, d, l)
 }
 
-// Expired implements loop.TimerHandler: the connection has been idle for long enough.
+// Expired implements loop.TimerHandler: the connection has been idle, or there, for long enough.
 func (l *link) Expired(*loop.Timer) { l.retire() }
 
 // retire lets the connection's streams end, and then closes it.
@@ -248,6 +247,7 @@ func (l *link) Closed(error) {
 	}
 	l.gone, l.retired = true, true
 	l.idle.Stop()
+	l.age.Stop()
 	p := l.pool
 	for i, o := range p.links {
 		if o == l {

@@ -23,7 +23,7 @@ type worker struct {
 	server     *hbone.Server // tunnels of clients
 	pool       *hbone.Pool   // tunnels to endpoints
 	ups        upstreams     // HTTP connections to endpoints
-	acceptor   *acceptor     // on the first worker only
+	acceptors  []*acceptor   // on the first worker only
 	spare      []*exchange   // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
@@ -39,7 +39,8 @@ type worker struct {
 	draining       bool
 
 	// any goroutine
-	open atomic.Int32
+	open  atomic.Int32
+	waits atomic.Int32 // requests that have waited for endpoints
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
@@ -79,13 +80,21 @@ func (w *worker) date() string {
 	return w.dateAt
 }
 
-// drain has clients go elsewhere: no new streams in their tunnels, no new requests on their connections.
+// drain has clients go elsewhere: no more requests on their connections, but for the first of one that comes yet.
 func (w *worker) drain() {
-	w.server.Drain()
+	w.draining = true
 	for c := range w.conns {
 		c.drain()
 	}
 	w.flushOutboxes()
+}
+
+// drainTunnels is the second step: no more connections either.
+func (w *worker) drainTunnels() {
+	w.server.Drain()
+	for c := range w.conns {
+		c.drain()
+	}
 }
 
 // close ends everything at once.

@@ -20,6 +20,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,13 +34,16 @@ type ServerConfig struct {
 	FailFile string
 	// Collector takes spans and logs, as collectors do, and writes a line for each to Log.
 	Collector bool
+	// Drain is how long the server goes on when it is told to end, so that those who have not heard of it yet are served:
+	// answers ask clients to close their connections, and then those under way are completed. Zero ends it at once.
+	Drain time.Duration
 	// Pod and Namespace are what the server says it is.
 	Pod, Namespace string
 	// Log gets a line per HTTP request and TCP connection; discarded if nil.
 	Log *slog.Logger
 }
 
-// Serve answers until ctx ends or a listener fails. Open connections are closed then.
+// Serve answers until ctx ends or a listener fails. Open connections are closed then, after the time to drain.
 func Serve(ctx context.Context, cfg ServerConfig) error {
 	if len(cfg.Addresses)+len(cfg.Greet) == 0 {
 		cfg.Addresses = []string{":8080"}
@@ -53,7 +57,8 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	protocols.SetUnencryptedHTTP2(true)
 	hs := &http.Server{Handler: s, Protocols: &protocols, ReadHeaderTimeout: time.Minute}
 	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancelCause(ctx)
+	told := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(told))
 	listen := func(addr string, handle func(net.Conn)) error {
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -74,7 +79,12 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 		cancel(err)
 	}
 	wg.Go(func() { _ = hs.Serve(s.web) })
-	<-ctx.Done()
+	select {
+	case <-told.Done():
+		s.drain(ctx, hs)
+		cancel(context.Cause(told))
+	case <-ctx.Done():
+	}
 	s.web.Close()
 	hs.Close()
 	s.closeAll()
@@ -85,9 +95,27 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	return nil
 }
 
+// drain serves on until the time for it is over or ctx is done, and then completes what is under way.
+func (s *server) drain(ctx context.Context, hs *http.Server) {
+	if s.cfg.Drain <= 0 {
+		return
+	}
+	s.draining.Store(true)
+	t := time.NewTimer(s.cfg.Drain)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_ = hs.Shutdown(ctx) // what is left after the time is cut
+}
+
 type server struct {
-	cfg ServerConfig
-	web *queue
+	cfg      ServerConfig
+	web      *queue
+	draining atomic.Bool
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -187,6 +215,9 @@ func (s *server) raw(conn net.Conn, r *bufio.Reader) {
 // /delay/DURATION after that time.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.cfg.Log.Info("http", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr, "proto", r.Proto)
+	if s.draining.Load() {
+		w.Header().Set("Connection", "close") // of HTTP/2 the server sends GOAWAY
+	}
 	if s.cfg.Collector && s.collect(w, r) {
 		return
 	}

@@ -171,3 +171,32 @@ func TestACollectorWritesALineForEachSpan(t *testing.T) {
 func text(key, value string) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
 }
+
+func TestADrainingServerGoesOnAndAsksItsClientsToLeave(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, ServerConfig{Addresses: []string{addr}, Drain: 2 * time.Second}) }()
+	var held *http.Response
+	for held == nil {
+		held, _ = http.Get("http://" + addr + "/")
+	}
+	held.Body.Close()
+	cancel()
+	for closes := false; !closes; {
+		resp, err := http.Get("http://" + addr + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		closes = resp.Close
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

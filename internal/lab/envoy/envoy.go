@@ -228,7 +228,7 @@ func (a *agent) run(ctx context.Context) error {
 	if level == "" {
 		level = "warning"
 	}
-	args := append([]string{"-c", path, "--concurrency", fmt.Sprint(concurrency), "--use-dynamic-base-id", "-l", level}, a.cfg.Args...)
+	args := append([]string{"-c", path, "--concurrency", fmt.Sprint(concurrency), "--use-dynamic-base-id", "-l", level, "--file-flush-interval-msec", "500"}, a.cfg.Args...)
 	cmd := exec.CommandContext(ctx, a.cfg.Envoy, args...)
 	cmd.Stdout, cmd.Stderr = a.cfg.Stdout, a.cfg.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
