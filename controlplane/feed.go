@@ -132,9 +132,9 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 		texts[i] = p.Error()
 	}
 	f.s.problems.Store(&texts)
-	routes, flaws := f.s.waypoints.judgement()
 	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
-		Objects: snap.Objects, Translated: f.status, Routes: routes, Problems: append(flaws, f.translation...), ClusterDomain: clusterDomain,
+		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation),
+		ClusterDomain: clusterDomain,
 	}), time.Now())
 	f.s.writer.take(snap.Objects, standing, f.status)
 }

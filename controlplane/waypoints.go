@@ -128,21 +128,14 @@ func (w *waypoints) problems() []kube.Problem {
 	return slices.Compact(all)
 }
 
-// judgement is what statuses need: the routes' parents, and what of the objects is not served as written.
-func (w *waypoints) judgement() ([]envoy.RouteParent, []kube.Problem) {
+// routeParents is what becomes of the routes at each of their parents, for their statuses.
+func (w *waypoints) routeParents() []envoy.RouteParent {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.objects == nil {
-		return nil, nil
+	if w.objects == nil || !hasRoute(w.objects) {
+		return nil
 	}
-	var problems []kube.Problem
-	for _, name := range slices.SortedFunc(maps.Keys(w.built), func(a, b kube.Name) int { return strings.Compare(a.String(), b.String()) }) {
-		problems = append(problems, w.built[name].Problems...)
-	}
-	if !hasRoute(w.objects) {
-		return nil, problems
-	}
-	return w.indexLocked().RouteParents(), problems
+	return w.indexLocked().RouteParents()
 }
 
 // want makes sure that a view is published from now on.
