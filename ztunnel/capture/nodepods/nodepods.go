@@ -60,8 +60,6 @@ type Config struct {
 	API API
 	// Node is the node's name.
 	Node string
-	// Capture is told of the pods.
-	Capture Capture
 	// Find looks for the network namespace of a running pod; NewFinder makes it.
 	Find func(Running) (path string, err error)
 	// Memory is the file that is left for the CNI plugin; "" for none.
@@ -74,6 +72,7 @@ type Config struct {
 type Source struct {
 	cfg        Config
 	log        *slog.Logger
+	capture    Capture // from Run on
 	pods       cache.SharedIndexInformer
 	podList    listers.PodLister
 	namespaces cache.SharedIndexInformer
@@ -125,8 +124,10 @@ func slim(o any) (any, error) {
 	return o, nil
 }
 
-// Run watches until ctx is done; then it returns nil. Pods stay captured. It returns an error only if it cannot begin.
-func (s *Source) Run(ctx context.Context) error {
+// Run watches, and tells capture, until ctx is done; then it returns nil. Pods stay captured. It returns an error only if it
+// cannot begin.
+func (s *Source) Run(ctx context.Context, capture Capture) error {
+	s.capture = capture
 	if _, err := s.pods.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
 		AddFunc:    func(o any, _ bool) { s.changed(o) },
 		UpdateFunc: func(_, o any) { s.changed(o) },
@@ -146,7 +147,7 @@ func (s *Source) Run(ctx context.Context) error {
 	g.Go(func() error { s.namespaces.RunWithContext(ctx); return nil })
 	g.Go(func() error {
 		defer s.queue.ShutDown()
-		if !cache.WaitForCacheSync(ctx.Done(), s.pods.HasSynced, s.namespaces.HasSynced) {
+		if !cache.WaitForCacheSync(ctx.Done(), s.Synced) {
 			return nil
 		}
 		s.log.Info("pods of the node are known", "pods", len(s.pods.GetStore().ListKeys()))
@@ -165,6 +166,9 @@ func (s *Source) Run(ctx context.Context) error {
 	})
 	return g.Wait()
 }
+
+// Synced says that all pods of the node and all namespaces are known.
+func (s *Source) Synced() bool { return s.pods.HasSynced() && s.namespaces.HasSynced() }
 
 func (s *Source) changed(o any) {
 	if d, ok := o.(cache.DeletedFinalStateUnknown); ok {
@@ -195,7 +199,7 @@ func (s *Source) forgotten() {
 	for _, o := range s.pods.GetStore().List() {
 		there[string(o.(*corev1.Pod).UID)] = true
 	}
-	for _, p := range s.cfg.Capture.List() {
+	for _, p := range s.capture.List() {
 		if !there[p.UID] {
 			s.queue.Add(key{types.NamespacedName{Namespace: p.Namespace, Name: p.Name}, types.UID(p.UID)})
 		}
@@ -226,7 +230,7 @@ func (s *Source) sync(ctx context.Context, k key) error {
 		s.mu.Lock()
 		delete(s.told, k.uid)
 		s.mu.Unlock()
-		return s.cfg.Capture.Remove(ctx, string(k.uid))
+		return s.capture.Remove(ctx, string(k.uid))
 	}
 	spec, err := s.describe(p)
 	if err != nil {
@@ -241,7 +245,7 @@ func (s *Source) sync(ctx context.Context, k key) error {
 			return s.report(ctx, p, podsock.Result{Result: podsock.Captured}, fmt.Errorf("find its network namespace: %w", err))
 		}
 	}
-	res, err := s.cfg.Capture.Set(ctx, spec)
+	res, err := s.capture.Set(ctx, spec)
 	return s.report(ctx, p, res, err)
 }
 
@@ -261,7 +265,7 @@ func (s *Source) locate(p *corev1.Pod, spec *podsock.Pod) (string, error) {
 
 // netnsOf is the namespace that capture knows for a pod, "" if none.
 func (s *Source) netnsOf(uid string) string {
-	for _, p := range s.cfg.Capture.List() {
+	for _, p := range s.capture.List() {
 		if p.UID == uid {
 			return p.Netns
 		}

@@ -136,12 +136,12 @@ func newWorld(t *testing.T, c *fakeCapture, pods ...*corev1.Pod) *world {
 		w.must(w.client.Tracker().Add(p))
 	}
 	w.Source = New(Config{
-		API: fakeAPI{w.client}, Node: "n1", Capture: c, Memory: w.memory,
+		API: fakeAPI{w.client}, Node: "n1", Memory: w.memory,
 		Find: func(r Running) (string, error) { return "/proc/7/ns/net", w.found },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- w.Run(ctx) }()
+	go func() { done <- w.Run(ctx, c) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
