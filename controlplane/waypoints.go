@@ -100,17 +100,16 @@ func (w *waypoints) indexLocked() *envoy.Index {
 	return w.index
 }
 
-// problems lists what of the objects is not served as written.
-func (w *waypoints) problems() []string {
+// problems lists what of the objects is not served as written, each once and in order.
+func (w *waypoints) problems() []kube.Problem {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	seen := map[string]bool{}
+	var all []kube.Problem
 	for _, r := range w.built {
-		for _, p := range r.Problems {
-			seen[p.Error()] = true
-		}
+		all = append(all, r.Problems...)
 	}
-	return slices.Sorted(maps.Keys(seen))
+	kube.SortProblems(all)
+	return slices.Compact(all)
 }
 
 // want makes sure that a view is published from now on.

@@ -56,6 +56,7 @@ var siblings = map[string]string{
 	"controlplane/envoy -> controlplane/kube":          "waypoints' resources come from the frozen objects",
 	"controlplane/discovery -> controlplane/translate": "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":             "the CA asks which pods run on a node",
+	"controlplane/kube/apiserver -> controlplane/ca":   "tokens and the CA's secret are in the API server",
 	"cmd/ambit -> internal/lab":                        "the command line runs labs",
 	"cmd/ambit -> internal/lab/envoy":                  "the command line runs an Envoy in a waypoint's pod",
 	"cmd/ambit -> internal/lab/demo":                   "the command line runs the demo",
