@@ -9,7 +9,7 @@ REGISTRY ?= ghcr.io/ambit-mesh
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,7 @@ test-interop: ## a Rust ztunnel named by ZTUNNEL_BIN as a node of our mesh, both
 	$(GO) test -count=1 -p 1 -timeout 20m -v -run 'RootInterop' ./test/interop/... ; fi
 
 soak: build ## the long forms of the tests (churn, crashes, certificates, policy), about an hour; needs root
-	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale' ./...
+	AMBIT_SOAK=1 AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 90m -v -run 'Soak|Root|Scale|Decisions' ./...
 
 fuzz: ## every fuzz target for FUZZTIME (10m)
 	@$(GO) list ./... | while read -r p; do \
@@ -67,11 +67,20 @@ bench: build ## interleaved benchmarks against direct TCP, a splice relay and ZT
 diff-dumps: ## our resources for waypoints against those recorded from istiod (DUMPS=DIR), each difference with its reason
 	@$(GO) run ./test/diffdumps $(if $(DUMPS),-dumps $(DUMPS))
 
-test-dumps: ## resources recorded from istiod (DUMPS=DIR), served by us and by a real Envoy (ENVOY_BIN): the same answers
-	@AMBIT_DUMPS=$(abspath $(or $(DUMPS),../shared/waypoint-dumps)) $(GO) test -count=1 -timeout 10m -v -run TestRecorded ./test/dumps
+test-dumps: ## resources recorded from istiod (DUMPS=DIR), and ours of the same inputs, served by us and by a real Envoy (ENVOY_BIN)
+	@AMBIT_DUMPS=$(abspath $(or $(DUMPS),../shared/waypoint-dumps)) $(GO) test -count=1 -timeout 10m -v -run 'TestRecorded|TestOurResources' ./test/dumps
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo
+
+kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go modules the first time; needs root
+	test/kube/cluster up
+
+kube-down: ## stop it and remove what it made, but for what was built
+	test/kube/cluster down
+
+test-kube: build ## the tests on a Kubernetes: that of KUBECONFIG, or what kube-up started
+	@[ -n "$$KUBECONFIG" ] || eval "$$(test/kube/cluster env)"; AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 20m -v -run Root ./test/kube
 
 clean: ## remove what the build made
 	rm -rf $(BIN) out

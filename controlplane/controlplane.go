@@ -270,7 +270,7 @@ func (s *server) grpcServer(addr net.Addr) (*grpc.Server, error) {
 func (s *server) serverNames() []string {
 	ns := s.cfg.RootNamespace
 	names := []string{"localhost", "istiod.istio-system.svc"}
-	for _, host := range []string{"istiod", "controlplane"} {
+	for _, host := range []string{"istiod", "controlplane", "ambit-controlplane"} {
 		for _, name := range []string{host + "." + ns, host + "." + ns + ".svc", host + "." + ns + ".svc.cluster.local"} {
 			if name != "istiod.istio-system.svc" {
 				names = append(names, name)

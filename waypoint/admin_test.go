@@ -2,6 +2,7 @@ package waypoint
 
 import (
 	"context"
+	"encoding/base64"
 	"io"
 	"log/slog"
 	"net/http/httptest"
@@ -12,9 +13,12 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 	"github.com/ambit-mesh/ambit/internal/svid/svidtest"
 	"github.com/ambit-mesh/ambit/internal/xds"
@@ -26,7 +30,11 @@ func newAdmin(t *testing.T) (*waypoint, func(method, target string) (int, string
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.PodName, cfg.PodNamespace, cfg.InstanceIP, cfg.Gateway, cfg.LogOutput = "waypoint-1", "demo", "10.1.1.1", "waypoint", io.Discard
-	w := &waypoint{cfg: cfg}
+	id, err := spiffe.New("cluster.local", "demo", "waypoint")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &waypoint{cfg: cfg, id: id}
 	w.ready.Pending(readyConfig)
 	if err := w.observe(); err != nil {
 		t.Fatal(err)
@@ -179,6 +187,9 @@ func TestTheAdminPortAnswersAsEnvoys(t *testing.T) {
 	if err := protojson.Unmarshal([]byte(text), &x); err != nil {
 		t.Fatal(err)
 	}
+	if s := x.GetClusterStatuses()[0]; s.GetCircuitBreakers().GetThresholds()[0].GetMaxRetries().GetValue() != 3 || s.GetObservabilityName() != "one" {
+		t.Errorf("%v", s)
+	}
 	h := x.GetClusterStatuses()[0].GetHostStatuses()[0]
 	if a := h.GetAddress().GetSocketAddress(); a.GetAddress() != "10.0.0.1" || a.GetPortValue() != 80 || h.GetHealthStatus().GetEdsHealthStatus().String() != "HEALTHY" {
 		t.Errorf("%v", h)
@@ -192,13 +203,129 @@ func TestTheLogLevelOfAScopeIsChangedAtRunTime(t *testing.T) {
 	if on(config) || on(proxy) {
 		t.Fatal("debug is on from the start")
 	}
-	if status, text := do("POST", "/logging?level=config=debug"); status != 200 || !on(config) || on(proxy) {
-		t.Error(status, text, on(config), on(proxy))
+	const levels = "active loggers:\n  app: info\n  config: debug\n  identity: info\n  proxy: info\n  xds: info\n"
+	for _, q := range []string{"level=config=debug", "config=debug", "paths=config:debug,proxy:info", "level=debug&paths=app:info,identity:info,proxy:info,xds:info"} {
+		if status, text := do("POST", "/logging?"+q); status != 200 || !on(config) || on(proxy) || text != levels {
+			t.Errorf("%s: %d %s", q, status, text)
+		}
+		if status, _ := do("POST", "/logging?reset"); status != 200 || on(config) {
+			t.Errorf("%s: a reset leaves the level", q)
+		}
 	}
-	if status, _ := do("POST", "/logging?reset"); status != 200 || on(config) {
-		t.Error("a reset leaves the level")
+	if status, _ := do("POST", "/logging?config=warning&proxy=debug"); status != 200 || !on(proxy) {
+		t.Error("two scopes at a time")
 	}
-	if status, text := do("POST", "/logging?level=config=loud"); status != 400 {
-		t.Error(status, text)
+	if status, _ := do("POST", "/logging?level=trace"); status != 200 || !on(config) || !on(proxy) {
+		t.Error("a level for all leaves a scope out")
+	}
+	for _, q := range []string{"level=config=loud", "level=loud", "conf=debug", "paths=config"} {
+		if status, text := do("POST", "/logging?"+q); status != 400 || !strings.Contains(text, "usage:") {
+			t.Errorf("%s: %d %s", q, status, text)
+		}
+	}
+	if status, _ := do("GET", "/logging"); status != 405 {
+		t.Error(status)
+	}
+}
+
+// dumped are the configs of a dump, as Envoy's own messages.
+func dumped(t *testing.T, do func(method, target string) (int, string), query string) (out []proto.Message) {
+	t.Helper()
+	status, text := do("GET", "/config_dump?"+query)
+	var d adminv3.ConfigDump
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), &d); err != nil || status != 200 {
+		t.Fatalf("%s: status %d, %v in %s", query, status, err, text)
+	}
+	for _, c := range d.GetConfigs() {
+		m, err := c.UnmarshalNew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+const withRoutes = `{"name": "main_internal", "internal_listener": {}, "filter_chains": [{"name": "c", "filters": [{"name": "hcm", "typed_config": {
+ "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", "stat_prefix": "x", "route_config": {"name": "inbound|80"}}}]}]}`
+
+func TestAConfigDumpHasRoutesAndSecretsWithoutKeys(t *testing.T) {
+	w, do := newAdmin(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go w.certs.Run(ctx)
+	if _, err := w.certs.Fetch(ctx, w.id); err != nil {
+		t.Fatal(err)
+	}
+	take(t, xds.Type[string]{URL: xds.ListenerType, Decode: func(string, []byte) (string, error) { return "", nil }}, keeping[string]{&w.config.rawListeners, accept[string]{}}, "main_internal", "3",
+		body(t, &listenerv3.Listener{}, withRoutes))
+
+	routes := dumped(t, do, "mask=dynamic_route_configs,static_route_configs")
+	if len(routes) != 1 {
+		t.Fatalf("%d configs", len(routes))
+	}
+	var rc routev3.RouteConfiguration
+	if l := routes[0].(*adminv3.RoutesConfigDump).GetStaticRouteConfigs(); len(l) != 1 || l[0].GetRouteConfig().UnmarshalTo(&rc) != nil || rc.GetName() != "inbound|80" {
+		t.Errorf("%v", routes)
+	}
+	secrets := dumped(t, do, "mask=dynamic_active_secrets")
+	var names []string
+	for _, x := range secrets[0].(*adminv3.SecretsConfigDump).GetDynamicActiveSecrets() {
+		var s tlsv3.Secret
+		if err := x.GetSecret().UnmarshalTo(&s); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, s.GetName())
+		if c := s.GetTlsCertificate(); c != nil && (!strings.HasPrefix(string(c.GetCertificateChain().GetInlineBytes()), "-----BEGIN CERTIFICATE-----") || string(c.GetPrivateKey().GetInlineBytes()) != "[redacted]") {
+			t.Errorf("%v", c)
+		}
+	}
+	if strings.Join(names, " ") != "default ROOTCA" {
+		t.Error(names)
+	}
+	for _, target := range []string{"/config_dump?include_eds", "/certs", "/server_info"} {
+		status, text := do("GET", target)
+		if status != 200 || strings.Contains(text, "PRIVATE") || strings.Contains(text, base64.StdEncoding.EncodeToString([]byte("-----BEGIN EC"))[:16]) {
+			t.Errorf("%s: %d", target, status)
+		}
+		if target == "/certs" {
+			var c adminv3.Certificates
+			if err := protojson.Unmarshal([]byte(text), &c); err != nil || len(c.GetCertificates()) != 1 || c.GetCertificates()[0].GetCertChain()[0].GetSubjectAltNames()[0].GetUri() != w.id.String() {
+				t.Errorf("%v in %s", err, text)
+			}
+		}
+		if target == "/server_info" {
+			var i adminv3.ServerInfo
+			if err := protojson.Unmarshal([]byte(text), &i); err != nil || i.GetState() != adminv3.ServerInfo_INITIALIZING {
+				t.Errorf("%v in %s", err, text)
+			}
+		}
+	}
+	if _, text := do("GET", "/listeners"); text != "main_internal::envoy://main_internal/\n" {
+		t.Error(text)
+	}
+}
+
+func TestAPartOfAConfigDumpIsAskedFor(t *testing.T) {
+	w, do := newAdmin(t)
+	clusters := xds.Type[*cluster.Config]{URL: xds.ClusterType, Decode: cluster.Decode}
+	for _, n := range []string{"inbound|80", "outbound|80"} {
+		take(t, clusters, keeping[*cluster.Config]{&w.config.rawClusters, accept[*cluster.Config]{}}, n, "7", body(t, &clusterv3.Cluster{}, `{"name": "`+n+`", "type": "STATIC", "connect_timeout": "3s"}`))
+	}
+	got := dumped(t, do, "resource=dynamic_active_clusters&mask=cluster.name&name_regex=inbound.*")
+	var c clusterv3.Cluster
+	if len(got) != 1 || got[0].(*adminv3.ClustersConfigDump_DynamicCluster).GetCluster().UnmarshalTo(&c) != nil || c.GetName() != "inbound|80" || c.GetConnectTimeout() != nil {
+		t.Errorf("%v", got)
+	}
+	if got := dumped(t, do, "mask=bootstrap.node.id"); len(got) != 1 || got[0].(*adminv3.BootstrapConfigDump).GetBootstrap().GetNode().GetId() == "" || got[0].(*adminv3.BootstrapConfigDump).GetBootstrap().GetNode().GetCluster() != "" {
+		t.Errorf("%v", got)
+	}
+	if got := dumped(t, do, "resource=static_clusters"); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+	for q, want := range map[string]int{"mask=x": 400, "mask=bootstrap,x": 400, "resource=nope": 404, "resource=bootstrap": 400, "name_regex=(": 400, "resource=dynamic_active_clusters&mask=nope": 400, "resource=dynamic_endpoint_configs": 404, "include_eds&resource=dynamic_endpoint_configs": 200} {
+		if status, text := do("GET", "/config_dump?"+q); status != want {
+			t.Errorf("%s: %d %s, want %d", q, status, text, want)
+		}
 	}
 }

@@ -1,10 +1,8 @@
 package waypoint
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/internal/admin"
@@ -108,43 +106,6 @@ func (s *store) dumpClusters() []clusterDump {
 		out = append(out, d)
 	}
 	return out
-}
-
-// clustersHandler serves /clusters in Envoy's text form, or with ?format=json in its JSON.
-func (s *store) clustersHandler(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get("format") == "json" {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.clusterStatuses()) // an error means that the client is gone
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	for _, c := range s.clusters.View().All() {
-		for _, h := range c.Hosts() {
-			e := h.Endpoint()
-			total, failed := h.Requests()
-			for _, line := range []struct {
-				key   string
-				value any
-			}{
-				{"cx_active", h.Connections()}, {"rq_active", h.Active()}, {"rq_total", total}, {"rq_error", failed},
-				{"weight", e.Weight}, {"health_flags", healthFlags(h)}, {"priority", e.Priority},
-				{"region", e.Locality.Region}, {"zone", e.Locality.Zone}, {"sub_zone", e.Locality.SubZone}, {"hostname", e.Hostname},
-			} {
-				fmt.Fprintf(w, "%s::%s::%s::%v\n", c.Name, h, line.key, line.value)
-			}
-		}
-	}
-}
-
-// healthFlags are Envoy's words for an endpoint's state.
-func healthFlags(h *cluster.Host) string {
-	switch {
-	case h.Ejected():
-		return "/failed_outlier_check"
-	case h.Endpoint().Health == cluster.Healthy:
-		return "healthy"
-	}
-	return "/failed_eds_health"
 }
 
 // configDump is what an operator asks for first.

@@ -52,11 +52,12 @@ func raiseFileLimit() {
 
 // waypoint is the process's parts.
 type waypoint struct {
-	cfg    Config
-	id     spiffe.ID
-	writer *telemetry.Writer
-	levels *telemetry.Levels
-	log    *telemetry.Handler
+	cfg     Config
+	started time.Time
+	id      spiffe.ID
+	writer  *telemetry.Writer
+	levels  *telemetry.Levels
+	log     *telemetry.Handler
 
 	registry  *telemetry.Registry
 	workloads *workload.Store
@@ -70,7 +71,7 @@ type waypoint struct {
 }
 
 func newWaypoint(cfg Config, quit func()) (*waypoint, error) {
-	w := &waypoint{cfg: cfg, workloads: workload.NewStore(workload.Config{Node: cfg.Node})}
+	w := &waypoint{cfg: cfg, started: time.Now(), workloads: workload.NewStore(workload.Config{Node: cfg.Node})}
 	w.ready.Pending(readyConfig)
 	var err error
 	if w.id, err = spiffe.New(cfg.TrustDomain, cfg.PodNamespace, cfg.ServiceAccount); err != nil {
@@ -87,9 +88,13 @@ func newWaypoint(cfg Config, quit func()) (*waypoint, error) {
 
 // adminHandler serves the admin port.
 func (w *waypoint) adminHandler(quit func()) http.Handler {
-	return admin.New(admin.Config{Levels: w.levels, Quit: quit, Extra: map[string]http.Handler{
+	return admin.New(admin.Config{Quit: quit, Extra: map[string]http.Handler{
 		"/config_dump":      http.HandlerFunc(w.configDumpHandler),
 		"/clusters":         http.HandlerFunc(w.config.clustersHandler),
+		"/listeners":        http.HandlerFunc(w.config.listenersHandler),
+		"/certs":            http.HandlerFunc(w.certsHandler),
+		"/server_info":      http.HandlerFunc(w.serverInfoHandler),
+		"/logging":          http.HandlerFunc(w.loggingHandler),
 		"/stats/prometheus": w.registry.Handler(),
 		"/ready":            w.envoyReady(),
 	}})
@@ -180,16 +185,20 @@ func (w *waypoint) node() xds.Node {
 	}
 }
 
+// workers is the number of event loops.
+func (w *waypoint) workers() int {
+	if w.cfg.Workers > 0 {
+		return w.cfg.Workers
+	}
+	return max(1, runtime.GOMAXPROCS(0)/2)
+}
+
 // carry makes the data path.
 func (w *waypoint) carry() (err error) {
 	c := &w.cfg
-	workers := c.Workers
-	if workers <= 0 {
-		workers = max(1, runtime.GOMAXPROCS(0)/2)
-	}
 	log := w.log.Scope("proxy")
 	w.proxy, err = forward.New(forward.Config{
-		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Workers: workers, DrainTimeout: c.DrainTimeout,
+		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Hostname: c.PodName, Workers: w.workers(), DrainTimeout: c.DrainTimeout,
 		Pool: hbone.PoolConfig{Logger: log}, Server: hbone.ServerConfig{Logger: log},
 		Snapshot: &w.config.current, Workloads: w.workloads, Certs: w.certs,
 		Metrics: w.registry, Lines: w.writer, Logger: log,

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -244,20 +243,21 @@ func (n *node) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
-// A push of this many workloads leaves more garbage than the heap it makes. giveBackTicks after the last such push it is
-// collected and the memory given back: the data path allocates so little that it would stay for minutes.
+// A push of this many workloads leaves more garbage than the heap it makes. giveBackTicks after the last such push, and
+// settledTicks after the start, memory is given back: the data path allocates so little that garbage would stay for minutes.
 const (
 	largePush     = 500
 	giveBackTicks = 5
+	settledTicks  = 10
 )
 
-// watchState keeps readiness and the gauges of pods up to date, and gives memory back after large pushes.
+// watchState keeps readiness and the gauges of pods up to date, and gives memory back after the start and after large pushes.
 func (n *node) watchState(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	synced := n.xds.Ready()
 	var last zds.State
-	giveBack := 0
+	restless := 0 // ticks until memory is given back
 	for {
 		select {
 		case <-ctx.Done():
@@ -266,12 +266,13 @@ func (n *node) watchState(ctx context.Context) error {
 		case <-synced:
 			synced = nil
 			n.ready.Done(readyState)
+			restless = settledTicks
 		case <-tick.C:
 			if n.loaded.Swap(false) {
-				giveBack = giveBackTicks
-			} else if giveBack > 0 {
-				if giveBack--; giveBack == 0 {
-					debug.FreeOSMemory()
+				restless = giveBackTicks
+			} else if restless > 0 {
+				if restless--; restless == 0 {
+					giveBack()
 				}
 			}
 			s := n.tracker.State()

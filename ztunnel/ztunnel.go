@@ -66,6 +66,7 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
 	g.Go(func() error { return cluster.run(ctx, m) })
+	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
 		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
 	}

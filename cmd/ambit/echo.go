@@ -26,6 +26,7 @@ func echoCommand() *cobra.Command {
 	c.Flags().StringArrayVar(&s.Addresses, "listen", nil, "address for HTTP/1.1, HTTP/2, gRPC and raw TCP; repeatable (default :8080)")
 	c.Flags().StringArrayVar(&s.Greet, "greet", nil, "address where the server speaks first, then echoes; repeatable")
 	c.Flags().StringVar(&s.FailFile, "fail-file", "", "answer HTTP requests with 503 while this file exists, but for /healthz")
+	c.Flags().BoolVar(&s.Collector, "collector", false, "take spans and logs of OpenTelemetry (gRPC, HTTP) and spans of Zipkin, and print a line for each")
 	c.AddCommand(echoClient())
 	return c
 }

@@ -5,6 +5,7 @@ package envoy
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -87,15 +88,43 @@ func peer(m *matcherv3.StringMatcher) *rbacconfigv3.Principal {
 	}}}
 }
 
-// principalID also accepts the aliases of the mesh's trust domain.
+// principalID accepts a principal in the mesh's trust domain in all of its aliases too, whichever of them is written; and
+// cluster.local stands for the mesh's trust domain, as with Istio.
 func (b *builder) principalID(v string) []*rbacconfigv3.Principal {
-	out := []*rbacconfigv3.Principal{peer(textMatcher(v, "spiffe://"))}
-	if rest, ok := strings.CutPrefix(v, b.cfg.TrustDomain+"/"); ok {
-		for _, alias := range b.cfg.TrustDomainAliases {
-			out = append(out, peer(textMatcher(alias+"/"+rest, "spiffe://")))
+	domain, rest, ok := strings.Cut(v, "/")
+	if !ok || domain == "*" || !slices.ContainsFunc(b.trustDomains(), means(domain)) && domain != "cluster.local" {
+		return []*rbacconfigv3.Principal{peer(textMatcher(v, "spiffe://"))}
+	}
+	var texts []string
+	for _, d := range b.trustDomains() {
+		text := d + "/" + rest
+		if strings.HasPrefix(domain, "*") && means(domain)(d) {
+			text = v
+		}
+		if !slices.Contains(texts, text) {
+			texts = append(texts, text)
 		}
 	}
+	var out []*rbacconfigv3.Principal
+	for _, text := range texts {
+		out = append(out, peer(textMatcher(text, "spiffe://")))
+	}
 	return out
+}
+
+// trustDomains are the mesh's, and its aliases.
+func (b *builder) trustDomains() []string {
+	return append([]string{b.cfg.TrustDomain}, b.cfg.TrustDomainAliases...)
+}
+
+// means says whether a trust domain is the one that is written, perhaps as a suffix.
+func means(text string) func(string) bool {
+	return func(d string) bool {
+		if rest, ok := strings.CutPrefix(text, "*"); ok {
+			return strings.HasSuffix(d, rest)
+		}
+		return d == text
+	}
 }
 
 // wild makes an expression of a text in which * stands for anything.
@@ -105,8 +134,16 @@ func namespaceID(v string) []*rbacconfigv3.Principal {
 	return []*rbacconfigv3.Principal{peer(regexMatcher(".*/ns/" + wild(v) + "/.*"))}
 }
 
-func trustDomainID(v string) []*rbacconfigv3.Principal {
-	return []*rbacconfigv3.Principal{peer(regexMatcher("spiffe://" + wild(v) + "/.*"))}
+func (b *builder) trustDomainID(v string) []*rbacconfigv3.Principal {
+	list := []string{v}
+	if slices.Contains(b.trustDomains(), v) {
+		list = b.trustDomains()
+	}
+	var out []*rbacconfigv3.Principal
+	for _, d := range list {
+		out = append(out, peer(regexMatcher("spiffe://"+wild(d)+"/.*")))
+	}
+	return out
 }
 
 func serviceAccountID(namespace string) func(string) []*rbacconfigv3.Principal {
@@ -161,10 +198,12 @@ func textValue(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
 	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}}
 }
 
-// requestPrincipalID is ISSUER/SUBJECT, either of them with *.
+// requestPrincipalID is ISSUER/SUBJECT, either of them with *. The last slash divides them, but for those of "https://".
 func requestPrincipalID(v string) []*rbacconfigv3.Principal {
 	issuer, subject := "*", "*"
-	if i := strings.LastIndexByte(v, '/'); i >= 0 {
+	if scheme, rest, ok := strings.Cut(v, "://"); ok && strings.HasSuffix(v, "*") && !strings.Contains(scheme+rest, "/") {
+		issuer = v // the beginning of an issuer's URL
+	} else if i := strings.LastIndexByte(v, '/'); i >= 0 {
 		issuer, subject = v[:i], v[i+1:]
 	} else if strings.HasPrefix(v, "*") {
 		subject = v

@@ -147,7 +147,7 @@ func (b *builder) sourceConditions(namespace string, s *security.Source) []condi
 		{values: s.RequestPrincipals, not: s.NotRequestPrincipals, principal: oneOrIDs(requestPrincipalID), http: true},
 		{values: s.ServiceAccounts, not: s.NotServiceAccounts, principal: orIDs(serviceAccountID(namespace))},
 		{values: s.Namespaces, not: s.NotNamespaces, principal: orIDs(namespaceID)},
-		{values: s.TrustDomains, not: s.NotTrustDomains, principal: orIDs(trustDomainID)},
+		{values: s.TrustDomains, not: s.NotTrustDomains, principal: orIDs(b.trustDomainID)},
 		{values: s.RemoteIpBlocks, not: s.NotRemoteIpBlocks, principal: orIDs(remoteIP)},
 		{values: s.IpBlocks, not: s.NotIpBlocks, principal: orIDs(directIP)},
 	}
@@ -197,7 +197,7 @@ func (b *builder) whenCondition(namespace string, w *security.Condition) (condit
 	case "source.principal":
 		return condition{principal: orIDs(b.principalID)}, true
 	case "source.trustDomain":
-		return condition{principal: orIDs(trustDomainID)}, true
+		return condition{principal: orIDs(b.trustDomainID)}, true
 	case "request.auth.principal":
 		return condition{principal: oneOrIDs(requestPrincipalID), http: true}, true
 	case "request.auth.audiences":

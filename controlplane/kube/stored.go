@@ -28,6 +28,12 @@ func (k Kind) Versions() (group string, versions []string) {
 	return "", nil
 }
 
+// BuiltIn says whether a kind is one of Kubernetes itself, which every API server has. Other kinds have definitions.
+func (k Kind) BuiltIn() bool {
+	i := slices.IndexFunc(kinds, func(info kindInfo) bool { return info.kind == k })
+	return i >= 0 && kinds[i].builtIn()
+}
+
 // DecodeStored decodes one object that an API server holds, from JSON. It is Decode with one difference: of the kinds
 // that belong to Kubernetes itself it takes fields that it does not know, since the server may be newer than this
 // program. An unknown field of a policy or a route is an error as it is in a manifest: what the object means is not

@@ -44,11 +44,21 @@ func (l *Loop) Add(fd int, h Handler) (*FD, error) {
 
 // Register is Add into an FD that the caller embeds in its own state. f must be zero, closed or detached.
 func (l *Loop) Register(f *FD, fd int, h Handler) error {
+	return l.register(f, fd, h, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET)
+}
+
+// RegisterListener is Register for a listening socket that other loops watch too: a connection wakes as few of those that
+// sleep as the kernel can, instead of all. The handler accepts until there is nothing left.
+func (l *Loop) RegisterListener(f *FD, fd int, h Handler) error {
+	return l.register(f, fd, h, unix.EPOLLIN|unix.EPOLLET|unix.EPOLLEXCLUSIVE)
+}
+
+func (l *Loop) register(f *FD, fd int, h Handler, events uint32) error {
 	*f = FD{l: l, h: h, fd: int32(fd), readable: true, writable: true, queued: f.queued}
 	for len(l.fds) <= fd {
 		l.fds = append(l.fds, nil)
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd)}
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
 	if err := unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 		f.fd = -1
 		return fmt.Errorf("watch descriptor %d: %w", fd, err)
@@ -255,6 +265,9 @@ var lingerReset, lingerFIN = unix.Linger{Onoff: 1}, unix.Linger{}
 // ResetOnClose has the peer of a TCP socket see a RST when the socket is closed before CloseWrite, even if it is closed by
 // the death of this process: a FIN would tell the peer that it has had all there was.
 func (f *FD) ResetOnClose() { f.linger(true) }
+
+// ResetsOnClose notes that ResetOnClose is in force already: an accepted socket has it from its listener.
+func (f *FD) ResetsOnClose() { f.abrupt = true }
 
 func (f *FD) linger(abrupt bool) {
 	if f.abrupt == abrupt || f.Closed() {

@@ -30,9 +30,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,6 +47,9 @@ type Config struct {
 	Name string
 	// Logger receives the report of a handler that panicked. Default: discarded.
 	Logger *slog.Logger
+	// Hold is how long a busy loop may sleep without giving the Go scheduler its P back (see wait.go); while such a loop runs,
+	// GOMAXPROCS is one more. DefaultHold is right for a proxy. Default 0: never.
+	Hold time.Duration
 }
 
 // Handler is told that its descriptor may be worth a visit: it became readable or writable, or Wake was called. It
@@ -72,7 +73,7 @@ var ErrPanic = errors.New("internal error")
 
 // Stats are counters of a loop since it was made.
 type Stats struct {
-	// Turns is the number of times round the loop; Waits those that slept in the kernel.
+	// Turns is the number of times round the loop; Waits those that gave the P back to sleep.
 	Turns, Waits uint64
 	// Visits is the number of calls of Handler.Ready.
 	Visits uint64
@@ -89,6 +90,7 @@ type Loop struct {
 	log  *slog.Logger
 	ep   int
 	wake int // eventfd
+	hold time.Duration
 
 	// loop only
 	fds      []*FD // by descriptor number
@@ -100,6 +102,7 @@ type Loop struct {
 	buf      []byte
 	timers   timerHeap
 	now      time.Duration
+	pause    time.Duration // the mean of the latest sleeps
 	stats    Stats
 	stopping bool
 	spareFns []func()
@@ -109,6 +112,8 @@ type Loop struct {
 	mu       sync.Mutex
 	injected []func()
 	ended    bool
+
+	waking sync.WaitGroup // writes to wake under way
 }
 
 // start is the zero of Loop.Now.
@@ -131,7 +136,7 @@ func New(cfg Config) (*Loop, error) {
 		unix.Close(ep)
 		return nil, fmt.Errorf("create eventfd: %w", err)
 	}
-	l := &Loop{name: cfg.Name, log: cfg.Logger, ep: ep, wake: wake, buf: make([]byte, BufferSize), now: time.Since(start)}
+	l := &Loop{name: cfg.Name, log: cfg.Logger, ep: ep, wake: wake, hold: cfg.Hold, buf: make([]byte, BufferSize), now: time.Since(start)}
 	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)} // level-triggered: a missed wake-up would hang the loop
 	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &ev); err != nil {
 		unix.Close(ep)
@@ -146,6 +151,10 @@ func New(cfg Config) (*Loop, error) {
 func (l *Loop) Run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if l.hold > 0 {
+		addProcs(1)
+		defer addProcs(-1)
+	}
 	stop := context.AfterFunc(ctx, func() { l.Inject(func() { l.stopping = true }) })
 	defer stop()
 	for !l.stopping {
@@ -174,6 +183,7 @@ func (l *Loop) shut() {
 		p.close()
 	}
 	unix.Close(l.ep)
+	l.waking.Wait() // no new ones begin
 	unix.Close(l.wake)
 }
 
@@ -214,22 +224,6 @@ func (l *Loop) turn() {
 }
 
 func (l *Loop) fireTimers() { l.timers.fire(l.now) }
-
-// wait fills l.events. It first asks without sleeping, by a raw system call that the Go scheduler does not see, and only
-// when there is nothing to do sleeps in one that lets the garbage collector go on.
-func (l *Loop) wait() int {
-	n, _, _ := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
-	if int(n) == 0 && len(l.due) == 0 {
-		if ms := l.timers.wait(time.Since(start)); ms != 0 {
-			l.stats.Waits++
-			n, _, _ = syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, uintptr(ms), 0, 0)
-		}
-	}
-	if int(n) < 0 {
-		return 0 // EINTR
-	}
-	return int(n)
-}
 
 // visit calls the handler. A handler that panics has met a bug of ours: it costs its connection, not the process.
 func (l *Loop) visit(f *FD) {
@@ -299,11 +293,14 @@ func (l *Loop) Inject(f func()) {
 	l.injected = append(l.injected, f)
 	first := len(l.injected) == 1
 	if first {
-		// under the lock, so that the descriptor cannot have been closed and reused
-		one := [8]byte{1}
-		unix.Write(l.wake, one[:])
+		l.waking.Add(1)
 	}
 	l.mu.Unlock()
+	if first { // without the lock: the loop, awake at once, would run into it
+		one := [8]byte{1}
+		unix.Write(l.wake, one[:])
+		l.waking.Done()
+	}
 }
 
 // OnLoop runs f on the loop and waits until it has returned. Any goroutine but the loop's own. For tests and dumps.

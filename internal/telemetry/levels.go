@@ -45,6 +45,12 @@ func parseLevel(s string) (Level, bool) {
 			return l, true
 		}
 	}
+	switch strings.ToLower(s) { // Envoy's names
+	case "warning":
+		return LevelWarn, true
+	case "critical": // no line of ours is
+		return levelOff, true
+	}
 	return 0, false
 }
 
@@ -119,6 +125,29 @@ func (l *Levels) Reset(list string) error {
 	return nil
 }
 
+// Replace has list stand for everything: scopes without a level in it have that without scope, or info.
+func (l *Levels) Replace(list string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f, err := (&filter{other: LevelInfo}).merge(list)
+	if err != nil {
+		return err
+	}
+	l.current.Store(f)
+	return nil
+}
+
+// Of is the level of a scope.
+func (l *Levels) Of(scope string) Level {
+	f := l.current.Load()
+	for i := range f.scopes {
+		if covers(f.scopes[i].scope, scope) {
+			return f.scopes[i].level
+		}
+	}
+	return f.other
+}
+
 func (f *filter) merge(list string) (*filter, error) {
 	out := &filter{other: f.other, scopes: slices.Clone(f.scopes)}
 	for part := range strings.SplitSeq(list, ",") {
@@ -170,16 +199,7 @@ func (f *filter) set(s scopeLevel) {
 }
 
 // enabled tells whether a line of scope at level is written.
-func (l *Levels) enabled(scope string, level Level) bool {
-	f := l.current.Load()
-	for i := range f.scopes {
-		s := &f.scopes[i]
-		if covers(s.scope, scope) {
-			return level >= s.level
-		}
-	}
-	return level >= f.other
-}
+func (l *Levels) enabled(scope string, level Level) bool { return level >= l.Of(scope) }
 
 func covers(above, scope string) bool {
 	rest, ok := strings.CutPrefix(scope, above)

@@ -2,9 +2,13 @@ package telemetry
 
 import (
 	"bufio"
+	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"weak"
 )
 
 // Override changes metrics of the data path, as Istio's Telemetry API says it.
@@ -19,14 +23,43 @@ type Override struct {
 	Set map[string]int
 }
 
-// View is how the metrics of some label sets are shown: the overrides in order. It is immutable.
+// View is how the metrics of some label sets are shown: the overrides in order. It is immutable. Equal overrides make the same
+// View, since it is part of label sets: a configuration that comes again goes on counting where it was.
 type View struct {
 	overrides []Override
 	reduce    []func(*HTTPLabels)
 }
 
-// NewView makes a view.
+// views are those in use, by what they do.
+var views struct {
+	mu sync.Mutex
+	by map[string]weak.Pointer[View]
+}
+
+// NewView returns the view that does this.
 func NewView(list []Override) *View {
+	key := fmt.Sprintf("%#v", list) // maps are printed in order of their keys
+	views.mu.Lock()
+	defer views.mu.Unlock()
+	if v := views.by[key].Value(); v != nil {
+		return v
+	}
+	v := newView(list)
+	if views.by == nil {
+		views.by = map[string]weak.Pointer[View]{}
+	}
+	views.by[key] = weak.Make(v)
+	runtime.AddCleanup(v, func(key string) {
+		views.mu.Lock()
+		defer views.mu.Unlock()
+		if views.by[key].Value() == nil { // there may be another one by now
+			delete(views.by, key)
+		}
+	}, key)
+	return v
+}
+
+func newView(list []Override) *View {
 	v := &View{overrides: list}
 	gone := func(tag string) bool {
 		for i := range list {

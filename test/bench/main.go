@@ -12,6 +12,7 @@
 //   - rust: Istio's ztunnel, if ZTUNNEL_BIN names one;
 //   - bare: our tunnel alone, without anything that makes it a mesh;
 //   - ours: this repository's ztunnel and control plane;
+//   - before: the same of an earlier build, if -before names one;
 //   - mixed and mixed-back, only when named by -systems: ours on one node and rust on the other, which makes both use one
 //     cipher.
 //
@@ -76,6 +77,7 @@ type config struct {
 	workloads string   // patterns, comma separated; empty: all, and memory
 	rust      string   // the Rust ztunnel's program, or empty
 	bin       string   // directory with our programs
+	before    string   // with those of an earlier build, or empty
 	workers   int      // event loops of our proxies
 	keepGoing bool     // report invalid cases at the end instead of stopping
 }
@@ -90,6 +92,7 @@ func parseFlags(args []string) (*config, error) {
 	rounds := fs.Int("rounds", 0, "rounds (default: as the profile says)")
 	fs.StringVar(&cfg.rust, "ztunnel", os.Getenv("ZTUNNEL_BIN"), "a Rust ztunnel to compare with (default: $ZTUNNEL_BIN)")
 	fs.StringVar(&cfg.bin, "bin", "bin", "directory with our programs")
+	fs.StringVar(&cfg.before, "before", "", "directory with our programs of an earlier build, to run as system \"before\"")
 	fs.IntVar(&cfg.workers, "workers", 2, "event loops of each of our proxies (the peer has two workers)")
 	fs.BoolVar(&cfg.keepGoing, "keep-going", true, "go on when a case fails, and name it in the report")
 	if err := fs.Parse(args); err != nil {
@@ -115,6 +118,11 @@ func parseFlags(args []string) (*config, error) {
 	}
 	if cfg.bin, err = filepath.Abs(cfg.bin); err != nil {
 		return nil, err
+	}
+	if cfg.before != "" {
+		if cfg.before, err = filepath.Abs(cfg.before); err != nil {
+			return nil, err
+		}
 	}
 	return cfg, nil
 }

@@ -11,30 +11,31 @@ import (
 
 // settle is how long memory may settle before it is read, and how long the CPU of an idle proxy is watched.
 const (
-	settle = 2 * time.Second
+	settle = 4 * time.Second
 	quiet  = 5 * time.Second
 )
 
 // A memorySample is the memory of a freshly started system. It is a line of results.jsonl.
 type memorySample struct {
-	Round   int            `json:"round"`
-	System  string         `json:"system"`
-	Tables  int            `json:"tables"`          // workloads known
-	Conns   int            `json:"conns"`           // held idle
-	Base    map[role]int64 `json:"base_rss_bytes"`  // before the connections
-	Held    map[role]int64 `json:"held_rss_bytes"`  // with them
-	After   map[role]int64 `json:"after_rss_bytes"` // when they are closed
-	Idle    time.Duration  `json:"idle_cpu_ns"`     // both proxies, over quiet, with the connections
-	Invalid string         `json:"invalid,omitempty"`
+	Round   int             `json:"round"`
+	System  string          `json:"system"`
+	Tables  int             `json:"tables"`      // workloads known
+	Conns   int             `json:"conns"`       // held idle
+	Base    map[role]memory `json:"base"`        // before the connections
+	Held    map[role]memory `json:"held"`        // with them
+	After   map[role]memory `json:"after"`       // when they are closed
+	Idle    time.Duration   `json:"idle_cpu_ns"` // both proxies, over quiet, with the connections
+	Invalid string          `json:"invalid,omitempty"`
 }
 
-// perConn is resident KB for each connection on one node.
+// perConn is KB for each connection on one node: of the processes' own memory, since the pages of their programs that the
+// first connection brings in are not of its like.
 func (m *memorySample) perConn(r role) float64 {
-	return float64(m.Held[r]-m.Base[r]) / 1e3 / float64(m.Conns)
+	return float64(m.Held[r].Private-m.Base[r].Private) / 1e3 / float64(m.Conns)
 }
 
 // base is resident MB of one node's proxy before any connection.
-func (m *memorySample) base(r role) float64 { return float64(m.Base[r]) / 1e6 }
+func (m *memorySample) base(r role) float64 { return float64(m.Base[r].Resident) / 1e6 }
 
 // memoryCases starts each system anew for each case, so that no case sees memory of another.
 func (b *bencher) memoryCases(ctx context.Context) error {
@@ -122,12 +123,12 @@ func (m *memorySample) run(ctx context.Context, s system) (err error) {
 	return err
 }
 
-// memoryOf is the resident memory of each node's proxy.
-func memoryOf(in *instance) (map[role]int64, error) {
-	m := map[role]int64{}
+// memoryOf is the memory of each node's proxy.
+func memoryOf(in *instance) (map[role]memory, error) {
+	m := map[role]memory{}
 	for _, r := range []role{proxyA, proxyB} {
 		var err error
-		if m[r], err = rss(in.procs[r]); err != nil {
+		if m[r], err = memoryOfAll(in.procs[r]); err != nil {
 			return nil, err
 		}
 	}
@@ -139,7 +140,8 @@ func (m *memorySample) line() string {
 	case m.Invalid != "":
 		return "INVALID: " + m.Invalid
 	case m.Conns == 0:
-		return fmt.Sprintf("%5d workloads: %s / %s MB", m.Tables, short(m.base(proxyA)), short(m.base(proxyB)))
+		return fmt.Sprintf("%5d workloads: %s / %s MB, of these private %s / %s", m.Tables, short(m.base(proxyA)), short(m.base(proxyB)),
+			short(float64(m.Base[proxyA].Private)/1e6), short(float64(m.Base[proxyB].Private)/1e6))
 	default:
 		return fmt.Sprintf("%5d idle connections: %s / %s KB each, CPU %s ms in %s", m.Conns, short(m.perConn(proxyA)),
 			short(m.perConn(proxyB)), short(float64(m.Idle)/1e6), quiet)

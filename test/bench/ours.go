@@ -13,9 +13,15 @@ import (
 type ours struct {
 	bin     string // directory of our programs
 	workers int    // event loops of each proxy
+	before  bool   // those of an earlier build
 }
 
-func (ours) name() string { return oursName }
+func (o ours) name() string {
+	if o.before {
+		return beforeName
+	}
+	return oursName
+}
 
 func (o ours) start(ctx context.Context, opts options) (*instance, error) {
 	in := &instance{procs: map[role][]int{}, about: map[string]string{"workers": fmt.Sprint(o.workers)}}

@@ -51,17 +51,23 @@ func cpuTimes(pids []int) (time.Duration, error) {
 	return sum, nil
 }
 
-// rss is the resident memory of processes, in bytes.
-func rss(pids []int) (int64, error) {
-	var sum int64
+// memory of processes, in bytes.
+type memory struct {
+	Resident int64 `json:"resident"` // VmRSS
+	Private  int64 `json:"private"`  // RssAnon: the same without the pages of the program's file
+}
+
+func memoryOfAll(pids []int) (m memory, err error) {
 	for _, p := range pids {
-		kb, err := statusField(p, "VmRSS:")
-		if err != nil {
-			return 0, err
+		for name, sum := range map[string]*int64{"VmRSS:": &m.Resident, "RssAnon:": &m.Private} {
+			kb, err := statusField(p, name)
+			if err != nil {
+				return m, err
+			}
+			*sum += kb << 10
 		}
-		sum += kb << 10
 	}
-	return sum, nil
+	return m, nil
 }
 
 // switches is how often the threads of processes were switched, by themselves or not.

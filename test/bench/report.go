@@ -102,7 +102,7 @@ func (b *bencher) writeTraffic(w *strings.Builder) {
 // pairs are the comparisons worth a table, of the systems that took part.
 func (b *bencher) pairs() [][2]string {
 	var ps [][2]string
-	for _, p := range [][2]string{{oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName}} {
+	for _, p := range [][2]string{{oursName, beforeName}, {oursName, rustName}, {oursName, spliceName}, {"bare", rustName}, {oursName, "bare"}, {rustName, spliceName}} {
 		if b.has(p[0]) && b.has(p[1]) {
 			ps = append(ps, p)
 		}
@@ -143,8 +143,8 @@ func (b *bencher) wins(x, y key) int {
 
 func (b *bencher) writeMemory(w *strings.Builder) {
 	w.WriteString("\n## Memory\n\nResident memory of freshly started proxies, nodes a / b.\n\n" +
-		"| system | workloads known | idle connections | base, MB | for each connection, KB | CPU in 5 idle s, ms | after closing, MB |\n" +
-		"|---|---|---|---|---|---|---|\n")
+		"| system | workloads known | idle connections | base, MB | of these private, MB | for each connection, KB | CPU in 5 idle s, ms | after closing, MB |\n" +
+		"|---|---|---|---|---|---|---|---|\n")
 	type row struct {
 		system        string
 		tables, conns int
@@ -159,8 +159,10 @@ func (b *bencher) writeMemory(w *strings.Builder) {
 		mid := func(of func(*memorySample) float64) string {
 			return short(b.memoryOf(r.system, r.tables, r.conns, of).mid)
 		}
-		fmt.Fprintf(w, "| %s | %d | %d | %s / %s |", r.system, r.tables, r.conns,
-			mid(func(m *memorySample) float64 { return m.base(proxyA) }), mid(func(m *memorySample) float64 { return m.base(proxyB) }))
+		fmt.Fprintf(w, "| %s | %d | %d | %s / %s | %s / %s |", r.system, r.tables, r.conns,
+			mid(func(m *memorySample) float64 { return m.base(proxyA) }), mid(func(m *memorySample) float64 { return m.base(proxyB) }),
+			mid(func(m *memorySample) float64 { return float64(m.Base[proxyA].Private) / 1e6 }),
+			mid(func(m *memorySample) float64 { return float64(m.Base[proxyB].Private) / 1e6 }))
 		if r.conns == 0 {
 			w.WriteString(" | | |\n")
 			continue
@@ -168,8 +170,8 @@ func (b *bencher) writeMemory(w *strings.Builder) {
 		fmt.Fprintf(w, " %s / %s | %s | %s / %s |\n",
 			mid(func(m *memorySample) float64 { return m.perConn(proxyA) }), mid(func(m *memorySample) float64 { return m.perConn(proxyB) }),
 			mid(func(m *memorySample) float64 { return float64(m.Idle) / 1e6 }),
-			mid(func(m *memorySample) float64 { return float64(m.After[proxyA]) / 1e6 }),
-			mid(func(m *memorySample) float64 { return float64(m.After[proxyB]) / 1e6 }))
+			mid(func(m *memorySample) float64 { return float64(m.After[proxyA].Resident) / 1e6 }),
+			mid(func(m *memorySample) float64 { return float64(m.After[proxyB].Resident) / 1e6 }))
 	}
 }
 

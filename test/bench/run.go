@@ -27,7 +27,7 @@ type sample struct {
 	Workload workload               `json:"workload"`
 	Result   clientResult           `json:"result"`
 	CPU      map[role]time.Duration `json:"cpu_ns"` // proxies by node, client, server
-	RSS      map[role]int64         `json:"rss_bytes,omitempty"`
+	Memory   map[role]memory        `json:"memory,omitempty"`
 	Switches int64                  `json:"switches"` // of the proxies' threads
 	Load     float64                `json:"load1"`    // of the machine
 	Invalid  string                 `json:"invalid,omitempty"`
@@ -96,6 +96,9 @@ func chooseSystems(cfg *config) ([]system, error) {
 		all = append(all, peer, rust{bin: cfg.rust, ours: cfg.bin, noVAES: true})
 	}
 	all = append(all, own)
+	if cfg.before != "" {
+		all = append(all, ours{bin: cfg.before, workers: cfg.workers, before: true})
+	}
 	if len(cfg.systems) == 0 {
 		return all, nil
 	}
@@ -238,7 +241,7 @@ func runCase(ctx context.Context, in *instance, t target, w workload, p profile)
 		return nil, err
 	}
 	defer c.stop()
-	s := &sample{Workload: w, CPU: map[role]time.Duration{}, RSS: map[role]int64{}, Load: loadAverage()}
+	s := &sample{Workload: w, CPU: map[role]time.Duration{}, Memory: map[role]memory{}, Load: loadAverage()}
 	procs := map[role][]int{clientRole: {c.process.PID()}, serverRole: in.servers}
 	for r, pids := range in.procs {
 		procs[r] = pids
@@ -257,7 +260,7 @@ func runCase(ctx context.Context, in *instance, t target, w workload, p profile)
 		return nil, err
 	}
 	for r, pids := range in.procs {
-		if s.RSS[r], err = rss(pids); err != nil {
+		if s.Memory[r], err = memoryOfAll(pids); err != nil {
 			return nil, err
 		}
 	}

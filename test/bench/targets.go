@@ -32,6 +32,7 @@ func (g goal) bound() string {
 // The systems that goals compare.
 const (
 	oursName   = "ours"
+	beforeName = "before"
 	rustName   = "rust"
 	spliceName = "splice"
 	directName = "direct"
@@ -112,7 +113,7 @@ func memoryGoals() []goal {
 	gs := []goal{}
 	for _, n := range []int{1000, 10000} {
 		gs = append(gs,
-			goal{id: "T9", text: fmt.Sprintf("resident memory of each of %d idle connections over rust", n), limit: 0.4,
+			goal{id: "T9", text: fmt.Sprintf("private memory of each of %d idle connections over rust", n), limit: 0.4,
 				get: func(b *bencher) spread {
 					return b.memoryRatio(0, n, func(m *memorySample) float64 { return m.perConn(proxyA) + m.perConn(proxyB) })
 				}},

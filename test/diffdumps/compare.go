@@ -11,10 +11,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/ambit-mesh/ambit/api/workloadpb"
-	"github.com/ambit-mesh/ambit/controlplane/envoy"
-	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/test/recorded"
 )
 
 // difference is one place where a resource of ours is not istiod's.
@@ -60,12 +57,6 @@ type recording struct {
 		Resource map[string]any `json:"resource"`
 	} `json:"resources"`
 }
-
-// The recorded waypoint (README of the dumps).
-var (
-	recordedGateway = kube.Name{Namespace: "demo", Name: "waypoint"}
-	recordedPlace   = envoy.Place{Region: "r1", Zone: "r1-z1", Node: "node-1"}
-)
 
 func compareScenario(dir, name string) (result, error) {
 	var r result
@@ -125,44 +116,9 @@ func merged(a, b map[string]map[string]any) map[string]bool {
 	return out
 }
 
-// resourcesOf is what we make of the inputs of a scenario, by type.
-func resourcesOf(dir, name string) (map[string][]envoy.Resource, []string, error) {
-	var objects []kube.Object
-	var problems []string
-	for _, f := range []string{"base.yaml", name + ".yaml"} {
-		data, err := os.ReadFile(filepath.Join(dir, "inputs", f))
-		if err != nil {
-			return nil, nil, err
-		}
-		list, found := kube.Decode(f, data)
-		for _, p := range found {
-			problems = append(problems, p.Error())
-		}
-		objects = append(objects, list...)
-	}
-	meshText, err := os.ReadFile(filepath.Join(dir, "inputs", "mesh.yaml"))
-	if err != nil {
-		return nil, nil, err
-	}
-	mesh, err := envoy.ParseMesh(meshText)
-	if err != nil {
-		return nil, nil, err
-	}
-	set := kube.NewObjects(objects...)
-	var addresses []*workloadpb.Address
-	for _, a := range translate.Build(translate.Config{}, set).Addresses {
-		addresses = append(addresses, a.Message.(*workloadpb.Address))
-	}
-	res := envoy.NewIndex(envoy.Config{Mesh: mesh}, set, addresses).Build(recordedGateway, nil)
-	for _, p := range res.Problems {
-		problems = append(problems, p.Error())
-	}
-	return map[string][]envoy.Resource{"CDS": res.Clusters, "EDS": res.Endpoints(recordedPlace), "LDS": res.Listeners}, problems, nil
-}
-
-// produce is resourcesOf as JSON.
+// produce is what we make of the inputs of a scenario, as JSON by type and name.
 func produce(dir, name string) (map[string]map[string]map[string]any, []string, error) {
-	resources, problems, err := resourcesOf(dir, name)
+	resources, problems, err := recorded.Resources(dir, name)
 	if err != nil {
 		return nil, nil, err
 	}

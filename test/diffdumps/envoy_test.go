@@ -16,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/test/recorded"
 )
 
 // findEnvoy is the Envoy that ENVOY_BIN names, or that was installed for tests; "" when there is none.
@@ -81,7 +82,7 @@ func TestEnvoyTakesWhatWeMakeOfTheRecordedInputs(t *testing.T) {
 	}
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			resources, _, err := resourcesOf(dir, name)
+			resources, _, err := recorded.Resources(dir, name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +131,7 @@ func goldenCases(t *testing.T) map[string]map[string][]envoy.Resource {
 		for _, r := range translate.Build(translate.Config{}, set).Addresses {
 			addresses = append(addresses, r.Message.(*workloadpb.Address))
 		}
-		r := envoy.NewIndex(cfg, set, addresses).Build(recordedGateway, nil)
+		r := envoy.NewIndex(cfg, set, addresses).Build(recorded.Gateway, nil)
 		out[strings.TrimSuffix(filepath.Base(path), ".txtar")] = map[string][]envoy.Resource{"CDS": r.Clusters, "LDS": r.Listeners}
 	}
 	return out

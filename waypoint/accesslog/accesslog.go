@@ -16,6 +16,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	otelv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -46,6 +47,8 @@ type Entry struct {
 type Log struct {
 	// Path is the file that lines go to, most often /dev/stdout.
 	Path string
+	// Export, if not nil, is what entries go to instead.
+	Export *Exporter
 
 	wants  condition // nil: everything
 	format *route.Format
@@ -90,8 +93,15 @@ func compile(p *accesslogv3.AccessLog) (*Log, error) {
 			return nil, field.At(err, "typed_config")
 		}
 		l.Path, f = "/dev/stdout", m.GetLogFormat()
+	case c.MessageIs((*otelv3.OpenTelemetryAccessLogConfig)(nil)):
+		var m otelv3.OpenTelemetryAccessLogConfig
+		if err := c.UnmarshalTo(&m); err != nil {
+			return nil, field.At(err, "typed_config")
+		}
+		l.Export, err = compileExporter(&m)
+		return l, field.At(err, "typed_config")
 	default:
-		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files and standard output", p.GetName(), c.GetTypeUrl())
+		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files, standard output and OpenTelemetry", p.GetName(), c.GetTypeUrl())
 	}
 	if l.Path == "" {
 		return nil, field.Errorf("typed_config.path", "required")
@@ -141,47 +151,17 @@ func (l *Log) compileFormat(f *corev3.SubstitutionFormatString) (err error) {
 // Wants says whether an entry is logged.
 func (l *Log) Wants(e *Entry) bool { return l.wants == nil || l.wants(e) }
 
-// Append appends the entry's line. Control characters that came from a peer are escaped.
+// Append appends the entry's line. What came from a peer cannot end a quoted field or a line.
 func (l *Log) Append(b []byte, e *Entry) []byte {
 	if l.json != nil {
 		b = l.json.append(b, e, l.omit)
 		return append(b, '\n')
 	}
-	at := len(b)
 	missing := "-"
 	if l.omit {
 		missing = ""
 	}
-	b = l.format.Append(b, e.Context, missing)
-	return escape(b, at)
-}
-
-// escape makes the bytes from at on one line of text, less the line end at its end.
-func escape(b []byte, at int) []byte {
-	end := len(b)
-	if end > at && b[end-1] == '\n' {
-		end--
-	}
-	bad := false
-	for _, c := range b[at:end] {
-		bad = bad || c < 0x20 && c != '\t' || c == 0x7f
-	}
-	if !bad {
-		return b
-	}
-	text := string(b[at:])
-	b = b[:at]
-	for i := range len(text) {
-		c := text[i]
-		switch {
-		case i == len(text)-1 && c == '\n', c >= 0x20 && c != 0x7f, c == '\t':
-			b = append(b, c)
-		default:
-			b = append(b, `\x`...)
-			b = append(b, "0123456789abcdef"[c>>4], "0123456789abcdef"[c&15])
-		}
-	}
-	return b
+	return l.format.AppendEscaped(b, e.Context, missing)
 }
 
 // object is a compiled JSON format.

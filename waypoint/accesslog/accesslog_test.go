@@ -88,6 +88,20 @@ func TestALineStaysALineWhateverAPeerSends(t *testing.T) { // log injection
 	}
 }
 
+func TestAPeerCannotEndAQuotedField(t *testing.T) { // what CVE-2024-45808 was about
+	l, err := compileOne(t, `{`+file+`}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := entry(`/a" 200 - via_upstream "`, values{"REQUESTED_SERVER_NAME": "x\n\"y\\\u009b"})
+	e.Exchange.Req.Header.Set("user-agent", `curl" "fake-id" "\x22`)
+	got := string(l.Append(nil, e))
+	want := `[-] "GET /a\x22 200 - via_upstream \x22 HTTP/1.1" 503 - - - "-" - - - - "-" "curl\x22 \x22fake-id\x22 \x22\x5Cx22" "-" "reviews:9080" "-" - - - - x\x0A\x22y\x5C\xC2\x9B -` + "\n"
+	if got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
 func TestConditionsChooseWhatIsLogged(t *testing.T) {
 	for cond, want := range map[string]bool{
 		`{"status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 500}}}}`:                                                    true,
@@ -115,7 +129,7 @@ func TestBadLogsAreRefusedWithTheFieldsPath(t *testing.T) {
 	for text, want := range map[string]string{
 		`{` + file + `, "log_format": {"text_format": "%NOPE%"}}}`:               `access_log[0].typed_config.log_format.text_format: position 1 of "%NOPE%": unknown operator "NOPE"`,
 		`{"filter": {"response_flag_filter": {"flags": ["??"]}}, ` + file + `}}`: `access_log[0].filter.response_flag_filter.flags[0]: unknown response flag ??`,
-		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files and standard output`,
+		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files, standard output and OpenTelemetry`,
 	} {
 		_, err := compileOne(t, text)
 		if err == nil || err.Error() != want {

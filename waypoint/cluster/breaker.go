@@ -23,6 +23,15 @@ type thresholds struct {
 	budget                                  *retryBudget
 }
 
+// Limits are the bounds of a cluster; math.MaxInt64 is none.
+type Limits struct{ Connections, Pending, Requests, Retries int64 }
+
+// Limits are the circuit breakers that the configuration asks for.
+func (c *Config) Limits() Limits {
+	t := c.thresholds
+	return Limits{t.connections, t.pending, t.requests, t.retries}
+}
+
 // retryBudget bounds retries by the number of requests.
 type retryBudget struct {
 	percent float64

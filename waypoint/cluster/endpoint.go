@@ -107,6 +107,26 @@ func (e *Endpoint) String() string {
 	return e.Listener
 }
 
+// Internal is the internal listener that the configuration names for the endpoint, and the ID that it gives the endpoint there.
+func (e *Endpoint) Internal() (listener, id string, ok bool) {
+	rest, ok := strings.CutPrefix(e.key, internalScheme)
+	if !ok {
+		return "", "", false
+	}
+	listener, id, _ = strings.Cut(rest, "/")
+	return listener, id, true
+}
+
+// EnvoyAddress is where the endpoint is, in the form that Envoy's admin interface has.
+func (e *Endpoint) EnvoyAddress() string {
+	if strings.HasPrefix(e.key, internalScheme) {
+		return e.key
+	}
+	return e.String()
+}
+
+const internalScheme = "envoy://"
+
 // sameWay says whether connections to e are as good as connections to o.
 func (e *Endpoint) sameWay(o *Endpoint) bool {
 	return e.Addr == o.Addr && e.Via == o.Via && e.Waypoint == o.Waypoint && e.Target == o.Target && *e.Locality == *o.Locality
@@ -305,7 +325,7 @@ func (e *Endpoint) compileAddress(a *corev3.Address, md *corev3.Metadata, names 
 // compileInternal reads what an internal listener of Envoy would do with a connection to it (controlplane.md 3.2, 3.7).
 func (e *Endpoint) compileInternal(a *corev3.EnvoyInternalAddress, all map[string]*structpb.Struct) error {
 	e.Listener = a.GetServerListenerName()
-	e.key = "envoy://" + e.Listener + "/" + a.GetEndpointId()
+	e.key = internalScheme + e.Listener + "/" + a.GetEndpointId()
 	if e.Listener == connectOriginate {
 		e.Listener = connectOriginate // not one string for each endpoint
 	}

@@ -185,7 +185,12 @@ func (x *Exchange) Context() *route.Context {
 
 // RemoteIP is the client's address as the last proxy in front says it (x-forwarded-for), or that of the connection.
 func (x *Exchange) RemoteIP() netip.Addr {
-	v := x.Req.Header.Join("x-forwarded-for")
+	v := ""
+	for _, f := range x.Req.Header.Fields() {
+		if f.Name == "x-forwarded-for" && f.Value != "" { // an empty line says nothing
+			v = f.Value
+		}
+	}
 	if i := strings.LastIndexByte(v, ','); i >= 0 {
 		v = v[i+1:]
 	}

@@ -111,3 +111,29 @@ func parse[M proto.Message](t testing.TB, m M, json string) M {
 	}
 	return m
 }
+
+func TestTheRemoteAddressIsWhatTheLastProxyWroteDown(t *testing.T) {
+	for _, c := range []struct {
+		headers []string
+		want    string
+	}{
+		{nil, "10.244.1.5"},
+		{[]string{"192.0.2.1"}, "192.0.2.1"},
+		{[]string{"192.0.2.1, 192.0.2.2"}, "192.0.2.2"},
+		{[]string{"192.0.2.1", "192.0.2.2 , 2001:db8::1"}, "2001:db8::1"},
+		{[]string{"192.0.2.1", ""}, "192.0.2.1"}, // an empty line is none, as with Envoy
+		{[]string{"", "192.0.2.1", "", ""}, "192.0.2.1"},
+		{[]string{"192.0.2.1,"}, "10.244.1.5"},
+		{[]string{"192.0.2.1", "unknown"}, "10.244.1.5"},
+		{[]string{"192.0.2.1:80"}, "10.244.1.5"},
+		{[]string{""}, "10.244.1.5"},
+	} {
+		x, _ := exchangeOf(t, table(t, nil), "/")
+		for _, v := range c.headers {
+			x.Req.Header.Add("x-forwarded-for", v)
+		}
+		if got := x.RemoteIP().String(); got != c.want {
+			t.Errorf("x-forwarded-for %q: %s, want %s", c.headers, got, c.want)
+		}
+	}
+}

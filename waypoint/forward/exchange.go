@@ -80,6 +80,8 @@ type exchange struct {
 	used     []*cluster.Host // endpoints tried, if the retry policy asks for others
 	cookie   string          // to be set in the answer
 	begun    time.Duration   // when the request came
+	wholeAt  time.Duration   // when it was complete; 0 if it is not yet
+	headAt   time.Duration   // when the endpoint's answer began
 
 	calls []*call // of filters
 
@@ -264,6 +266,7 @@ func (x *exchange) End(trailer *message.Header) {
 		return
 	}
 	x.ended = true
+	x.wholeAt = x.w.loop.Now()
 	x.whole.Stop()
 	if trailer != nil {
 		x.trailed = true

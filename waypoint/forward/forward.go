@@ -61,11 +61,13 @@ type Config struct {
 	Certs     *svid.Manager
 	// Network is the ID of the own network.
 	Network string
-	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans may refer to; nil: it
-	// is empty.
-	Node    string
-	Env     func(name string) (string, bool)
-	Metrics *telemetry.Registry
+	// Node is the own node ID, which spans tell, and Env the process's environment, which tags of spans and access logs may
+	// refer to; nil: it is empty.
+	Node string
+	Env  func(name string) (string, bool)
+	// Hostname is the pod's, for access logs.
+	Hostname string
+	Metrics  *telemetry.Registry
 	// Lines takes the lines of access logs.
 	Lines  *telemetry.Writer
 	Logger *slog.Logger
@@ -101,6 +103,7 @@ type Proxy struct {
 	workers   []*worker
 	principal string // our own
 	spans     *telemetry.CounterVec
+	entries   *telemetry.CounterVec
 
 	next atomic.Uint32
 	// turns bounds the handshakes of clients under way.
@@ -122,6 +125,7 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups)}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
 	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
+	p.entries = p.cfg.Metrics.Counters("ambit_access_log_exports_total", "Entries of access logs for collectors, by what became of them.", "result")
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for i := range p.cfg.Workers {
 		w, err := newWorker(p, i)

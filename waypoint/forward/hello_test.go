@@ -3,8 +3,10 @@ package forward
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
@@ -62,13 +64,45 @@ func TestServerNameIsReadFromAClientHelloInSeveralRecords(t *testing.T) {
 	}
 }
 
+// given is a connection whose client has sent all that it will.
+type given struct {
+	net.Conn
+	r io.Reader
+}
+
+func (g given) Read(p []byte) (int, error)     { return g.r.Read(p) }
+func (given) Write(p []byte) (int, error)      { return len(p), nil }
+func (given) SetReadDeadline(time.Time) error  { return nil }
+func (given) SetWriteDeadline(time.Time) error { return nil }
+func (given) Close() error                     { return nil }
+
+// serverNameByTLS is the server name that crypto/tls finds; false if it does not get as far.
+func serverNameByTLS(b []byte) (name string, ok bool) {
+	stop := errors.New("enough")
+	c := tls.Server(given{r: bytes.NewReader(b)}, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		name, ok = h.ServerName, true
+		return nil, stop
+	}})
+	_ = c.Handshake() // fails in any case
+	return name, ok
+}
+
+// FuzzHello compares with crypto/tls: what that takes for a ClientHello is one, with the same name.
 func FuzzHello(f *testing.F) {
 	f.Add(clientHello(f, "a.example"))
+	f.Add(clientHello(f, ""))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		name, done, ok := hello(b)
-		if name != "" && (!done || !ok || !bytes.Contains(bytes.ToLower(b), []byte(name)) && len(name) > 64) {
+		if name != "" && (!done || !ok) {
 			t.Errorf("hello: %q %v %v", name, done, ok)
+		}
+		want, taken := serverNameByTLS(b)
+		if !taken || len(b) > maxHello || b[1] != 3 {
+			return
+		}
+		if !done || !ok || name != strings.ToLower(want) {
+			t.Errorf("hello: %q, done %v, ok %v; crypto/tls: %q", name, done, ok, want)
 		}
 	})
 }

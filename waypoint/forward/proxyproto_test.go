@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
@@ -201,4 +202,80 @@ func TestATCPConnectionBeginsWithThePROXYProtocolsHeader(t *testing.T) {
 	if !strings.HasSuffix(string(b), " to "+vip.String()+" sent hello") || err != nil {
 		t.Errorf("%q, %v", b, err)
 	}
+}
+
+// readProxy is a naive reader of a header that is all of b. Addresses that are of different families come as IPv6.
+func readProxy(b []byte) (client, dest netip.AddrPort, local bool, err error) {
+	if !bytes.HasPrefix(b, []byte(proxySignature)) {
+		if len(b) > 107 || !bytes.HasSuffix(b, []byte("\r\n")) {
+			return client, dest, false, fmt.Errorf("no line of 107 bytes: %q", b)
+		}
+		f := strings.Split(string(b[:len(b)-2]), " ")
+		if len(f) == 2 && f[0] == "PROXY" && f[1] == "UNKNOWN" {
+			return client, dest, true, nil
+		}
+		if len(f) != 6 || f[0] != "PROXY" || f[1] != "TCP4" && f[1] != "TCP6" {
+			return client, dest, false, fmt.Errorf("fields %q", f)
+		}
+		if client, err = netip.ParseAddrPort(net.JoinHostPort(f[2], f[4])); err != nil {
+			return client, dest, false, err
+		}
+		if dest, err = netip.ParseAddrPort(net.JoinHostPort(f[3], f[5])); err != nil {
+			return client, dest, false, err
+		}
+		if four := f[1] == "TCP4"; client.Addr().Is4() != four || dest.Addr().Is4() != four {
+			return client, dest, false, fmt.Errorf("%s with %v and %v", f[1], client, dest)
+		}
+		return client, dest, false, nil
+	}
+	b = b[len(proxySignature):]
+	if len(b) < 4 || int(binary.BigEndian.Uint16(b[2:])) != len(b)-4 {
+		return client, dest, false, fmt.Errorf("length of %x", b)
+	}
+	n := map[byte]int{0x11: 4, 0x21: 16}[b[1]]
+	switch {
+	case b[0] == 0x20 && len(b) == 4:
+		return client, dest, true, nil
+	case b[0] != 0x21 || n == 0 || len(b) != 4+2*n+4:
+		return client, dest, false, fmt.Errorf("header %x", b)
+	}
+	b = b[4:]
+	src, _ := netip.AddrFromSlice(b[:n])
+	dst, _ := netip.AddrFromSlice(b[n : 2*n])
+	return netip.AddrPortFrom(src, binary.BigEndian.Uint16(b[2*n:])), netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2*n+2:])), false, nil
+}
+
+// FuzzProxyHeader has a naive reader read what is written: the addresses come back, in both versions.
+func FuzzProxyHeader(f *testing.F) {
+	f.Add([]byte{10, 0, 0, 1}, uint16(4000), []byte{10, 96, 0, 1}, uint16(80), "")
+	f.Add([]byte{10, 0, 0, 1}, uint16(0), netip.MustParseAddr("2001:db8::1").AsSlice(), uint16(65535), "eth0")
+	f.Add(netip.MustParseAddr("::ffff:10.0.0.1").AsSlice(), uint16(1), []byte{10, 96, 0, 1}, uint16(80), "")
+	f.Add(netip.MustParseAddr("fe80::1").AsSlice(), uint16(1), netip.MustParseAddr("fe80::2").AsSlice(), uint16(80), "eth0\r\nPROXY")
+	f.Add([]byte{}, uint16(1), []byte{1, 2, 3, 4}, uint16(2), "")
+	f.Fuzz(func(t *testing.T, from []byte, fromPort uint16, to []byte, toPort uint16, zone string) {
+		src, _ := netip.AddrFromSlice(from)
+		dst, _ := netip.AddrFromSlice(to)
+		if src.Is6() && !src.Is4In6() {
+			src = src.WithZone(zone)
+		}
+		client, dest := netip.AddrPortFrom(src, fromPort), netip.AddrPortFrom(dst, toPort)
+		for _, version := range []int{1, 2} {
+			b := proxyHeader(version, client, dest)
+			gotClient, gotDest, local, err := readProxy(b)
+			if err != nil {
+				t.Fatalf("%v to %v, version %d: %q: %v", client, dest, version, b, err)
+			}
+			if known := client.IsValid() && dest.IsValid(); local == known {
+				t.Fatalf("%v to %v, version %d: %q", client, dest, version, b)
+			} else if !known {
+				continue
+			}
+			same := func(got, want netip.AddrPort) bool {
+				return got.Port() == want.Port() && got.Addr().Unmap() == want.Addr().Unmap().WithZone("")
+			}
+			if !same(gotClient, client) || !same(gotDest, dest) {
+				t.Fatalf("%v to %v, version %d: %v to %v", client, dest, version, gotClient, gotDest)
+			}
+		}
+	})
 }

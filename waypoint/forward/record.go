@@ -4,6 +4,10 @@ import (
 	"strconv"
 	"time"
 
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
@@ -68,19 +72,44 @@ func (x *exchange) record() {
 	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took, Rand: x.Rand.Uint64()})
 }
 
+// reportTime is how often an open connection's bytes are counted (Istio's tcp_reporting_duration is 15 s).
+const reportTime = 5 * time.Second
+
+// report counts the connection as opened, once its endpoint is known, and what has passed since the last report.
+func (s *stream) report() {
+	c := s.in
+	if s.series == nil {
+		l := c.labels(s.cluster, s.host)
+		if m := s.tcp.Stats; m != nil {
+			h := telemetry.HTTPLabels{Labels: l}
+			m.Apply(&h, &expr.Env{Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun})
+			l = h.Labels
+		}
+		s.series = c.w.p.cfg.Metrics.TCP(&l)
+		s.series.Opened()
+	}
+	if s.relay != nil {
+		s.received, s.sent = s.relay.a.moved, s.relay.b.moved
+	}
+	s.series.Received(uint64(s.received - s.toldReceived))
+	s.series.Sent(uint64(s.sent - s.toldSent))
+	s.toldReceived, s.toldSent = s.received, s.sent
+}
+
+// Expired implements loop.TimerHandler: it is time for a report.
+func (s *stream) Expired(t *loop.Timer) {
+	if s.in.over {
+		return
+	}
+	s.report()
+	s.in.w.loop.Start(t, reportTime, s)
+}
+
 // record counts and logs a connection that is over.
 func (s *stream) record(error) {
 	c := s.in
-	l := c.labels(s.cluster, s.host)
-	if m := s.tcp.Stats; m != nil {
-		h := telemetry.HTTPLabels{Labels: l}
-		m.Apply(&h, &expr.Env{Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun})
-		l = h.Labels
-	}
-	t := c.w.p.cfg.Metrics.TCP(&l)
-	t.Opened()
-	t.Received(uint64(s.received))
-	t.Sent(uint64(s.sent))
+	s.reports.Stop()
+	s.report()
 	flag := telemetry.OK
 	switch {
 	case s.Flags&filter.Unauthorized != 0:
@@ -88,20 +117,54 @@ func (s *stream) record(error) {
 	case s.Flags != 0:
 		flag = telemetry.Connect
 	}
-	t.Closed(flag)
-	t.Release()
+	s.series.Closed(flag)
+	s.series.Release()
 	c.log(s.tcp.Logs, &accesslog.Entry{Context: s.Context(), Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun, Rand: s.Rand.Uint64()})
+}
+
+// appendHost are the operators about an endpoint.
+func appendHost(dst []byte, h *cluster.Host, operator string) ([]byte, bool) {
+	e := h.Endpoint()
+	switch operator {
+	case "UPSTREAM_HOST_NAME":
+		if e.Hostname != "" {
+			return append(dst, e.Hostname...), true
+		}
+		return append(dst, h.String()...), true
+	case "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+		return e.Addr.Addr().AppendTo(dst), e.Addr.IsValid()
+	case "UPSTREAM_REMOTE_PORT":
+		return strconv.AppendUint(dst, uint64(e.Addr.Port()), 10), e.Addr.IsValid()
+	}
+	return dst, false
 }
 
 // log writes an entry to the logs that want it.
 func (c *inbound) log(logs []*accesslog.Log, e *accesslog.Entry) {
 	w := c.w
 	for _, l := range logs {
-		if l.Wants(e) {
+		switch {
+		case !l.Wants(e):
+		case l.Export != nil:
+			if o := outboxOf[*logspb.LogRecord](w, l.Export, l.Export, &w.entries); o.room() {
+				r := l.Export.Record(e, traceOf(e))
+				o.add(r, proto.Size(r))
+			}
+		default:
 			w.line = l.Append(w.line[:0], e)
 			w.p.cfg.Lines.Line(w.line)
 		}
 	}
+}
+
+// traceOf is the ID of the trace that an entry is of; nil: none.
+func traceOf(e *accesslog.Entry) []byte {
+	if x, ok := e.Context.Values.(*exchange); ok {
+		if c := x.traceContext(); c.Valid() {
+			return c.Trace[:]
+		}
+	}
+	return nil
 }
 
 // AppendValue implements route.Values for a connection.
@@ -121,9 +184,9 @@ func (s *stream) AppendValue(dst []byte, operator, arg string) ([]byte, bool) {
 func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluster, h *cluster.Host, operator, arg string) ([]byte, bool) {
 	switch operator {
 	case "START_TIME":
-		return appendTime(dst, x.Now), true
+		return appendTime(dst, x.Now, arg), true
 	case "EMIT_TIME":
-		return appendTime(dst, time.Now()), true
+		return appendTime(dst, time.Now(), arg), true
 	case "RESPONSE_FLAGS":
 		return x.Flags.Append(dst), true
 	case "RESPONSE_CODE_DETAILS":
@@ -140,6 +203,20 @@ func (c *inbound) appendValue(dst []byte, x *filter.Exchange, cl *cluster.Cluste
 			return dst, false
 		}
 		return append(dst, h.String()...), true
+	case "UPSTREAM_HOST_NAME", "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "UPSTREAM_REMOTE_PORT":
+		if h == nil {
+			return dst, false
+		}
+		return appendHost(dst, h, operator)
+	case "DOWNSTREAM_REMOTE_PORT", "DOWNSTREAM_DIRECT_REMOTE_PORT":
+		return strconv.AppendUint(dst, uint64(c.client.Addr.Port()), 10), c.client.Addr.IsValid()
+	case "DOWNSTREAM_TLS_VERSION":
+		return append(dst, "TLSv1.3"...), true // of tunnels nothing else
+	case "ENVIRONMENT":
+		v, ok := c.w.p.cfg.Env(arg)
+		return append(dst, v...), ok
+	case "HOSTNAME":
+		return appendText(dst, c.w.p.cfg.Hostname)
 	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS":
 		return appendAddr(dst, c.client.Addr)
 	case "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":

@@ -166,6 +166,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	t.timer.Stop()
 	x.endRetry()
 	x.stage, x.upstream = answering, true
+	x.headAt = x.w.loop.Now()
 	x.Details = "via_upstream"
 	x.keep = false
 	x.forgetBody()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
@@ -25,6 +26,10 @@ type stream struct {
 	relay   *relay
 
 	sent, received int64
+
+	series                 *telemetry.TCPSeries // once the endpoint is known
+	toldSent, toldReceived int64                // to series
+	reports                loop.Timer
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -119,6 +124,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.received, s.sent = up, down
 		s.over(err)
 	})
+	s.report()
+	in.w.loop.Start(&s.reports, reportTime, s)
 }
 
 // end gives the connection up before it was joined.

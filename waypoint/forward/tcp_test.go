@@ -4,8 +4,12 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/listener"
 )
 
 func TestAConnectionThatWasToldApartIsNotToldApartAgainWhileItWaits(t *testing.T) {
@@ -53,5 +57,72 @@ func TestAConnectionThatWasToldApartIsNotToldApartAgainWhileItWaits(t *testing.T
 	}
 	if len(began) > 0 {
 		t.Error("the endpoint was connected to more than once")
+	}
+}
+
+func TestAConnectionIsCountedWhileItIsOpen(t *testing.T) {
+	r := newRig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); io.Copy(c, c) }()
+		}
+	}()
+	r.cluster("db", "", ln.Addr().String())
+	r.target(&listener.Target{TCP: raw(t, "db")})
+	c, err := r.dial(t.Context(), vip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "12345")
+	if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	w := r.proxy.workers[0]
+	count := func(name string) (n int) {
+		var b strings.Builder
+		if err := r.proxy.cfg.Metrics.Expose(&b); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(b.String()) {
+			if strings.HasPrefix(line, name+"{") {
+				k, _ := strconv.Atoi(line[strings.LastIndexByte(line, ' ')+1 : len(line)-1])
+				n += k
+			}
+		}
+		return n
+	}
+	if n := count("istio_tcp_connections_opened_total"); n != 1 {
+		t.Errorf("%d connections opened", n)
+	}
+	w.loop.OnLoop(func() { // the time of a report comes
+		for in := range w.conns {
+			if in.stream != nil {
+				in.stream.Expired(&in.stream.reports)
+			}
+		}
+	})
+	if a, b := count("istio_tcp_received_bytes_total"), count("istio_tcp_sent_bytes_total"); a != 5 || b != 5 {
+		t.Errorf("%d and %d bytes while it is open", a, b)
+	}
+	io.WriteString(c, "678")
+	c.(interface{ CloseWrite() error }).CloseWrite()
+	io.Copy(io.Discard, c)
+	for end := time.Now().Add(10 * time.Second); count("istio_tcp_connections_closed_total") != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the connection is not counted as closed")
+		}
+	}
+	if a, b, o := count("istio_tcp_received_bytes_total"), count("istio_tcp_sent_bytes_total"), count("istio_tcp_connections_opened_total"); a != 8 || b != 8 || o != 1 {
+		t.Errorf("%d and %d bytes, %d opened at the end", a, b, o)
 	}
 }

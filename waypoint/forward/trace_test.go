@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
@@ -201,16 +202,19 @@ func TestACollectorThatDoesNotAnswerHoldsNothingUp(t *testing.T) {
 		resp.Body.Close()
 	}
 	w.loop.OnLoop(func() {
-		for _, o := range w.outboxes {
-			for len(o.spans) < maxSpans {
-				o.spans = append(o.spans, &trace.Span{})
+		for _, b := range w.outboxes {
+			o := b.(*outbox[*trace.Span])
+			o.busy = true
+			for len(o.items) < outboxMax {
+				o.add(&trace.Span{}, 1)
 			}
+			o.busy = false
 			o.send()
 			for o.room() {
-				o.add(&trace.Span{})
+				o.add(&trace.Span{}, 1)
 			}
-			if !o.busy || len(o.spans) != maxSpans {
-				t.Errorf("busy %v, %d spans", o.busy, len(o.spans))
+			if !o.busy || len(o.items) != outboxMax {
+				t.Errorf("busy %v, %d spans", o.busy, len(o.items))
 			}
 		}
 	})
@@ -220,5 +224,34 @@ func TestACollectorThatDoesNotAnswerHoldsNothingUp(t *testing.T) {
 	}
 	if !strings.Contains(text.String(), `ambit_trace_spans_total{result="dropped"} 1`) {
 		t.Error("no span was counted as dropped")
+	}
+}
+
+func TestSpansOfGreatSizeGoInSeveralCallsAndAreBounded(t *testing.T) {
+	o := &outbox[*trace.Span]{kind: &exports{counts: telemetry.NewRegistry(telemetry.Config{}).Counters("x_total", "", "result")}, busy: true}
+	s := &trace.Span{Tags: []trace.Tag{{Key: "user_agent", Value: strings.Repeat("x", 60<<10)}}} // as long as a header may be
+	n := 0
+	for o.room() {
+		o.add(s, s.Size())
+		n++
+	}
+	if o.bytes > outboxBytes+s.Size() || n > 150 {
+		t.Errorf("%d spans of %d bytes are held", n, o.bytes)
+	}
+	for len(o.items) > 0 {
+		size := 0
+		for _, x := range o.batch() {
+			size += x.Size()
+		}
+		if size == 0 || size > batchBytes {
+			t.Fatalf("a call carries %d bytes", size)
+		}
+	}
+	if o.bytes != 0 || len(o.sizes) != 0 {
+		t.Errorf("%d bytes of nothing", o.bytes)
+	}
+	o.add(&trace.Span{}, 2*batchBytes)
+	if len(o.batch()) != 1 {
+		t.Error("a span that is larger than a call never goes")
 	}
 }

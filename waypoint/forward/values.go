@@ -21,6 +21,12 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 		return strconv.AppendInt(dst, x.sent, 10), true
 	case "DURATION":
 		return strconv.AppendInt(dst, (x.w.loop.Now() - x.begun).Milliseconds(), 10), true
+	case "REQUEST_DURATION":
+		return appendSpan(dst, x.begun, x.wholeAt)
+	case "RESPONSE_DURATION":
+		return appendSpan(dst, x.begun, x.headAt)
+	case "RESPONSE_TX_DURATION":
+		return appendSpan(dst, x.headAt, x.w.loop.Now())
 	case "UPSTREAM_REQUEST_ATTEMPT_COUNT":
 		return strconv.AppendInt(dst, int64(x.tries), 10), true
 	case "ROUTE_NAME":
@@ -35,6 +41,10 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 		return dst, false
 	case "TRACE_ID":
 		return x.appendTrace(dst)
+	case "PATH":
+		return appendText(dst, x.Req.Path)
+	case "QUERY_PARAM":
+		return appendText(dst, queryParam(x.Req.Path, arg))
 	case "GRPC_STATUS", "GRPC_STATUS_NUMBER":
 		v := x.grpcAnswer()
 		if n, err := strconv.Atoi(v); err == nil && operator == "GRPC_STATUS" && n >= 0 && n < len(grpcNames) {
@@ -43,6 +53,25 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 		return append(dst, v...), v != ""
 	}
 	return x.in.appendValue(dst, &x.Exchange, x.cluster, x.host, operator, arg)
+}
+
+// appendSpan appends a time in milliseconds; zero as the end, or the beginning, is a time that has not come.
+func appendSpan(dst []byte, from, to time.Duration) ([]byte, bool) {
+	if from == 0 || to == 0 {
+		return dst, false
+	}
+	return strconv.AppendInt(dst, (to - from).Milliseconds(), 10), true
+}
+
+// queryParam is the first value of a parameter, as it came.
+func queryParam(path, name string) string {
+	_, query, _ := strings.Cut(path, "?")
+	for part := range strings.SplitSeq(query, "&") {
+		if k, v, _ := strings.Cut(part, "="); k == name {
+			return v
+		}
+	}
+	return ""
 }
 
 // grpcAnswer is the answer's gRPC status, from its trailer or its head.
@@ -91,11 +120,6 @@ func appendAddr(dst []byte, a netip.AddrPort) ([]byte, bool) {
 }
 
 func appendText(dst []byte, s string) ([]byte, bool) { return append(dst, s...), s != "" }
-
-// startTime is Envoy's default form of a time.
-const startTime = "2006-01-02T15:04:05.000Z"
-
-func appendTime(dst []byte, t time.Time) []byte { return t.UTC().AppendFormat(dst, startTime) }
 
 // appendMetadata appends a value of dynamic metadata; arg is the filter's name and a path, with colons between.
 func appendMetadata(dst []byte, x *filter.Exchange, arg string) ([]byte, bool) {

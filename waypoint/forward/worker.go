@@ -9,7 +9,6 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/loop"
-	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
 // worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
@@ -35,20 +34,21 @@ type worker struct {
 	dateAt string
 	line   []byte // of an access log, being made
 
-	outboxes    map[*trace.Config]*outbox // of spans
-	warnedSpans time.Duration
-	draining    bool
+	outboxes       map[any]box // for collectors, by configuration
+	spans, entries exports
+	draining       bool
 
 	// any goroutine
 	open atomic.Int32
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
-	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log, Hold: loop.DefaultHold})
 	if err != nil {
 		return nil, err
 	}
 	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}}
+	w.spans, w.entries = exports{what: "spans", counts: p.spans}, exports{what: "entries of access logs", counts: p.entries}
 	w.ups.init(w)
 	pc := p.cfg.Pool
 	pc.Dial = w.dialTunnel
@@ -85,7 +85,7 @@ func (w *worker) drain() {
 	for c := range w.conns {
 		c.drain()
 	}
-	w.flushSpans()
+	w.flushOutboxes()
 }
 
 // close ends everything at once.

@@ -174,6 +174,16 @@ func (f *Format) Literal() (string, bool) {
 
 // Append appends the formatted text; missing stands for values that are not there.
 func (f *Format) Append(dst []byte, c *Context, missing string) []byte {
+	return f.append(dst, c, missing, false)
+}
+
+// AppendEscaped is Append for a line of a log: no value can end a quoted field or the line. As in nginx's logs quotes,
+// backslashes, control characters and all that is not ASCII become \xXX in values.
+func (f *Format) AppendEscaped(dst []byte, c *Context, missing string) []byte {
+	return f.append(dst, c, missing, true)
+}
+
+func (f *Format) append(dst []byte, c *Context, missing string, escaped bool) []byte {
 	for i := range f.pieces {
 		p := &f.pieces[i]
 		if p.operator == "" {
@@ -189,9 +199,37 @@ func (f *Format) Append(dst []byte, c *Context, missing string) []byte {
 		if p.max >= 0 && len(dst)-at > p.max {
 			dst = dst[:at+p.max]
 		}
+		if escaped {
+			dst = escape(dst, at)
+		}
 	}
 	return dst
 }
+
+// escape rewrites the value that begins at at.
+func escape(b []byte, at int) []byte {
+	clean := at
+	for clean < len(b) && !special(b[clean]) {
+		clean++
+	}
+	if clean == len(b) {
+		return b
+	}
+	value := string(b[clean:])
+	b = b[:clean]
+	for i := range len(value) {
+		c := value[i]
+		if !special(c) {
+			b = append(b, c)
+			continue
+		}
+		b = append(b, `\x`...)
+		b = append(b, "0123456789ABCDEF"[c>>4], "0123456789ABCDEF"[c&15])
+	}
+	return b
+}
+
+func special(c byte) bool { return c < 0x20 || c >= 0x7f || c == '"' || c == '\\' }
 
 func (c *Context) value(dst []byte, p *piece) ([]byte, bool) {
 	switch p.operator {

@@ -1,6 +1,9 @@
 package route
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestPathsAreMadeCanonicalBeforeAnythingLooksAtThem(t *testing.T) { // B14
 	for in, want := range map[string]string{
@@ -86,6 +89,28 @@ func TestATemplateIsRefusedWithItsFault(t *testing.T) {
 	} {
 		if _, err := URITemplate(in); err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %s", in, err, want)
+		}
+	}
+}
+
+func TestATemplateTakesTheCharactersThatEnvoyTakes(t *testing.T) {
+	one, err := URITemplate("/t/*/e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	many, err := URITemplate("/t/**/e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c := byte('!'); c < 0x7f; c++ {
+		// RFC 3986 section 3.3: unreserved, sub-delims, ":", "@", and what an escape is made of
+		want := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~!$&'()*+,;=:@%", c) >= 0
+		path := "/t/" + string(rune(c)) + "/e"
+		if got := one.MatchString(path); got != want {
+			t.Errorf("* takes %q: %v, want %v", c, got, want)
+		}
+		if got := many.MatchString(path); got != (want || c == '/') {
+			t.Errorf("** takes %q: %v, want %v", c, got, want || c == '/')
 		}
 	}
 }

@@ -10,8 +10,8 @@ import (
 // maxTemplateVars is the number of variables that Envoy allows in a URI template.
 const maxTemplateVars = 5
 
-// The characters that Envoy allows in a path of a URI template (RFC 3986 pchar, without "/").
-const templateChar = `[a-zA-Z0-9\-._~%!$&'()+,;:@=]`
+// The characters that Envoy allows in a path of a URI template (RFC 3986 section 3.3, pchar).
+const templateChar = `[a-zA-Z0-9\-._~%!$&'()*+,;:@=]`
 
 // URITemplate compiles a pattern of Envoy's uri_template extension into an expression that matches whole paths: "*" is
 // one segment, "**" any number of them with no wildcard behind it, {name} and {name=pattern} capture. Istio writes {*} and {**}.

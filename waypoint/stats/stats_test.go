@@ -2,6 +2,7 @@ package stats
 
 import (
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,30 @@ func TestLabelsAreRemovedAddedAndReplaced(t *testing.T) {
 	}
 	if got := expose(t, c, "istio_tcp_connections_closed_total", a, b); len(got) != 1 || strings.Contains(got[0], a) || !strings.HasSuffix(got[0], " 2") {
 		t.Errorf("connections: %q", got)
+	}
+}
+
+func TestAConfigurationThatComesAgainCountsIntoTheSameSeries(t *testing.T) {
+	const overrides = `"metrics": [{"name": "requests_total", "tags_to_remove": ["source_principal"], "dimensions": {"a": "request.method", "b": "'x'"}}]`
+	r := telemetry.NewRegistry(telemetry.Config{MaxSeries: 2})
+	for i := range 50 { // as many updates of a listener
+		c, err := compile(t, overrides)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := telemetry.HTTPLabels{Protocol: "http", Code: 200, Flags: "-"}
+		c.Apply(&l, &expr.Env{Exchange: &filter.Exchange{Req: &message.Request{Method: "GET"}}, Status: 200})
+		r.HTTP(&l, &telemetry.Request{})
+		if i == 0 {
+			runtime.GC()
+		}
+	}
+	var b strings.Builder
+	if err := r.Expose(&b); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(b.String(), "\nistio_requests_total{"); n != 1 || strings.Contains(b.String(), `"overflow"`) {
+		t.Errorf("%d series: %s", n, b.String())
 	}
 }
 

@@ -65,6 +65,15 @@ type Tag struct{ Key, Value string }
 // Add adds a tag. The value has to outlive the request.
 func (s *Span) Add(key, value string) { s.Tags = append(s.Tags, Tag{key, value}) }
 
+// Size is about how many bytes the span takes, in memory and on its way.
+func (s *Span) Size() int {
+	n := 128 + len(s.Name) + len(s.State)
+	for _, t := range s.Tags {
+		n += len(t.Key) + len(t.Value) + 8
+	}
+	return n
+}
+
 // Compile compiles the tracing of a connection manager. Tracers that are not known are refused.
 func Compile(p *hcmv3.HttpConnectionManager_Tracing) (*Config, error) {
 	c := &Config{client: share(p.GetClientSampling()), random: share(p.GetRandomSampling()), overall: share(p.GetOverallSampling()), maxPath: defaultPath, forms: W3C}

@@ -22,25 +22,51 @@ type acceptor struct {
 	pod   *Pod
 	fd    loop.FD
 	pause loop.Timer
-	take  func(w *worker, pod *Pod, fd int, peer, local netip.AddrPort)
+	kind  listenerKind
+	take  func(*worker, accepted)
+	// tuned says that the queue holds only connections that have the options of the listener.
+	tuned bool
+}
+
+// listenerKind is one of a pod's listeners.
+type listenerKind uint8
+
+const (
+	outboundListener listenerKind = iota
+	plaintextListener
+	tunnelListener
+)
+
+// accepted is a connection to one of them.
+type accepted struct {
+	pod         *Pod
+	kind        listenerKind
+	fd          int
+	peer, local netip.AddrPort
+}
+
+// take begins with an accepted connection, whose descriptor it takes over.
+func (w *worker) take(c accepted) {
+	switch c.kind {
+	case outboundListener:
+		w.takeOutbound(c.pod, c.fd, c.peer, c.local)
+	case plaintextListener:
+		w.takePlaintext(c.pod, c.fd, c.peer, c.local)
+	default:
+		w.takeTunnel(c.pod, c.fd, c.peer, c.local)
+	}
 }
 
 // startAccepting registers the pod's listeners. The loop works on duplicates, so that they stay the pod's.
 func (w *worker) startAccepting(pod *Pod) error {
-	for _, l := range []struct {
-		fd   int
-		take func(*worker, *Pod, int, netip.AddrPort, netip.AddrPort)
-	}{
-		{pod.outbound, (*worker).takeOutbound},
-		{pod.plaintext, (*worker).takePlaintext},
-		{pod.hbone, (*worker).takeTunnel},
-	} {
-		a := &acceptor{w: w, pod: pod, take: l.take}
-		fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 3)
+	for kind, listener := range [...]int{outboundListener: pod.outbound, plaintextListener: pod.plaintext, tunnelListener: pod.hbone} {
+		a := &acceptor{w: w, pod: pod, kind: listenerKind(kind), take: (*worker).take}
+		fd, err := unix.FcntlInt(uintptr(listener), unix.F_DUPFD_CLOEXEC, 3)
 		if err == nil {
 			err = unix.SetNonblock(fd, true)
 			if err == nil {
-				err = w.loop.Register(&a.fd, fd, a)
+				w.p.tuneAccepted(fd, a.kind)
+				err = w.loop.RegisterListener(&a.fd, fd, a)
 			}
 			if err != nil {
 				unix.Close(fd)
@@ -109,6 +135,7 @@ func (a *acceptor) accept() bool {
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
+			a.tuned = true
 			return false
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL): // not a listener any more: asking again would not end
 			a.w.p.log.Warn("a pod's listener is closed", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace)
@@ -126,11 +153,16 @@ func (a *acceptor) accept() bool {
 			unix.Close(fd)
 			continue
 		}
-		if w := a.w.p.assign(); w == a.w {
-			a.take(w, a.pod, fd, peer, local)
+		if !a.tuned {
+			a.w.p.tuneAccepted(fd, a.kind)
+		}
+		c := accepted{pod: a.pod, kind: a.kind, fd: fd, peer: peer, local: local}
+		if w := a.w.p.assign(a.w, a.kind); w == a.w {
+			a.take(w, c)
 		} else {
-			pod, take := a.pod, a.take
-			w.loop.Inject(func() { take(w, pod, fd, peer, local) })
+			take := a.take
+			w.coming.Add(1)
+			w.loop.Inject(func() { w.coming.Add(-1); take(w, c) })
 		}
 	}
 	return true
@@ -154,6 +186,15 @@ func localAddr(fd int) (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	return loop.AddrPort(sa), nil
+}
+
+// tuneAccepted sets the options of accepted connections, on one of them or on the listener, from which they have them.
+// Tunnels end with a FIN, what carries an application's bytes with a RST unless its end is in order.
+func (p *Proxy) tuneAccepted(fd int, kind listenerKind) {
+	p.tune(fd)
+	if kind != tunnelListener {
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
 }
 
 // tune sets what every connection has: no delay, and keepalive unless it is off (1.3).

@@ -3,7 +3,6 @@ package proxy
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 )
@@ -125,7 +124,7 @@ func TestRootAPanicOverOneConnectionDoesNotCloseThePodsListener(t *testing.T) {
 	for _, w := range p.workers {
 		w.loop.OnLoop(func() {
 			for _, acc := range w.acceptors[p.pods.Load().byUID[a.name]] {
-				acc.take = func(*worker, *Pod, int, netip.AddrPort, netip.AddrPort) { panic("a bug of ours") }
+				acc.take = func(*worker, accepted) { panic("a bug of ours") }
 			}
 		})
 	}

@@ -22,7 +22,6 @@ type hello struct {
 
 // takeTunnel begins with an accepted connection on 15008. Descriptor fd is taken over.
 func (w *worker) takeTunnel(pod *Pod, fd int, peer, local netip.AddrPort) {
-	w.p.tune(fd)
 	h := &hello{w: w, since: w.loop.Now(), t: &peerTunnel{pod: pod, peer: peer, local: local}}
 	if err := w.loop.Register(&h.fd, fd, h); err != nil {
 		unix.Close(fd)

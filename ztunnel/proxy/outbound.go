@@ -43,8 +43,7 @@ func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
 		unix.Close(fd)
 		return
 	}
-	w.p.tune(fd)
-	o.app.ResetOnClose()
+	o.app.ResetsOnClose()
 	o.peer, o.orig = peer, orig
 	o.begin(w, pod, o, outboundDir)
 	if o.selfCall() {

@@ -27,8 +27,7 @@ func (w *worker) takePlaintext(pod *Pod, fd int, peer, orig netip.AddrPort) {
 		unix.Close(fd)
 		return
 	}
-	w.p.tune(fd)
-	c.app.ResetOnClose()
+	c.app.ResetsOnClose()
 	c.peer, c.orig, c.actual = peer, orig, orig
 	c.begin(w, pod, c, inboundDir)
 	if IllegalPort(orig.Port()) {

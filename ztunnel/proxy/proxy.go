@@ -125,7 +125,7 @@ type Proxy struct {
 	pods atomic.Pointer[podTable]
 	// changes is closed and replaced when the workload table changes.
 	changes atomic.Pointer[chan struct{}]
-	// next deals connections out to workers.
+	// next deals tunnels out to workers.
 	next atomic.Uint32
 	// accepting and connecting bound the handshakes under way. They are two, so that slow peers cannot keep our own pods
 	// from connecting. awaiting bounds those that wait for a pod's certificate before.
@@ -331,12 +331,22 @@ func (p *Proxy) endHelpers() {
 	p.helpers.Wait()
 }
 
-// assign picks the worker of the next connection.
-func (p *Proxy) assign() *worker {
-	if len(p.workers) == 1 {
-		return p.workers[0]
+// assign picks the worker of a connection that w has accepted: w itself unless it carries more than others, by an eighth of
+// what the least of them does. Tunnels, few and long-lived, go round.
+func (p *Proxy) assign(w *worker, kind listenerKind) *worker {
+	if kind == tunnelListener {
+		return p.workers[int(p.next.Add(1))%len(p.workers)]
 	}
-	return p.workers[int(p.next.Add(1))%len(p.workers)]
+	least := w
+	for _, x := range p.workers {
+		if x.load() < least.load() {
+			least = x
+		}
+	}
+	if n := least.load(); w.load() <= n+n/8 {
+		return w
+	}
+	return least
 }
 
 var _ loop.Handler = (*acceptor)(nil)

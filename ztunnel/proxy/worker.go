@@ -34,6 +34,7 @@ type worker struct {
 
 	// any goroutine
 	open   atomic.Int32
+	coming atomic.Int32 // accepted by others for it
 	nudged atomic.Bool
 }
 
@@ -43,7 +44,7 @@ type parked interface {
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
-	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log})
+	l, err := loop.New(loop.Config{Name: fmt.Sprintf("worker-%d", id), Logger: p.log, Hold: loop.DefaultHold})
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +58,9 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	w.server = hbone.NewServer(l, sc)
 	return w, nil
 }
+
+// load is the number of connections that it carries or is about to. Any goroutine.
+func (w *worker) load() int32 { return w.open.Load() + w.coming.Load() }
 
 // nudge has changed run soon on the loop, once for any number of calls. Any goroutine.
 func (w *worker) nudge() {

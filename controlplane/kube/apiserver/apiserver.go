@@ -96,8 +96,9 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// unread are the accepted kinds that nothing is made from; they are not watched.
-var unread = map[kube.Kind]bool{kube.KindServiceAccount: true, kube.KindDeployment: true}
+// unread are the accepted kinds that are not watched: nothing is made of the first two, and which Deployment a pod
+// belongs to follows from the hash in its labels without the ReplicaSets, of which a cluster keeps many.
+var unread = map[kube.Kind]bool{kube.KindServiceAccount: true, kube.KindDeployment: true, kube.KindReplicaSet: true}
 
 // served finds out which of the kinds the API server has, and under which resource: of the versions of a kind that we
 // accept the first.

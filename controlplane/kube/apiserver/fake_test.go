@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -49,7 +51,6 @@ var builtIn = map[schema.GroupVersionResource]string{
 	{Version: "v1", Resource: "services"}:                                  "Service",
 	{Version: "v1", Resource: "configmaps"}:                                "ConfigMap",
 	{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}: "EndpointSlice",
-	{Group: "apps", Version: "v1", Resource: "replicasets"}:                "ReplicaSet",
 }
 
 // later are resources of definitions.
@@ -227,4 +228,13 @@ func expect(t *testing.T, what string, got, want any) {
 	if got != want {
 		t.Errorf("%s:\ngot  %v\nwant %v", what, got, want)
 	}
+}
+
+func read(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

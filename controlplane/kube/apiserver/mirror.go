@@ -2,8 +2,10 @@ package apiserver
 
 import (
 	"encoding/json"
+	"errors"
 	"hash/maphash"
 	"maps"
+	"net/url"
 	"slices"
 	"sync"
 
@@ -164,6 +166,10 @@ func (m *mirror) trouble(kind kube.Kind, err error) {
 			m.signal()
 		}
 		return
+	}
+	// The address of a watch has a version, which would make each attempt another problem.
+	if u := (*url.Error)(nil); errors.As(err, &u) {
+		err = u.Err
 	}
 	p := kube.Problem{Severity: kube.Warning, Object: kube.Key{Kind: kind}, Cause: "API server: " + err.Error() + "; the last state stays in force"}
 	if m.troubles[kind] != p {

@@ -156,7 +156,7 @@ func (s *Source) compare(ctx context.Context, m *mirror, running map[kube.Kind]f
 		switch gvr, ok := served[kind]; {
 		case ok && gvr == f.gvr:
 			continue
-		case !ok && !s.cfg.Client.undefined(ctx, f.gvr):
+		case !ok && (kind.BuiltIn() || !s.cfg.Client.undefined(ctx, f.gvr)):
 			continue // its follower says what is wrong
 		case !ok:
 			f.stop()

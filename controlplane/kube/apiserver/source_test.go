@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
@@ -102,6 +103,21 @@ func TestDefinitionsMayComeLaterAndGo(t *testing.T) {
 	})
 }
 
+func TestKindsOfKubernetesItselfDoNotGo(t *testing.T) {
+	// Discovery of a server that has just started names some groups some seconds later than others.
+	synctest.Test(t, func(t *testing.T) {
+		slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+		s := newFake(t, `{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a, namespace: shop}, addressType: IPv4}`)
+		w := follow(t, s)
+		settle()
+		expect(t, "at first", w.state(), "EndpointSlice shop/a")
+		s.serve(slices, "")
+		time.Sleep(time.Minute)
+		settle()
+		expect(t, "while discovery does not name it", w.state(), "EndpointSlice shop/a")
+	})
+}
+
 func TestTheLastStateStaysWhileTheServerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newFake(t, podWeb)
@@ -109,9 +125,11 @@ func TestTheLastStateStaysWhileTheServerFails(t *testing.T) {
 		s.fail("", errors.New("connection refused"))
 		w := follow(t, s)
 		time.Sleep(time.Minute)
+		settle()
 		expect(t, "before anything was listed", w.state(), "nothing")
 		s.fail("", nil)
 		time.Sleep(time.Minute)
+		settle()
 		expect(t, "while one kind cannot be listed", w.state(), "nothing")
 		if !strings.Contains(w.log.String(), "too busy") || !strings.Contains(w.log.String(), "connection refused") {
 			t.Errorf("the log does not say why:\n%s", w.log)

@@ -24,7 +24,7 @@ func trim(kind kube.Kind, o map[string]any) {
 	switch kind {
 	case kube.KindPod:
 		trimPod(o, status)
-	case kube.KindNode, kube.KindReplicaSet, kube.KindNamespace:
+	case kube.KindNode, kube.KindNamespace:
 		keep(o, "apiVersion", "kind", "metadata")
 		delete(metadata, "generation")
 		if kind != kube.KindNamespace {

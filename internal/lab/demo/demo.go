@@ -6,17 +6,14 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
-	"github.com/ambit-mesh/ambit/internal/lab/echo"
 	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/lab/wire"
 )
@@ -29,6 +26,8 @@ type Config struct {
 	Manifests string
 	// Out takes the report.
 	Out io.Writer
+	// Claims ends the demo after so many claims; all are shown if zero.
+	Claims int
 }
 
 // ErrFailed is returned when at least one claim did not hold.
@@ -46,6 +45,9 @@ type demo struct {
 	number int
 	failed int
 }
+
+// claimTime is how long a claim may take before it counts as failed.
+const claimTime = 90 * time.Second
 
 // claim is one thing that the mesh promises. The function returns what was seen; an error is a fail.
 type claim struct {
@@ -74,12 +76,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	fmt.Fprintf(cfg.Out, "The lab is up after %.1f s.\n", time.Since(begin).Seconds())
-	for _, cl := range d.claims() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		d.check(ctx, cl)
-	}
+	d.check(ctx, d.connectionClaims())
+	d.beside(ctx, d.rotationClaim(), d.waypointClaims())
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -90,25 +88,61 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return nil
 }
 
-func (d *demo) check(ctx context.Context, cl claim) {
+// check shows claims one after the other.
+func (d *demo) check(ctx context.Context, claims []claim) {
+	for _, cl := range claims {
+		if d.over(ctx) {
+			return
+		}
+		d.head(cl)
+		d.show(ctx, cl)()
+	}
+}
+
+// beside shows a claim that is mostly waiting, and disturbs no other and is disturbed by none, while the others are shown. It
+// is told of after them, and waited for also when ctx ends.
+func (d *demo) beside(ctx context.Context, cl claim, others []claim) {
+	if d.over(ctx) {
+		return
+	}
+	done := make(chan func(), 1)
+	go func() { done <- d.show(ctx, cl) }()
+	d.check(ctx, others)
+	d.head(cl)
+	(<-done)()
+}
+
+// over says that no more claims are to be shown.
+func (d *demo) over(ctx context.Context) bool {
+	return ctx.Err() != nil || d.cfg.Claims > 0 && d.number >= d.cfg.Claims
+}
+
+// head tells which claim comes.
+func (d *demo) head(cl claim) {
 	d.number++
 	fmt.Fprintf(d.cfg.Out, "\n%d. %s\n   asked: %s\n", d.number, cl.title, cl.asked)
-	cctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+}
+
+// show finds out whether a claim holds; the result tells of it.
+func (d *demo) show(ctx context.Context, cl claim) (tell func()) {
+	cctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	seen, err := cl.show(cctx)
-	if ctx.Err() != nil {
-		fmt.Fprintf(d.cfg.Out, "   interrupted\n")
-		return
+	return func() {
+		if ctx.Err() != nil {
+			fmt.Fprintf(d.cfg.Out, "   interrupted\n")
+			return
+		}
+		if seen != "" {
+			fmt.Fprintf(d.cfg.Out, "   seen:  %s\n", seen)
+		}
+		if err != nil {
+			d.failed++
+			fmt.Fprintf(d.cfg.Out, "   FAIL:  %v\n", err)
+			return
+		}
+		fmt.Fprintf(d.cfg.Out, "   pass\n")
 	}
-	if seen != "" {
-		fmt.Fprintf(d.cfg.Out, "   seen:  %s\n", seen)
-	}
-	if err != nil {
-		d.failed++
-		fmt.Fprintf(d.cfg.Out, "   FAIL:  %v\n", err)
-		return
-	}
-	fmt.Fprintf(d.cfg.Out, "   pass\n")
 }
 
 // apply applies a file or directory of the demo and waits until all pods are Ready.
@@ -123,42 +157,6 @@ func (d *demo) apply(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return d.c.WaitReady(ctx, nil)
-}
-
-// load runs the echo client in a pod and returns its summary.
-func (d *demo) load(ctx context.Context, namespace, pod string, args ...string) (*echo.Summary, error) {
-	argv := append(append([]string{}, d.cfg.Lab.Programs.Echo...), "client", "--json", "--data="+marker)
-	out, err := d.c.Run(ctx, namespace, pod, append(argv, args...)...)
-	if err != nil {
-		return nil, err
-	}
-	sum := &echo.Summary{}
-	if err := json.Unmarshal([]byte(out), sum); err != nil {
-		return nil, fmt.Errorf("read summary: %w", err)
-	}
-	return sum, nil
-}
-
-// background is a load under way.
-type background struct {
-	sum  *echo.Summary
-	err  error
-	done chan struct{}
-}
-
-// loadBehind starts load and returns at once.
-func (d *demo) loadBehind(ctx context.Context, args ...string) *background {
-	b := &background{done: make(chan struct{})}
-	go func() { // ends with the load, which the caller waits for
-		defer close(b.done)
-		b.sum, b.err = d.load(ctx, "shop", "client", args...)
-	}()
-	return b
-}
-
-func (b *background) wait() (*echo.Summary, error) {
-	<-b.done
-	return b.sum, b.err
 }
 
 // tap captures a node's link to the other nodes until stop is called; xDS and CA traffic is left out.
@@ -211,6 +209,10 @@ func encrypted(r wire.Report) error {
 
 // poll repeats f until it returns nil, at most for limit; the last error is returned.
 func poll(ctx context.Context, limit time.Duration, f func() error) error {
+	return pollEvery(ctx, 50*time.Millisecond, limit, f)
+}
+
+func pollEvery(ctx context.Context, pause, limit time.Duration, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -218,7 +220,7 @@ func poll(ctx context.Context, limit time.Duration, f func() error) error {
 		if err == nil {
 			return nil
 		}
-		t := time.NewTimer(50 * time.Millisecond)
+		t := time.NewTimer(pause)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -240,16 +242,4 @@ func (d *demo) hold(ctx context.Context, namespace, pod, addr string) (net.Conn,
 		return err
 	})
 	return conn, err
-}
-
-// failures puts what went wrong in a load into words.
-func failures(sum *echo.Summary) string {
-	var parts []string
-	for e, n := range sum.Errors {
-		parts = append(parts, fmt.Sprintf("%d x %s", n, e))
-	}
-	if len(parts) == 0 {
-		return "none"
-	}
-	return strings.Join(parts, ", ")
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,9 +21,6 @@ import (
 
 // reviews is the service with a waypoint.
 const reviews = "http://reviews.shop"
-
-// failFile makes version 2 fail for as long as it exists (deploy/examples/demo/waypoint).
-const failFile = "/tmp/ambit-demo-reviews-v2-fails"
 
 // waypointClaims are about requests.
 func (d *demo) waypointClaims() []claim {
@@ -38,6 +36,7 @@ func (d *demo) waypointClaims() []claim {
 		{"A mirror gets a copy", "a VirtualService that sends all to version 1 and a copy to version 2; 50 requests", d.clean(d.mirrored, "VirtualService", "reviews")},
 		{"Only good tokens pass", "RequestAuthentication and a policy that wants a token: good, none, expired, forged", d.clean(d.tokens, "RequestAuthentication", "tokens", "AuthorizationPolicy", "tokens")},
 		{"A policy on requests sees the original client", "an AuthorizationPolicy that denies shop/client DELETE; GET and DELETE of shop/client", d.clean(d.requestPolicy, "AuthorizationPolicy", "no-delete")},
+		{"One trace has every hop", "meshConfig with an OpenTelemetry provider, a Telemetry that records and logs all requests; one request of a trace that the client began, 20 without", d.clean(d.oneTrace, "Telemetry", "tracing")},
 		{"Metrics have Istio's names and labels", "the waypoint's /stats/prometheus", d.goldenMetrics},
 	}
 }
@@ -160,20 +159,15 @@ func (d *demo) headerRoute(ctx context.Context) (string, error) {
 }
 
 func (d *demo) weightsLive(ctx context.Context) (string, error) {
-	bg := d.loadBehind(ctx, reviews+"/", "--duration=6s", "--rate=200", "--parallel=16")
-	for i := range 20 {
-		if err := d.c.ApplyYAML(ctx, split(5*i, 100-5*i)); err != nil {
-			return "", err
-		}
-		t := time.NewTimer(250 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
-	}
-	sum, err := bg.wait()
+	b, err := d.loadBehind(ctx, reviews+"/", "--rate=200", "--parallel=16")
 	if err != nil {
+		return "", err
+	}
+	for i := 0; i < 20 && err == nil; i++ {
+		err = errors.Join(d.c.ApplyYAML(ctx, split(5*i, 100-5*i)), wait(ctx, 200*time.Millisecond))
+	}
+	sum, lerr := b.end()
+	if err = errors.Join(err, lerr); err != nil {
 		return "", err
 	}
 	v1, v2 := versions(sum)
@@ -189,16 +183,23 @@ func virtualService(rules string) string {
 	return `{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: reviews, namespace: shop}, spec: {hosts: [reviews], http: [` + rules + `]}}`
 }
 
-// failing has version 2 fail until the result is called.
-func failing() (heal func(), err error) {
-	if err := os.WriteFile(failFile, nil, 0o600); err != nil {
+// failing has version 2 fail until the result is called: while there is a file in the pod's directory
+// (deploy/examples/demo/waypoint).
+func (d *demo) failing(ctx context.Context) (heal func(), err error) {
+	pods, err := d.podsOf(ctx, "reviews-v2")
+	if err != nil || len(pods) == 0 {
+		return nil, errors.Join(err, errors.New("no pod of version 2"))
+	}
+	log, err := d.c.LogFile(ctx, "shop", pods[0], "")
+	if err != nil {
 		return nil, err
 	}
-	return func() { os.Remove(failFile) }, nil
+	file := filepath.Join(filepath.Dir(log), "fails")
+	return func() { os.Remove(file) }, os.WriteFile(file, nil, 0o600)
 }
 
 func (d *demo) retryHides(ctx context.Context) (string, error) {
-	heal, err := failing()
+	heal, err := d.failing(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -229,14 +230,14 @@ func (d *demo) retryHides(ctx context.Context) (string, error) {
 }
 
 func (d *demo) outlier(ctx context.Context) (string, error) {
-	heal, err := failing()
+	heal, err := d.failing(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer heal()
 	// without the setting the pod nearest to the waypoint would have all requests, as in Istio
 	const rule = `{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: reviews, namespace: shop}, spec: {host: reviews,
- trafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false}}, outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 3s, maxEjectionPercent: 100}}}}`
+ trafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false}}, outlierDetection: {consecutive5xxErrors: 2, interval: 0.5s, baseEjectionTime: 2s, maxEjectionPercent: 100}}}}`
 	err = d.set(ctx, rule, d.only(ctx, 1))
 	if err != nil {
 		return "", err
@@ -265,15 +266,17 @@ func (d *demo) outlier(ctx context.Context) (string, error) {
 }
 
 func (d *demo) timeout(ctx context.Context) (string, error) {
+	var took time.Duration
 	err := d.set(ctx, virtualService(`{timeout: 0.3s, route: [{destination: {host: reviews}}]}`), func() error {
 		begin := time.Now()
-		sum, err := d.ask(ctx, "/delay/5s")
-		if err == nil && (sum.Errors["status 504"] != 1 || time.Since(begin) > 3*time.Second) {
+		sum, err := d.load(ctx, "shop", "client", reviews+"/delay/5s", "--timeout=2s") // without the route it takes 5 s
+		if err == nil && sum.Errors["status 504"] != 1 {
 			err = fmt.Errorf("after %.1f s: %s", time.Since(begin).Seconds(), failures(sum))
 		}
+		took = time.Since(begin)
 		return err
 	})
-	return "status 504, well before 5 s", err
+	return fmt.Sprintf("status 504 after %.2f s", took.Seconds()), err
 }
 
 func (d *demo) fault(ctx context.Context) (string, error) {
@@ -328,23 +331,8 @@ func (d *demo) mirrored(ctx context.Context) (string, error) {
 
 // logged counts the lines of a deployment's pods that hold text.
 func (d *demo) logged(ctx context.Context, deployment, text string) (int, error) {
-	pods, err := d.podsOf(ctx, deployment)
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for _, p := range pods {
-		path, err := d.c.LogFile(ctx, "shop", p, "")
-		if err != nil {
-			return 0, err
-		}
-		log, err := os.ReadFile(path)
-		if err != nil {
-			return 0, err
-		}
-		n += strings.Count(string(log), text)
-	}
-	return n, nil
+	log, err := d.logOf(ctx, deployment)
+	return strings.Count(log, text), err
 }
 
 // podsOf are the names of a deployment's pods.

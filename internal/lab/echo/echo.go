@@ -31,6 +31,8 @@ type ServerConfig struct {
 	Greet []string
 	// FailFile is a path; while there is a file, HTTP requests are answered with 503, but for /healthz. "" is none.
 	FailFile string
+	// Collector takes spans and logs, as collectors do, and writes a line for each to Log.
+	Collector bool
 	// Pod and Namespace are what the server says it is.
 	Pod, Namespace string
 	// Log gets a line per HTTP request and TCP connection; discarded if nil.
@@ -185,6 +187,9 @@ func (s *server) raw(conn net.Conn, r *bufio.Reader) {
 // /delay/DURATION after that time.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.cfg.Log.Info("http", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr, "proto", r.Proto)
+	if s.cfg.Collector && s.collect(w, r) {
+		return
+	}
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		s.grpc(w, r)
 		return
@@ -265,7 +270,7 @@ func (s *server) grpc(w http.ResponseWriter, r *http.Request) {
 	msg, err := io.ReadAll(io.LimitReader(r.Body, 4<<20))
 	w.Header().Set("Content-Type", "application/grpc")
 	w.Header().Set("Trailer", "Grpc-Status, Grpc-Message")
-	if err != nil || len(msg) < 5 || int(binary.BigEndian.Uint32(msg[1:5])) != len(msg)-5 {
+	if err != nil || grpcBody(msg) == nil {
 		w.Header().Set("Grpc-Status", "3")
 		w.Header().Set("Grpc-Message", "not one unary message")
 		return
@@ -279,6 +284,14 @@ func grpcMessage(text string) []byte {
 	pb := append([]byte{0x0a}, binary.AppendUvarint(nil, uint64(len(text)))...)
 	pb = append(pb, text...)
 	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(pb))), pb...)
+}
+
+// grpcBody is the message in a frame that is not compressed; nil if it is not exactly one.
+func grpcBody(frame []byte) []byte {
+	if len(frame) < 5 || frame[0] != 0 || int(binary.BigEndian.Uint32(frame[1:5])) != len(frame)-5 {
+		return nil
+	}
+	return frame[5:]
 }
 
 // grpcText is the inverse of grpcMessage; empty for anything else.

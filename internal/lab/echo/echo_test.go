@@ -3,11 +3,20 @@ package echo
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // serve starts a server on two loopback ports: one for everything, one that greets.
@@ -116,4 +125,49 @@ func TestDurationEndsARun(t *testing.T) {
 	if err != nil || sum.OK == 0 || sum.Failed > 0 {
 		t.Errorf("got %+v, %v", sum, err)
 	}
+}
+
+func TestACollectorWritesALineForEachSpan(t *testing.T) {
+	export, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{
+		Resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("service.name", "waypoint.shop")}},
+		ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{
+			TraceId: []byte{0: 0x4b, 15: 1}, SpanId: []byte{7: 2}, ParentSpanId: []byte{7: 3}, Name: "a b", Kind: tracepb.Span_SPAN_KIND_SERVER,
+			Attributes: []*commonpb.KeyValue{text("http.url", "http://x/\n")},
+		}}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `msg=span trace=4b000000000000000000000000000001 span=0000000000000002 parent=0000000000000003 kind=SPAN_KIND_SERVER service=waypoint.shop name="a b" http.url="http://x/\n"`
+	logs, err := proto.Marshal(&logspb.LogsData{ResourceLogs: []*logspb.ResourceLogs{{ScopeLogs: []*logspb.ScopeLogs{{LogRecords: []*logspb.LogRecord{
+		{TraceId: []byte{15: 1}, Body: text("", "GET /a").Value, Attributes: []*commonpb.KeyValue{text("k", "v")}},
+	}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(export))), export...)
+	for _, c := range []struct {
+		path, body, want, grpc string
+		status                 int
+	}{
+		{otlpRPC, string(frame), want, "0", 200},
+		{otlpRPC, string(export), "", "3", 200},
+		{otlpHTTP, string(export), want, "", 200},
+		{otlpHTTP, "{", "", "", 400},
+		{logsHTTP, string(logs), `msg=entry trace=00000000000000000000000000000001 body="GET /a" k=v`, "", 200},
+		{zipkinV2, `[{"traceId":"4b","id":"2","parentId":"3","kind":"SERVER","name":"n","localEndpoint":{"serviceName":"w"},"tags":{"a":"b"}}]`, "msg=span trace=4b span=2 parent=3 kind=SERVER service=w name=n a=b", "", 200},
+		{zipkinV2, `{}`, "", "", 400},
+	} {
+		var log strings.Builder
+		s := &server{cfg: ServerConfig{Collector: true, Log: slog.New(slog.NewTextHandler(&log, nil))}}
+		rec := httptest.NewRecorder()
+		s.ServeHTTP(rec, httptest.NewRequest("POST", c.path, strings.NewReader(c.body)))
+		if rec.Code != c.status || rec.Result().Trailer.Get("Grpc-Status") != c.grpc || !strings.Contains(log.String(), c.want) || (strings.Contains(log.String(), "msg=span") || strings.Contains(log.String(), "msg=entry")) != (c.want != "") {
+			t.Errorf("%s: status %d, %v, %s", c.path, rec.Code, rec.Result().Trailer, log.String())
+		}
+	}
+}
+
+func text(key, value string) *commonpb.KeyValue {
+	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: value}}}
 }

@@ -1,0 +1,34 @@
+package authz
+
+import (
+	"encoding/json"
+	"strings"
+)
+
+// excuse is why a decision may differ; "": it may not. docs/differences.md has the reasons.
+func excuse(r *request, whose string) string {
+	path := strings.ToLower(r.path)
+	switch {
+	case whose != envoys:
+	case (strings.Contains(path, "%2e") || strings.Contains(path, `\`)) && strings.Contains(path, ";"):
+		return "a dot segment with parameters is one, also if it is escaped or behind a backslash"
+	case strings.Contains(path, "%%41"):
+		return "no escape comes into being"
+	}
+	return ""
+}
+
+// rulesOf are a service's policies in words.
+func rulesOf(s *service) string {
+	var b strings.Builder
+	for _, p := range s.policies {
+		text, err := json.Marshal(&p.Spec)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		b.WriteString("  " + p.Name + " " + p.Annotations["istio.io/dry-run"] + " ")
+		b.Write(text)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

@@ -1,0 +1,86 @@
+package forward
+
+import (
+	"context"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
+	"github.com/ambit-mesh/ambit/waypoint/listener"
+)
+
+// What istiod makes of an extension provider envoyOtelAls.
+const otelLog = `{"name": "otel", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+ "common_config": {"log_name": "otel_envoy_accesslog", "transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "otel", "authority": "otel.demo"}},
+  "filter_state_objects_to_log": ["upstream_peer"]}, "disable_builtin_labels": true,
+ "body": {"string_value": "%REQ(:METHOD)% %REQ(:PATH)% \"%REQ(USER-AGENT)%\" %RESPONSE_CODE%\n"}, "attributes": {"values": [{"key": "agent", "value": {"string_value": "%REQ(USER-AGENT)%"}}]}}}`
+
+func TestACollectorIsToldOfRequestsThatAreLogged(t *testing.T) {
+	r := newRig(t)
+	got := make(chan *logspb.LogsData, 16)
+	s := grpc.NewServer()
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "opentelemetry.proto.collector.logs.v1.LogsService", HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{MethodName: "Export", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			m := &logspb.LogsData{}
+			if err := dec(m); err != nil {
+				return nil, err
+			}
+			got <- m
+			return &emptypb.Empty{}, nil
+		}}},
+	}, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	t.Cleanup(s.Stop)
+	r.cluster("otel", h2, l.Addr().String())
+	r.cluster("reviews", "", backend(t, func(http.ResponseWriter, *http.Request) {}))
+	r.routes(toReviews)
+	h := *r.snap.Load().Listener.(targets)[vip].HTTP
+	if h.Logs, err = accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, otelLog)}); err != nil {
+		t.Fatal(err)
+	}
+	r.target(&listener.Target{HTTP: &h, H2C: &h})
+
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	req, _ := http.NewRequest("GET", "http://reviews:9080/a", nil)
+	req.Header.Set("traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
+	req.Header.Set("user-agent", "a\"\xffb")
+	resp, err := r.client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	records := (<-got).GetResourceLogs()[0].GetScopeLogs()[0].GetLogRecords()
+	if len(records) != 1 {
+		t.Fatalf("%d records", len(records))
+	}
+	x := records[0]
+	if got := x.GetBody().GetStringValue(); got != `GET /a "a\x22\xFFb" 200` {
+		t.Errorf("body %q", got)
+	}
+	if a := x.GetAttributes(); len(a) != 1 || a[0].GetKey() != "agent" || a[0].GetValue().GetStringValue() != "a\"\uFFFDb" {
+		t.Errorf("attributes %v", a)
+	}
+	if hex.EncodeToString(x.GetTraceId()) != trace || x.GetTimeUnixNano() == 0 {
+		t.Errorf("record %v", x)
+	}
+	var text strings.Builder
+	for text.Reset(); !strings.Contains(text.String(), `ambit_access_log_exports_total{result="sent"} 1`); { // ends with the test's time
+		text.Reset()
+		if err := r.metrics.Expose(&text); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
