@@ -22,6 +22,7 @@ func (s *server) admin() http.Handler {
 	})
 	mux.HandleFunc("GET /debug/syncz", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.discovery.Clients()) })
 	mux.HandleFunc("GET /debug/problems", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.problems.Load()) })
+	mux.Handle("GET /debug/status", s.statuses)
 	mux.HandleFunc("GET /debug/ca", func(w http.ResponseWriter, _ *http.Request) {
 		phase, since := s.authority.Phase()
 		writeJSON(w, map[string]any{"phase": phase, "since": since, "roots": string(s.authority.RootPEM())})

@@ -100,6 +100,7 @@ type server struct {
 	pods      *pods
 	feed      *feed
 	waypoints *waypoints
+	statuses  *statuses
 	started   time.Time
 	problems  atomic.Pointer[[]string]
 }
@@ -127,6 +128,7 @@ func newServer(cfg Config) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.statuses = &statuses{log: s.log}
 	s.waypoints = newWaypoints(envoy.Config{
 		TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases, ClusterID: cfg.ClusterID, RootNamespace: cfg.RootNamespace,
 	})

@@ -13,9 +13,13 @@ import (
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
+
+// clusterDomain ends the host names of Services.
+const clusterDomain = "cluster.local"
 
 // feed carries objects from the source to the proxies.
 type feed struct {
@@ -27,7 +31,9 @@ type feed struct {
 	// For run's goroutine only.
 	translator *translate.Translator
 	objects    *kube.Objects
-	texts      []string        // problems of the translation
+	texts      []string // problems of the translation
+	translated map[kube.Key]translate.Status
+	flaws      []kube.Problem  // of the translation
 	reported   map[string]bool // problems of the translation that were logged
 	routing    map[string]bool // problems of waypoints that were logged
 }
@@ -115,7 +121,9 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 	if reported {
 		now := map[string]bool{}
 		f.texts = nil
-		for _, p := range f.translator.Result().Problems {
+		result := f.translator.Result()
+		f.translated, f.flaws = result.Status, result.Problems
+		for _, p := range result.Problems {
 			text := p.Error()
 			f.texts = append(f.texts, text)
 			if now[text] = true; !f.reported[text] {
@@ -138,6 +146,10 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 	}
 	texts = append(append(texts, f.texts...), routing...)
 	f.s.problems.Store(&texts)
+	routes, flaws := f.s.waypoints.judgement()
+	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
+		Objects: snap.Objects, Translated: f.translated, Routes: routes, Problems: append(flaws, f.flaws...), ClusterDomain: clusterDomain,
+	}), time.Now())
 }
 
 // workloadsOf are the workloads alone, as waypoints get them, named as the addresses.

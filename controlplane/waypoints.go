@@ -92,6 +92,22 @@ func hasGateway(objects *kube.Objects) bool {
 	return false
 }
 
+func hasRoute(objects *kube.Objects) bool {
+	for range kube.List[*gatewayv1.HTTPRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.GRPCRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.TCPRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.TLSRoute](objects) {
+		return true
+	}
+	return false
+}
+
 // indexLocked is the index of the current objects, made when it is first needed.
 func (w *waypoints) indexLocked() *envoy.Index {
 	if w.index == nil {
@@ -111,6 +127,23 @@ func (w *waypoints) problems() []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(seen))
+}
+
+// judgement is what statuses need: the routes' parents, and what of the objects is not served as written.
+func (w *waypoints) judgement() ([]envoy.RouteParent, []kube.Problem) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.objects == nil {
+		return nil, nil
+	}
+	var problems []kube.Problem
+	for _, name := range slices.SortedFunc(maps.Keys(w.built), func(a, b kube.Name) int { return strings.Compare(a.String(), b.String()) }) {
+		problems = append(problems, w.built[name].Problems...)
+	}
+	if !hasRoute(w.objects) {
+		return nil, problems
+	}
+	return w.indexLocked().RouteParents(), problems
 }
 
 // want makes sure that a view is published from now on.

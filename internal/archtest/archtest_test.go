@@ -24,6 +24,7 @@ var floors = map[string]int{
 	"api":                0,
 	"internal/loop":      0,
 	"internal/looptls":   0,
+	"internal/handshake": 0,
 	"internal/spiffe":    0,
 	"internal/xds":       0,
 	"internal/netns":     0,
@@ -51,10 +52,14 @@ var floors = map[string]int{
 
 // siblings are the imports within one floor, each with its reason.
 var siblings = map[string]string{
+	"internal/handshake -> internal/loop":              "silent connections wait on a loop",
 	"internal/looptls -> internal/loop":                "a TLS connection is driven by a loop",
 	"internal/xds -> internal/rootca":                  "both ends of the control plane's TLS are read in one place",
 	"controlplane/translate -> controlplane/kube":      "translation reads the frozen objects",
 	"controlplane/envoy -> controlplane/kube":          "waypoints' resources come from the frozen objects",
+	"controlplane/status -> controlplane/kube":         "statuses are of objects",
+	"controlplane/status -> controlplane/translate":    "what translation found out is said in the status",
+	"controlplane/status -> controlplane/envoy":        "what waypoints serve of a route is said in its status",
 	"controlplane/discovery -> controlplane/translate": "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":             "the CA asks which pods run on a node",
 	"cmd/ambit -> internal/lab":                        "the command line runs labs",
