@@ -8,7 +8,7 @@ FUZZTIME ?= 10m
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps test-dumps clean
+.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,15 @@ test-dumps: ## resources recorded from istiod (DUMPS=DIR), and ours of the same 
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo
+
+kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go modules the first time; needs root
+	test/kube/cluster up
+
+kube-down: ## stop it and remove what it made, but for what was built
+	test/kube/cluster down
+
+test-kube: build ## the tests on a Kubernetes: that of KUBECONFIG, or what kube-up started
+	@[ -n "$$KUBECONFIG" ] || eval "$$(test/kube/cluster env)"; AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 20m -v -run Root ./test/kube
 
 clean: ## remove what the build made
 	rm -rf $(BIN) out

@@ -45,7 +45,7 @@ func (s *server) rotate(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only from this host", http.StatusForbidden)
 		return
 	}
-	switch err := s.authority.Rotate(); {
+	switch err := s.authority.Rotate(r.Context()); {
 	case errors.Is(err, ca.ErrRotating) || errors.Is(err, ca.ErrPlugged):
 		http.Error(w, err.Error(), http.StatusConflict)
 	case err != nil:

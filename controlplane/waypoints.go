@@ -116,34 +116,26 @@ func (w *waypoints) indexLocked() *envoy.Index {
 	return w.index
 }
 
-// problems lists what of the objects is not served as written.
-func (w *waypoints) problems() []string {
+// problems lists what of the objects is not served as written, each once and in order.
+func (w *waypoints) problems() []kube.Problem {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	seen := map[string]bool{}
+	var all []kube.Problem
 	for _, r := range w.built {
-		for _, p := range r.Problems {
-			seen[p.Error()] = true
-		}
+		all = append(all, r.Problems...)
 	}
-	return slices.Sorted(maps.Keys(seen))
+	kube.SortProblems(all)
+	return slices.Compact(all)
 }
 
-// judgement is what statuses need: the routes' parents, and what of the objects is not served as written.
-func (w *waypoints) judgement() ([]envoy.RouteParent, []kube.Problem) {
+// routes is what is to be said of the routes' parents.
+func (w *waypoints) routes() []envoy.RouteParent {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.objects == nil {
-		return nil, nil
-	}
-	var problems []kube.Problem
-	for _, name := range slices.SortedFunc(maps.Keys(w.built), func(a, b kube.Name) int { return strings.Compare(a.String(), b.String()) }) {
-		problems = append(problems, w.built[name].Problems...)
-	}
 	if !hasRoute(w.objects) {
-		return nil, problems
+		return nil
 	}
-	return w.indexLocked().RouteParents(), problems
+	return w.indexLocked().RouteParents()
 }
 
 // want makes sure that a view is published from now on.
