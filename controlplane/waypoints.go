@@ -128,11 +128,11 @@ func (w *waypoints) problems() []kube.Problem {
 	return slices.Compact(all)
 }
 
-// routes is what is to be said of the routes' parents.
-func (w *waypoints) routes() []envoy.RouteParent {
+// routeParents is what becomes of the routes at each of their parents, for their statuses.
+func (w *waypoints) routeParents() []envoy.RouteParent {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !hasRoute(w.objects) {
+	if w.objects == nil || !hasRoute(w.objects) {
 		return nil
 	}
 	return w.indexLocked().RouteParents()

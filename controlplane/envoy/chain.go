@@ -21,6 +21,7 @@ import (
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
@@ -124,15 +125,28 @@ func (b *builder) httpManager(at target, number uint32, routes *routev3.RouteCon
 		UseRemoteAddress:   wrapperspb.Bool(false),
 		Proxy_100Continue:  true,
 		UpgradeConfigs:     []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		NormalizePath:      wrapperspb.Bool(true),
 		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(b.sampledByID(at))})},
-
-		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 	}
+	b.canonicalPaths(m)
 	if at.port.protocol.http2() {
 		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
+}
+
+// canonicalPaths says how paths are made canonical before rules look at them, by pathNormalization of MeshConfig.
+func (b *builder) canonicalPaths(m *hcmv3.HttpConnectionManager) {
+	m.NormalizePath = wrapperspb.Bool(true)
+	m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_KEEP_UNCHANGED
+	switch b.mesh.config.GetPathNormalization().GetNormalization() {
+	case meshconfig.MeshConfig_ProxyPathNormalization_NONE:
+		m.NormalizePath = wrapperspb.Bool(false)
+	case meshconfig.MeshConfig_ProxyPathNormalization_MERGE_SLASHES:
+		m.MergeSlashes = true
+	case meshconfig.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES:
+		m.MergeSlashes = true
+		m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD
+	}
 }
 
 // httpFilters are in the order that istiod gives them (3.8).
