@@ -5,10 +5,11 @@ BIN := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10m
+REGISTRY ?= ghcr.io/ambit-mesh
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,11 @@ help: ## show this list
 build: ## build every program into bin/
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+images: ## container images, amd64 and arm64, as archives in out/images
+	@for a in amd64 arm64; do \
+	CGO_ENABLED=0 GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o out/images/bin/$$a/ ./cmd/... || exit 1; done
+	$(GO) run ./deploy/images -bin out/images/bin -out out/images -registry $(REGISTRY) -version $(VERSION)
 
 generate: ## regenerate protobuf and BPF code (needs protoc, clang, libbpf-dev), and docs/features.md
 	$(GO) generate ./...

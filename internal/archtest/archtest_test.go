@@ -74,6 +74,8 @@ var siblings = map[string]string{
 	"internal/lab/demo -> internal/lab/echo":                "the demo talks to the built-in image",
 	"internal/lab/demo -> internal/lab/manifest":            "the demo changes manifests",
 	"internal/lab/demo -> internal/lab/wire":                "the demo looks at the wire",
+	"ztunnel/capture/nodepods -> ztunnel/podsock":           "a source of pods describes them as the socket does",
+	"ztunnel/cni -> ztunnel/podsock":                        "the CNI plugin asks by the pods' socket",
 	"ztunnel/capture -> ztunnel/podsock":                    "capture serves the pods' socket",
 	"ztunnel/capture -> ztunnel/zds":                        "capture speaks ZDS to the proxy",
 	"ztunnel/proxy -> ztunnel/zds":                          "the proxy takes pods as ZDS hands them over",
@@ -135,6 +137,7 @@ var doors = []struct {
 	{"github.com/vishvananda/netns", []string{"internal/netns"}, "entering namespaces has one door"},
 	{"github.com/google/nftables", []string{"internal/lab"}, "only the lab's stand-in for kube-proxy translates addresses; the mesh itself uses no netfilter"},
 	{"k8s.io/client-go", []string{"controlplane/kube", "controlplane/gateway", "controlplane/ca", "ztunnel/capture", "cmd/ambit"}, "the API server has few readers"},
+	{"github.com/containernetworking/cni", []string{"ztunnel/cni", "cmd/ambit-cni"}, "the protocol of CNI plugins is spoken by the plugin"},
 	{"github.com/prometheus/", []string{"internal/telemetry", "controlplane"}, "metrics have one door"},
 	{"google.golang.org/grpc", []string{"api", "internal/xds", "internal/svid", "controlplane/discovery", "controlplane/ca", "waypoint/filter", "controlplane", "internal/lab/envoy"}, "RPC stays at the edges"},
 }
