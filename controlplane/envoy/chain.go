@@ -54,7 +54,9 @@ func (b *builder) portChains(s *service, p port) []*listenerv3.FilterChain {
 		name := inboundName(p.number, kind, "", s.host())
 		chain := &listenerv3.FilterChain{Name: name}
 		if kind == kindHTTP {
-			chain.Filters = []*listenerv3.Filter{b.httpManager(at, p.number, b.serviceRoutes(s, p))}
+			routes := b.serviceRoutes(s, p)
+			b.patchRoutes(at, routes)
+			chain.Filters = []*listenerv3.Filter{b.httpManager(at, p.number, routes)}
 		} else {
 			chain.Filters = b.tcpFilters(at, b.tcpProxy(s, p, name))
 		}
@@ -106,7 +108,7 @@ func (b *builder) tcpFilters(at target, proxy *tcpv3.TcpProxy) []*listenerv3.Fil
 	out = append(out, b.networkAuthorization(at)...)
 	out = append(out, networkFilter("istio.stats", b.statsConfig(at)))
 	proxy.AccessLog = b.accessLogs(at)
-	out = append(out, byServerName(at)...)
+	out = append(out, b.byServerName(at)...)
 	return append(out, networkFilter("envoy.filters.network.tcp_proxy", proxy))
 }
 
@@ -123,7 +125,7 @@ func (b *builder) httpManager(at target, number uint32, routes *routev3.RouteCon
 		UseRemoteAddress:   wrapperspb.Bool(false),
 		Proxy_100Continue:  true,
 		UpgradeConfigs:     []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(true)})},
+		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(b.sampledByID(at))})},
 	}
 	b.canonicalPaths(m)
 	if at.port.protocol.http2() {
@@ -162,10 +164,11 @@ func (b *builder) httpFilters(at target) []*hcmv3.HttpFilter {
 	if s := at.service; s != nil && s.resolution() == networking.ServiceEntry_DYNAMIC_DNS {
 		out = append(out, httpFilter("envoy.filters.http.dynamic_forward_proxy", b.forwardProxyFilter(s)))
 	}
-	return append(out,
+	out = append(out,
 		httpFilter("waypoint_upstream_peer_metadata", typedStruct("io.istio.http.peer_metadata.Config", map[string]any{
 			"upstream_discovery": []any{map[string]any{"workload_discovery": map[string]any{}}},
 		})),
 		httpFilter("istio.stats", b.statsConfig(at)),
-		httpFilter("envoy.filters.http.router", &routerv3.Router{}))
+		httpFilter(nameRouter, &routerv3.Router{}))
+	return b.insertFilters(at, out)
 }

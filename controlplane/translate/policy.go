@@ -41,12 +41,8 @@ func (t *Translator) authorizationPolicy(it *item) {
 			it.problem(kube.Warning, "spec", p.condition.Message, "")
 		}
 	}
-	if c := t.targetCondition(kube.Get[*securityv1.AuthorizationPolicy](t.objects, it.key.Namespace, it.key.Name.Name), it); c != nil {
-		it.status.Conditions = append(it.status.Conditions, *c)
-		if c.Status == conditionStatusFalse {
-			it.problem(kube.Warning, "spec.targetRefs", c.Reason+": "+c.Message, "")
-		}
-	}
+	o := kube.Get[*securityv1.AuthorizationPolicy](t.objects, it.key.Namespace, it.key.Name.Name)
+	t.targeted(o.Spec.TargetRef, o.Spec.TargetRefs, it)
 }
 
 // convertPolicy translates an AuthorizationPolicy (controlplane.md 1.8).

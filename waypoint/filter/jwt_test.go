@@ -83,7 +83,7 @@ func istioJWT(t *testing.T, jwks string) *jwtv3.JwtAuthentication {
 	 "bypass_cors_preflight": true}`)
 }
 
-func TestTokensAreCheckedAsIstioUsersExpect(t *testing.T) {
+func TestTokensAreCheckedAsIstioUsersExpect(t *testing.T) { // B19
 	iss, other := newIssuer(t, "1"), newIssuer(t, "1")
 	f := compile(t, jwtName, istioJWT(t, iss.jwks(t)))
 	good := iss.sign(t, claims())
@@ -162,7 +162,7 @@ func TestClaimsOfAVerifiedTokenAreMadeKnown(t *testing.T) {
 	}
 }
 
-func TestKeysAreFetchedOnceAndAgainWhenTheyAreOld(t *testing.T) {
+func TestKeysAreFetchedOnceAndAgainWhenTheyAreOld(t *testing.T) { // B20
 	iss := newIssuer(t, "1")
 	p := parse(t, &jwtv3.JwtAuthentication{}, `{
 	 "providers": {"o": {"issuer": "https://issuer.example.com", "remote_jwks": {"http_uri": {"uri": "http://keys.demo/jwks.json?v=1", "cluster": "outbound|80||keys", "timeout": "1s"}, "cache_duration": "60s"}}},
@@ -318,7 +318,7 @@ func FuzzKeys(f *testing.F) {
 	})
 }
 
-func TestARequestWithTwoTokensInOneHeaderIsRefused(t *testing.T) {
+func TestARequestWithTwoTokensInOneHeaderIsRefused(t *testing.T) { // B19
 	iss := newIssuer(t, "1")
 	f := compile(t, jwtName, istioJWT(t, iss.jwks(t)))
 	good := "Bearer " + iss.sign(t, claims())
