@@ -114,7 +114,7 @@ func frame2(r *bufio.Reader) (typ, flags byte, stream uint32, err error) {
 	return typ, flags, stream, err
 }
 
-func answer2(c net.Conn) {
+func serveFrames(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReader(c)
 	if _, err := r.Discard(24); err != nil {
@@ -148,7 +148,7 @@ func TestARequestDoesNotAllocate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			serve := answer1
 			if two {
-				serve = answer2
+				serve = serveFrames
 			}
 			_, addr := plainRig(t, two, serve)
 			var c net.Conn
