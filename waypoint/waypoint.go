@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/admin"
+	"github.com/ambit-mesh/ambit/internal/memory"
 	"github.com/ambit-mesh/ambit/internal/rootca"
 	"github.com/ambit-mesh/ambit/internal/run"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -95,6 +96,7 @@ func (w *waypoint) adminHandler(quit func()) http.Handler {
 		"/certs":            http.HandlerFunc(w.certsHandler),
 		"/server_info":      http.HandlerFunc(w.serverInfoHandler),
 		"/logging":          http.HandlerFunc(w.loggingHandler),
+		"/stats":            http.HandlerFunc(w.statsHandler),
 		"/stats/prometheus": w.registry.Handler(),
 		"/ready":            w.envoyReady(),
 	}})
@@ -113,6 +115,10 @@ func (w *waypoint) envoyReady() http.Handler {
 	})
 }
 
+// logDelay is how long a line of a log may wait for others: a write for each request would cost more than the line. Envoy
+// waits for up to ten seconds.
+const logDelay = 100 * time.Millisecond
+
 // observe makes logs and metrics.
 func (w *waypoint) observe() (err error) {
 	out := w.cfg.LogOutput
@@ -126,7 +132,7 @@ func (w *waypoint) observe() (err error) {
 	if w.levels, err = telemetry.NewLevels(w.cfg.LogLevel); err != nil {
 		return fmt.Errorf("set log level: %w", err)
 	}
-	w.writer = telemetry.NewWriter(telemetry.WriterConfig{Out: out})
+	w.writer = telemetry.NewWriter(telemetry.WriterConfig{Out: out, Delay: logDelay})
 	w.log = telemetry.NewHandler(w.writer, format, w.levels)
 	w.registry = telemetry.NewRegistry(telemetry.Config{Component: "waypoint", Tag: w.cfg.Version})
 	w.registry.CounterFunc("ambit_log_dropped_total", "Log lines lost because the output was too slow.", func() float64 { return float64(w.writer.Dropped()) })
@@ -264,7 +270,37 @@ func (w *waypoint) awaitConfig(ctx context.Context) error {
 		}
 	}
 	w.ready.Done(readyConfig)
-	<-ctx.Done()
-	w.ready.Pending(readyConfig)
+	defer w.ready.Pending(readyConfig)
+	w.giveBack(ctx, tick.C)
 	return nil
+}
+
+const (
+	// quietTicks is how many seconds the configuration has to stay the same before memory is given back, restTicks how many
+	// there are between two times.
+	quietTicks = 2
+	restTicks  = 30
+)
+
+// giveBack returns memory to the kernel after the start, and after changes of the configuration: the data path makes so little
+// garbage that what the changes have left would stay for long. It blocks until ctx is done.
+func (w *waypoint) giveBack(ctx context.Context, tick <-chan time.Time) {
+	var last, done *forward.Snapshot
+	quiet, rest := 0, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		quiet++
+		rest--
+		if now := w.config.current.Load(); now != last {
+			last, quiet = now, 0
+		}
+		if quiet >= quietTicks && rest <= 0 && last != done {
+			memory.GiveBack()
+			done, rest = last, restTicks
+		}
+	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/internal/admin"
+	"github.com/ambit-mesh/ambit/internal/memory"
 	"github.com/ambit-mesh/ambit/internal/rbac"
 	"github.com/ambit-mesh/ambit/internal/rootca"
 	"github.com/ambit-mesh/ambit/internal/run"
@@ -272,7 +273,7 @@ func (n *node) watchState(ctx context.Context) error {
 				restless = giveBackTicks
 			} else if restless > 0 {
 				if restless--; restless == 0 {
-					giveBack()
+					memory.GiveBack()
 				}
 			}
 			s := n.tracker.State()

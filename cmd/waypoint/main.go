@@ -26,6 +26,9 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], environment(os.Environ()), os.Stdout, os.Stderr))
 }
 
+// gcPercent is how much the heap may grow before garbage is collected, in percent of what is in use.
+const gcPercent = 50
+
 // usageError is a flag or variable that makes no sense.
 type usageError struct{ error }
 
@@ -39,6 +42,9 @@ func run(ctx context.Context, args []string, env map[string]string, stdout, stde
 		return 0
 	}
 	cfg, err := config(args, env, stderr)
+	if env["GOGC"] == "" { // the data path makes next to no garbage: collecting it earlier costs nothing and saves megabytes
+		debug.SetGCPercent(gcPercent)
+	}
 	if err == nil {
 		cfg.Version = programVersion()
 		cfg.Env = func(name string) (string, bool) { v, ok := env[name]; return v, ok }

@@ -312,6 +312,19 @@ func (f *FD) ConnectError() error {
 	return nil
 }
 
+// Unsent is the number of bytes written to a TCP socket that its peer's window has not let out yet. A Reset would drop
+// them; those that were sent are the peer's.
+func (f *FD) Unsent() int {
+	if f.Closed() {
+		return 0
+	}
+	n, err := unix.IoctlGetInt(int(f.fd), unix.SIOCOUTQNSD)
+	if err != nil { // not a TCP socket
+		return 0
+	}
+	return n
+}
+
 // Detach takes f out of the loop without closing it and returns the descriptor, which is now the caller's, or -1.
 func (f *FD) Detach() int {
 	if f.Closed() {

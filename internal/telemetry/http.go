@@ -66,7 +66,19 @@ type Request struct {
 
 // HTTP counts a request that is over. It takes a read lock for the time of a map lookup and allocates only for a new set.
 func (r *Registry) HTTP(l *HTTPLabels, q *Request) {
-	s := r.http.acquire(l)
+	s := r.AcquireHTTP(l)
+	s.Count(q)
+	s.Release()
+}
+
+// AcquireHTTP is the series of a label set, for several requests in a row. It stays until Release.
+func (r *Registry) AcquireHTTP(l *HTTPLabels) *HTTPSeries { return r.http.acquire(l) }
+
+// Release lets the series go.
+func (s *HTTPSeries) Release() { s.holders.release() }
+
+// Count counts a request that is over. It takes no lock.
+func (s *HTTPSeries) Count(q *Request) {
 	s.total.Add(1)
 	s.duration.observe(float64(q.Duration) / float64(time.Millisecond))
 	s.request.observe(float64(q.Received))
@@ -77,7 +89,6 @@ func (r *Registry) HTTP(l *HTTPLabels, q *Request) {
 	if q.Answers > 0 {
 		s.sent.Add(uint64(q.Answers))
 	}
-	s.holders.release()
 }
 
 // httpTable holds the metrics of requests.

@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -257,4 +259,43 @@ func BenchmarkAccessRecord(b *testing.B) {
 	for b.Loop() {
 		buf = r.AppendPlain(buf[:0])
 	}
+}
+
+func TestLinesWaitForOthersAndAreWrittenTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out countingWriter
+		w := NewWriter(WriterConfig{Out: &out, Delay: time.Second})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		for range 10 {
+			w.Line([]byte("line\n"))
+			time.Sleep(50 * time.Millisecond)
+		}
+		if out.writes != 0 {
+			t.Errorf("%d writes before the delay was over", out.writes)
+		}
+		time.Sleep(time.Second)
+		if out.writes != 1 || out.bytes != 50 {
+			t.Errorf("%d writes of %d bytes, want one of all lines", out.writes, out.bytes)
+		}
+		w.Line(bytes.Repeat([]byte("x"), muchBytes+1)) // does not wait
+		synctest.Wait()
+		if out.writes != 2 {
+			t.Error("much waits for more")
+		}
+		w.Line([]byte("last\n"))
+		cancel()
+		if err := <-done; err != nil || out.writes != 3 {
+			t.Errorf("%v, %d writes: what waits at the end is lost", err, out.writes)
+		}
+	})
+}
+
+type countingWriter struct{ writes, bytes int }
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	c.writes++
+	c.bytes += len(p)
+	return len(p), nil
 }

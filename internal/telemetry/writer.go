@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Writer writes lines in the background. A producer only copies its line into a buffer; when the output is slower than the
@@ -14,12 +15,14 @@ type Writer struct {
 	out      io.Writer
 	maxBytes int
 	maxLines int
+	delay    time.Duration
 
 	mu    sync.Mutex // guards what follows
 	buf   []byte
 	lines int
 
-	wake    chan struct{} // 1 slot; never closed
+	wake    chan struct{} // 1 slot; never closed: there is something
+	much    chan struct{} // likewise: there is so much that it should not wait
 	dropped atomic.Uint64
 }
 
@@ -28,6 +31,8 @@ type WriterConfig struct {
 	Out io.Writer
 	// MaxLines and MaxBytes bound what waits. 0 means 10,000 lines and 4 MiB.
 	MaxLines, MaxBytes int
+	// Delay is how long a line may wait for others, to be written together. 0: not at all.
+	Delay time.Duration
 }
 
 // NewWriter returns a writer; nothing is written until Run.
@@ -38,7 +43,9 @@ func NewWriter(cfg WriterConfig) *Writer {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = 4 << 20
 	}
-	return &Writer{out: cfg.Out, maxBytes: cfg.MaxBytes, maxLines: cfg.MaxLines, wake: make(chan struct{}, 1)}
+	return &Writer{
+		out: cfg.Out, maxBytes: cfg.MaxBytes, maxLines: cfg.MaxLines, delay: cfg.Delay, wake: make(chan struct{}, 1), much: make(chan struct{}, 1),
+	}
 }
 
 // Line queues one whole line, which ends in '\n'. It keeps nothing of p and does not block on the output.
@@ -52,12 +59,23 @@ func (w *Writer) Line(p []byte) {
 	w.buf = append(w.buf, p...)
 	w.lines++
 	first := w.lines == 1
+	much := w.delay > 0 && (len(w.buf) > muchBytes || w.lines > w.maxLines/2)
 	w.mu.Unlock()
 	if first {
-		select {
-		case w.wake <- struct{}{}:
-		default:
-		}
+		poke(w.wake)
+	}
+	if much {
+		poke(w.much)
+	}
+}
+
+// muchBytes is how much is written without waiting for more.
+const muchBytes = 128 << 10
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -74,8 +92,23 @@ func (w *Writer) Run(ctx context.Context) error {
 			w.flush(spare)
 			return nil
 		case <-w.wake:
+			w.gather(ctx)
 			spare = w.flush(spare)
 		}
+	}
+}
+
+// gather waits for more lines.
+func (w *Writer) gather(ctx context.Context) {
+	if w.delay <= 0 {
+		return
+	}
+	t := time.NewTimer(w.delay)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-w.much:
+	case <-t.C:
 	}
 }
 

@@ -129,8 +129,13 @@ func (c *controlPlane) rootCA() string { return filepath.Join(c.dir, "root.pem")
 
 // token is that of a node's proxy.
 func (c *controlPlane) token(node string) string {
-	body, err := json.Marshal(map[string]any{"namespace": "istio-system", "serviceAccount": "ztunnel", "pod": "ztunnel-" + node,
-		"uid": "uid-" + node, "node": node, "exp": time.Now().Add(24 * time.Hour).Unix()})
+	return c.sign(map[string]any{"namespace": "istio-system", "serviceAccount": "ztunnel", "pod": "ztunnel-" + node, "uid": "uid-" + node, "node": node})
+}
+
+// sign makes a token of claims, good for a day.
+func (c *controlPlane) sign(claims map[string]any) string {
+	claims["exp"] = time.Now().Add(24 * time.Hour).Unix()
+	body, err := json.Marshal(claims)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ type Host struct {
 	Transport *Transport
 
 	key      string
+	text     string // where the endpoint is
 	endpoint atomic.Pointer[Endpoint]
 	gone     atomic.Bool
 	ejected  atomic.Bool
@@ -30,7 +31,7 @@ type Host struct {
 }
 
 func (c *Cluster) newHost(e *Endpoint, t *Transport) *Host {
-	h := &Host{Cluster: c, Transport: t, key: e.key}
+	h := &Host{Cluster: c, Transport: t, key: e.key, text: e.String()}
 	h.endpoint.Store(e)
 	return h
 }
@@ -39,7 +40,7 @@ func (c *Cluster) newHost(e *Endpoint, t *Transport) *Host {
 func (h *Host) Endpoint() *Endpoint { return h.endpoint.Load() }
 
 // String is where the endpoint is.
-func (h *Host) String() string { return h.Endpoint().String() }
+func (h *Host) String() string { return h.text }
 
 // Gone says that the endpoint is not one of the cluster's any more: its connections should end when they are not used.
 func (h *Host) Gone() bool { return h.gone.Load() }

@@ -156,7 +156,8 @@ type note struct{ key, value any }
 // Reset makes the exchange ready for the next request.
 func (x *Exchange) Reset() {
 	clear(x.notes)
-	*x = Exchange{notes: x.notes[:0]}
+	x.ctx.For(nil, nil, nil)
+	*x = Exchange{notes: x.notes[:0], ctx: x.ctx}
 }
 
 // Route is where the request goes as it is now; nil if nowhere. The answer is kept until ClearRoute.
@@ -179,7 +180,7 @@ func (x *Exchange) RouteAction() *route.Action {
 
 // Context is what format strings are about, valid until the next call.
 func (x *Exchange) Context() *route.Context {
-	x.ctx = route.Context{Req: x.Req, Resp: x.Resp, Values: x.Values}
+	x.ctx.For(x.Req, x.Resp, x.Values)
 	return &x.ctx
 }
 

@@ -30,6 +30,9 @@ type inbound struct {
 	age        loop.Timer // until it is old enough to be drained
 	requests   int
 
+	counted     []countedSeries // of the last requests
+	nextCounted int
+
 	http   serverConn // the codec, if the connection speaks HTTP
 	chain  *listener.HTTP
 	two    bool    // it speaks HTTP/2
@@ -290,6 +293,7 @@ func (c *inbound) end() {
 		return
 	}
 	c.over = true
+	c.uncount()
 	c.quiet.Stop()
 	c.age.Stop()
 	delete(c.w.conns, c)

@@ -14,14 +14,14 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
 	"github.com/ambit-mesh/ambit/waypoint/expr"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
-	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/stats"
 )
 
-// labels are the labels of metrics of an exchange.
-func (c *inbound) labels(cl *cluster.Cluster, h *cluster.Host) telemetry.Labels {
+// labels makes l the labels of metrics of an exchange.
+func (c *inbound) labels(cl *cluster.Cluster, h *cluster.Host, l *telemetry.Labels) {
 	p := c.w.p
 	view := p.cfg.Workloads.View()
-	l := telemetry.Labels{Reporter: telemetry.Waypoint, Security: telemetry.MutualTLS}
+	*l = telemetry.Labels{Reporter: telemetry.Waypoint, Security: telemetry.MutualTLS}
 	l.Source = peerOf(view.Workload(p.cfg.Network, c.client.Addr.Addr()))
 	l.Source.Principal = c.client.Principal
 	if h != nil {
@@ -36,7 +36,6 @@ func (c *inbound) labels(cl *cluster.Cluster, h *cluster.Host) telemetry.Labels 
 		s := &cl.Services[0]
 		l.Service, l.ServiceName, l.ServiceNamespace = s.Host, s.Name, s.Namespace
 	}
-	return l
 }
 
 func peerOf(w *workload.Workload) telemetry.Peer {
@@ -49,6 +48,62 @@ func peerOf(w *workload.Workload) telemetry.Peer {
 	}
 }
 
+// seriesKey is what the labels of a request's metrics follow from, on one connection.
+type seriesKey struct {
+	cluster *cluster.Cluster
+	host    *cluster.Host
+	view    *workload.View
+	stats   *stats.Config
+	flags   filter.Flags
+	code    int
+	isGRPC  bool
+	grpc    string
+}
+
+// countedSeries is a series that is held for the next requests.
+type countedSeries struct {
+	key    seriesKey
+	series *telemetry.HTTPSeries
+}
+
+// maxCounted is the number of series that a connection holds.
+const maxCounted = 4
+
+// counter is the series that counts a request. It is looked up anew only if something has changed: labels are many, and most
+// requests of a connection have the same.
+func (c *inbound) counter(k *seriesKey, l *telemetry.HTTPLabels) *telemetry.HTTPSeries {
+	for i := range c.counted {
+		if c.counted[i].key == *k {
+			return c.counted[i].series
+		}
+	}
+	c.labels(k.cluster, k.host, &l.Labels)
+	l.Protocol, l.Flags, l.Code, l.GRPC = "http", k.flags.String(), k.code, ""
+	if k.isGRPC {
+		l.Protocol, l.GRPC = "grpc", k.grpc
+	}
+	if k.stats != nil {
+		k.stats.Apply(l, nil)
+	}
+	s := c.w.p.cfg.Metrics.AcquireHTTP(l)
+	if len(c.counted) == maxCounted {
+		c.counted[c.nextCounted].series.Release()
+		c.counted[c.nextCounted] = countedSeries{*k, s}
+		c.nextCounted = (c.nextCounted + 1) % maxCounted
+		return s
+	}
+	c.counted = append(c.counted, countedSeries{*k, s})
+	return s
+}
+
+// uncount lets the series go.
+func (c *inbound) uncount() {
+	for _, s := range c.counted {
+		s.series.Release()
+	}
+	c.counted = nil
+}
+
 // record counts and logs a request that is over.
 func (x *exchange) record() {
 	took := x.w.loop.Now() - x.begun
@@ -56,30 +111,51 @@ func (x *exchange) record() {
 	if a := x.RouteAction(); to == nil && a != nil {
 		to = x.snap.Clusters.Get(a.ClusterName(x.Req)) // an answer of ours: the service that was meant
 	}
-	l := telemetry.HTTPLabels{Labels: x.in.labels(to, x.host), Protocol: "http", Flags: x.Flags.String()}
+	k := seriesKey{cluster: to, host: x.host, view: x.w.p.cfg.Workloads.View(), stats: x.chain.Stats, flags: x.Flags, isGRPC: x.asked.on}
 	if x.Resp != nil {
-		l.Code = x.Resp.Status
+		k.code = x.Resp.Status
 	}
-	if route.IsGRPC(x.Req) {
-		l.Protocol, l.GRPC = "grpc", x.grpcAnswer()
+	if k.isGRPC {
+		k.grpc = x.grpcAnswer()
 	}
-	code, status := l.Code, l.GRPC // the chain's metrics may leave them out
-	if s := x.chain.Stats; s != nil {
-		s.Apply(&l, &expr.Env{Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took})
+	q := telemetry.Request{Duration: took, Received: x.received, Sent: x.sent, Messages: x.asked.n, Answers: x.told.n}
+	if k.stats == nil || k.stats.Fixed() {
+		x.in.counter(&k, &x.w.labels).Count(&q)
+	} else {
+		x.countByValues(&k, &q)
 	}
-	x.w.p.cfg.Metrics.HTTP(&l, &telemetry.Request{Duration: took, Received: x.received, Sent: x.sent, Messages: x.asked.n, Answers: x.told.n})
 	x.endSpan(took)
-	x.in.log(x.chain.Logs, &accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: code, GRPC: status, Duration: took, Rand: x.Rand.Uint64()})
+	if len(x.chain.Logs) > 0 {
+		e := &x.w.entry
+		*e = accesslog.Entry{Context: x.Context(), Exchange: &x.Exchange, Status: k.code, GRPC: k.grpc, Duration: took, Rand: x.Rand.Uint64()}
+		x.in.log(x.chain.Logs, e)
+		*e = accesslog.Entry{}
+	}
 }
 
-// reportTime is how often an open connection's bytes are counted (Istio's tcp_reporting_duration is 15 s).
-const reportTime = 5 * time.Second
+// countByValues counts a request with labels that are told from the request itself.
+func (x *exchange) countByValues(k *seriesKey, q *telemetry.Request) {
+	l := telemetry.HTTPLabels{Protocol: "http", Flags: k.flags.String(), Code: k.code}
+	x.in.labels(k.cluster, k.host, &l.Labels)
+	if k.isGRPC {
+		l.Protocol, l.GRPC = "grpc", k.grpc
+	}
+	k.stats.Apply(&l, &expr.Env{Exchange: &x.Exchange, Status: k.code, GRPC: k.grpc, Duration: q.Duration})
+	x.w.p.cfg.Metrics.HTTP(&l, q)
+}
+
+// An open connection's bytes are counted every reportTime, and more seldom while nothing moves, up to Istio's 15 s.
+const (
+	reportTime = 5 * time.Second
+	restTime   = 15 * time.Second
+)
 
 // report counts the connection as opened, once its endpoint is known, and what has passed since the last report.
 func (s *stream) report() {
 	c := s.in
 	if s.series == nil {
-		l := c.labels(s.cluster, s.host)
+		var l telemetry.Labels
+		c.labels(s.cluster, s.host, &l)
 		if m := s.tcp.Stats; m != nil {
 			h := telemetry.HTTPLabels{Labels: l}
 			m.Apply(&h, &expr.Env{Exchange: &s.Exchange, Duration: c.w.loop.Now() - s.begun})
@@ -104,8 +180,13 @@ func (d *reportDue) Expired(t *loop.Timer) {
 	if s.in.over {
 		return
 	}
+	before := s.toldReceived + s.toldSent
 	s.report()
-	s.in.w.loop.Start(t, reportTime, d)
+	s.pace = min(2*s.pace, restTime)
+	if s.toldReceived+s.toldSent != before {
+		s.pace = reportTime
+	}
+	s.in.w.loop.Start(t, s.pace, d)
 }
 
 // record counts and logs a connection that is over.

@@ -35,7 +35,7 @@ var vip = netip.MustParseAddrPort("10.96.0.10:9080")
 
 // rig is a waypoint in the test's process: clients reach it through tunnels, its endpoints listen on loopback.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	ca      *svidtest.CA
 	addr    netip.AddrPort
 	pool    *hbone.Pool
@@ -46,13 +46,13 @@ type rig struct {
 	stop    func()
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	return newRigWith(t, func(*Config) {})
 }
 
 // newRigWith makes a rig whose configuration change has changed.
-func newRigWith(t *testing.T, change func(*Config)) *rig {
+func newRigWith(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, ca: svidtest.NewCA(t, "cluster.local"), set: cluster.NewSet(cluster.SetConfig{}), metrics: telemetry.NewRegistry(telemetry.Config{})}
 	id := r.ca.ID("demo", "waypoint")
@@ -165,7 +165,7 @@ func raw(t *testing.T, cluster string) *listener.TCP {
 func (r *rig) routes(routes string, filters ...filter.Filter) {
 	r.t.Helper()
 	table, err := route.Compile(parse(r.t, &routev3.RouteConfiguration{}, `{"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": `+routes+`}]}`),
-		route.Options{Filter: filter.CompilePart})
+		route.Options{Filter: filter.CompilePart, Limits: filter.CompileLimits})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/cluster"
@@ -37,6 +36,7 @@ func (x *exchange) forward() {
 		x.fail(403, "", "upgrade_failed", 0)
 		return
 	}
+	x.keyWebSocket()
 	c := x.snap.Clusters.Get(a.ClusterName(x.Req))
 	if c == nil {
 		x.fail(a.NotFoundStatus, "", "cluster_not_found", filter.NoCluster)
@@ -76,7 +76,7 @@ func (x *exchange) attempt(c *cluster.Cluster) {
 	a := x.RouteAction()
 	x.tries++
 	if a.AttemptCount {
-		x.Req.Header.Set("x-envoy-attempt-count", x.Req.Header.Hold(strconv.Itoa(x.tries)))
+		x.Req.Header.Set("x-envoy-attempt-count", x.holdInt(int64(x.tries)))
 	}
 	x.expect(a)
 	x.cluster = c
@@ -198,11 +198,12 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	x.forgetBody()
 	if r.Status == 101 {
 		x.total.Stop()
+		x.acceptWebSocket(r)
 	}
 	h := &r.Header
-	h.Set("x-envoy-upstream-service-time", h.Hold(strconv.FormatInt((x.w.loop.Now()-t.since).Milliseconds(), 10)))
+	h.Set("x-envoy-upstream-service-time", x.holdInt((x.w.loop.Now() - t.since).Milliseconds()))
 	if a.AttemptCountInResponse {
-		h.Set("x-envoy-attempt-count", h.Hold(strconv.Itoa(x.tries)))
+		h.Set("x-envoy-attempt-count", x.holdInt(int64(x.tries)))
 	}
 	if x.cookie != "" {
 		h.Add("set-cookie", x.cookie)
@@ -292,7 +293,11 @@ func (x *exchange) failWith(f failure) {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + f.String()
-	x.Answered(503, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
+	status := 503
+	if f.reason == reasonProtocol {
+		status = 502
+	}
+	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
 	if f.kind == route.Overflow {
 		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}

@@ -35,12 +35,18 @@ func (x *exchange) expect(a *route.Action) {
 		d = r.PerTry
 	}
 	if d > 0 {
-		ms := x.Req.Header.Hold(strconv.FormatInt(d.Milliseconds(), 10))
+		ms := x.holdInt(d.Milliseconds())
 		x.Req.Header.Set("x-envoy-expected-rq-timeout-ms", ms)
 		if a.LimitsGRPC() && route.IsGRPC(x.Req) && len(ms) <= maxGRPCDigits {
 			x.Req.Header.Set("grpc-timeout", x.Req.Header.Hold(ms+"m"))
 		}
 	}
+}
+
+// holdInt is a number as text in the request's memory.
+func (x *exchange) holdInt(n int64) string {
+	var b [20]byte
+	return x.Req.Header.HoldBytes(strconv.AppendInt(b[:0], n, 10))
 }
 
 type totalEnd exchange

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 )
 
 // worker is one event loop with what is bound to it: tunnels of clients, requests, connections to endpoints. All fields
@@ -20,11 +23,13 @@ type worker struct {
 	loop *loop.Loop
 	rand *rand.Rand
 
-	server     *hbone.Server // tunnels of clients
-	pool       *hbone.Pool   // tunnels to endpoints
-	ups        upstreams     // HTTP connections to endpoints
-	acceptors  []*acceptor   // on the first worker only
-	spare      []*exchange   // to be used again
+	server     *hbone.Server     // tunnels of clients
+	pool       *hbone.Pool       // tunnels to endpoints
+	ups        upstreams         // HTTP connections to endpoints
+	acceptors  []*acceptor       // on the first worker only
+	silent     *handshake.Silent // accepted, and nothing heard yet
+	deaf       bool              // takes no more of them
+	spare      []*exchange       // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
 	broom      loop.Timer
@@ -33,6 +38,8 @@ type worker struct {
 	now    time.Duration // when dateAt was made
 	dateAt string
 	line   []byte // of an access log, being made
+	entry  accesslog.Entry
+	labels telemetry.HTTPLabels // of a metric, being looked up
 
 	outboxes       map[any]box // for collectors, by configuration
 	spans, entries exports
@@ -48,7 +55,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}, silent: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
 	w.spans, w.entries = exports{what: "spans", counts: p.spans}, exports{what: "entries of access logs", counts: p.entries}
 	w.ups.init(w)
 	pc := p.cfg.Pool

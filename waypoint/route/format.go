@@ -23,6 +23,11 @@ type Context struct {
 	space []byte // for Values
 }
 
+// For is the context of a message with the memory of c.
+func (c *Context) For(req *message.Request, resp *message.Response, values Values) {
+	*c = Context{Req: req, Resp: resp, Values: values, space: c.space}
+}
+
 func setOf(names string) map[string]bool {
 	m := map[string]bool{}
 	for _, n := range strings.Fields(names) {

@@ -77,6 +77,9 @@ func labelName(s string) bool {
 	return s != "" && !strings.HasPrefix(s, "__")
 }
 
+// Fixed says that Apply does the same to the same labels, whatever the request: there are no expressions.
+func (c *Config) Fixed() bool { return len(c.values) == 0 }
+
 // Apply makes labels what the chain's metrics have; e is what expressions are about.
 func (c *Config) Apply(l *telemetry.HTTPLabels, e *expr.Env) {
 	l.View = c.view

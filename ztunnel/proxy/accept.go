@@ -127,7 +127,7 @@ func (a *acceptor) Abort(error) {
 // accept takes up to acceptBudget connections and reports whether more may be waiting.
 func (a *acceptor) accept() bool {
 	for range acceptBudget {
-		if a.w.p.fds.full(a.fd.Fd()) {
+		if a.w.p.fds.Full(a.fd.Fd()) {
 			a.shed(unix.EMFILE)
 			return false
 		}
@@ -146,7 +146,7 @@ func (a *acceptor) accept() bool {
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		a.w.p.fds.accepted(fd)
+		a.w.p.fds.Accepted(fd)
 		local, err := loop.LocalAddr(fd) // with our redirection, the original destination
 		if err != nil || !peer.IsValid() {
 			unix.Close(fd)
@@ -169,7 +169,7 @@ func (a *acceptor) accept() bool {
 
 // shed has the listener rest: what comes waits in its queue.
 func (a *acceptor) shed(err error) {
-	if skipped, ok := a.w.p.fds.warned.now(a.w.loop.Now()); ok {
+	if skipped, ok := a.w.p.fds.Warned.Now(a.w.loop.Now()); ok {
 		a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace, "skipped", skipped)
 	}
 	a.w.loop.Start(&a.pause, shedPause, a)

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
@@ -33,7 +34,7 @@ type worker struct {
 	guards    map[*Pod]*guard
 	acceptors map[*Pod][]*acceptor
 	// hellos are tunnels whose peer has not begun the handshake.
-	hellos map[*hello]struct{}
+	hellos *handshake.Silent
 
 	// any goroutine
 	open   atomic.Int32
@@ -51,7 +52,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}, hellos: map[*hello]struct{}{}}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}, hellos: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
 	pc := p.cfg.Pool
 	pc.Dial = w.dialTunnel
 	w.pool = hbone.NewPool(l, pc)

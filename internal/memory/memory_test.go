@@ -1,4 +1,4 @@
-package ztunnel
+package memory
 
 import (
 	"os"
@@ -35,7 +35,7 @@ func TestAProcessGoesOnAfterItHasGivenItsMemoryBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		giveBack()
+		GiveBack()
 		smaps, err := os.Open("/proc/self/smaps")
 		if err != nil {
 			t.Fatal(err)
