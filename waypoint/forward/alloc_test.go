@@ -49,7 +49,7 @@ func plainRig(t testing.TB, two bool, serve func(net.Conn)) (*rig, string) {
 		options = h2
 	}
 	r.cluster("reviews", options, ln.Addr().String())
-	r.routes(`[{"match": {"prefix": "/a"}, "route": {"cluster": "reviews"}}, {"match": {"path": "/b"}, "route": {"cluster": "reviews"}},
+	r.routes(`[{"match": {"prefix": "/a"}, "route": {"cluster": "reviews", "timeout": "0s"}}, {"match": {"path": "/b"}, "route": {"cluster": "reviews"}},
 	 {"match": {"prefix": "/"}, "route": {"cluster": "reviews", "timeout": "15s", "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2}}}]`)
 	logs, err := accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, `{"name": "f", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stdout"}}`)})
 	if err != nil {

@@ -77,7 +77,7 @@ func TestALargeBodyGrowsNothing(t *testing.T) {
 	buf := make([]byte, chunk)
 	most := uint64(0)
 	send := func(size int64) {
-		fmt.Fprintf(c, "POST /big HTTP/1.1\r\nHost: reviews:9080\r\nContent-Length: %d\r\n\r\n", size)
+		fmt.Fprintf(c, "POST /a/big HTTP/1.1\r\nHost: reviews:9080\r\nContent-Length: %d\r\n\r\n", size)
 		for left := size; left > 0; {
 			n, err := c.Write(buf[:min(int64(len(buf)), left)])
 			if err != nil {
