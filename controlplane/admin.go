@@ -22,6 +22,7 @@ func (s *server) admin() http.Handler {
 	})
 	mux.HandleFunc("GET /debug/syncz", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.discovery.Clients()) })
 	mux.HandleFunc("GET /debug/problems", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.problems.Load()) })
+	mux.Handle("GET /debug/status", s.statuses)
 	mux.HandleFunc("GET /debug/ca", func(w http.ResponseWriter, _ *http.Request) {
 		phase, since := s.authority.Phase()
 		writeJSON(w, map[string]any{"phase": phase, "since": since, "roots": string(s.authority.RootPEM())})
@@ -44,7 +45,7 @@ func (s *server) rotate(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only from this host", http.StatusForbidden)
 		return
 	}
-	switch err := s.authority.Rotate(); {
+	switch err := s.authority.Rotate(r.Context()); {
 	case errors.Is(err, ca.ErrRotating) || errors.Is(err, ca.ErrPlugged):
 		http.Error(w, err.Error(), http.StatusConflict)
 	case err != nil:

@@ -48,8 +48,12 @@ type Config struct {
 	AdminListen netip.AddrPort
 	// RootCAOut is a file that gets the root certificates (PEM) at the start and at each change; "" = none.
 	RootCAOut string
-	// CADir holds the authority's files (see ca.AuthorityConfig); "" = in memory, a new root at each start.
+	// CADir holds the authority's files (see ca.AuthorityConfig); "" = in memory, a new root at each start. Vault keeps
+	// them in its place, for several replicas.
 	CADir string
+	Vault ca.Vault
+	// Cluster is what is written to; nil = nothing is.
+	Cluster Cluster
 	// MaxCertTTL bounds the certificates' lifetime; 0 = 90 days.
 	MaxCertTTL time.Duration
 	// TrustDomain and ClusterID of the mesh; "" = cluster.local and Kubernetes.
@@ -100,6 +104,8 @@ type server struct {
 	pods      *pods
 	feed      *feed
 	waypoints *waypoints
+	statuses  *statuses
+	writer    *writer
 	started   time.Time
 	problems  atomic.Pointer[[]string]
 }
@@ -107,7 +113,7 @@ type server struct {
 // Run serves until ctx ends, then closes all connections and returns nil. It blocks. An error says what could not be
 // started or what failed.
 func Run(ctx context.Context, cfg Config) error {
-	s, err := newServer(cfg.withDefaults())
+	s, err := newServer(ctx, cfg.withDefaults())
 	if err != nil {
 		return err
 	}
@@ -118,15 +124,14 @@ func Run(ctx context.Context, cfg Config) error {
 	return s.run(ctx, listener)
 }
 
-func newServer(cfg Config) (*server, error) {
+func newServer(ctx context.Context, cfg Config) (*server, error) {
 	s := &server{cfg: cfg, log: cfg.Logger, pods: newPods(), started: time.Now()}
-	var err error
-	s.authority, err = ca.OpenAuthority(ca.AuthorityConfig{
-		Dir: cfg.CADir, TrustDomain: cfg.TrustDomain, MaxTTL: cfg.MaxCertTTL, Logger: s.log,
-	})
-	if err != nil {
+	s.writer = newWriter(cfg.Cluster, s.log)
+	if err := s.openAuthority(ctx); err != nil {
 		return nil, err
 	}
+	s.statuses = &statuses{log: s.log}
+	s.authority.Watch(s.writer.takeRoot)
 	s.waypoints = newWaypoints(envoy.Config{
 		TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases, ClusterID: cfg.ClusterID, RootNamespace: cfg.RootNamespace,
 	})
@@ -151,8 +156,32 @@ func newServer(cfg Config) (*server, error) {
 		Logger: s.log,
 	})
 	s.waypoints.srv = s.discovery
-	s.feed = newFeed(s, translate.Config{ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace})
+	s.feed = newFeed(s, translate.Config{
+		ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases, RootNamespace: cfg.RootNamespace,
+	})
 	return s, nil
+}
+
+// openAuthority opens the authority. One that is kept in a cluster is tried until it can be read or ctx ends: a control
+// plane often starts together with what it talks to.
+func (s *server) openAuthority(ctx context.Context) error {
+	retry := time.NewTicker(retryWrite)
+	defer retry.Stop()
+	for {
+		var err error
+		s.authority, err = ca.OpenAuthority(ctx, ca.AuthorityConfig{
+			Dir: s.cfg.CADir, Vault: s.cfg.Vault, TrustDomain: s.cfg.TrustDomain, MaxTTL: s.cfg.MaxCertTTL, Logger: s.log,
+		})
+		if err == nil || s.cfg.Vault == nil {
+			return err
+		}
+		s.log.Error("certificate authority not opened, trying again", slog.Any("err", err))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-retry.C:
+		}
+	}
 }
 
 // run serves on listener, which it closes.
@@ -184,6 +213,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	group.Go(func() error { return s.authority.Run(ctx) })
 	group.Go(func() error { return s.feed.run(ctx) })
 	group.Go(func() error { return s.cfg.Source.Run(ctx, s.feed.deliver) })
+	group.Go(func() error { return s.writer.run(ctx) })
 	group.Go(func() error {
 		if err := rpc.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			return fmt.Errorf("serve proxies: %w", err)
@@ -244,7 +274,7 @@ func (s *server) grpcServer(addr net.Addr) (*grpc.Server, error) {
 func (s *server) serverNames() []string {
 	ns := s.cfg.RootNamespace
 	names := []string{"localhost", "istiod.istio-system.svc"}
-	for _, host := range []string{"istiod", "controlplane"} {
+	for _, host := range []string{"istiod", "controlplane", "ambit-controlplane"} {
 		for _, name := range []string{host + "." + ns, host + "." + ns + ".svc", host + "." + ns + ".svc.cluster.local"} {
 			if name != "istiod.istio-system.svc" {
 				names = append(names, name)

@@ -119,7 +119,7 @@ func (a *addresses) wait(t *testing.T, name string, want bool) {
 func start(t testing.TB, src kube.Source) (*server, string, string) {
 	t.Helper()
 	rootFile := filepath.Join(t.TempDir(), "root.pem")
-	s, err := newServer(Config{
+	s, err := newServer(t.Context(), Config{
 		Source: src, Authenticator: ca.LabTokens{Key: labKey}, TrustNodeClaim: true, RootCAOut: rootFile,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}.withDefaults())

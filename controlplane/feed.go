@@ -13,9 +13,13 @@ import (
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
+
+// clusterDomain ends the host names of Services.
+const clusterDomain = "cluster.local"
 
 // feed carries objects from the source to the proxies.
 type feed struct {
@@ -25,11 +29,12 @@ type feed struct {
 	synced  atomic.Bool   // the first set was published
 
 	// For run's goroutine only.
-	translator *translate.Translator
-	objects    *kube.Objects
-	texts      []string        // problems of the translation
-	reported   map[string]bool // problems of the translation that were logged
-	routing    map[string]bool // problems of waypoints that were logged
+	translator  *translate.Translator
+	objects     *kube.Objects
+	translation []kube.Problem // of the translation, as last listed
+	routing     []kube.Problem // of waypoints
+
+	status map[kube.Key]translate.Status // as last listed
 }
 
 func newFeed(s *server, cfg translate.Config) *feed {
@@ -113,31 +118,39 @@ func (f *feed) publish(snap kube.Snapshot) {
 // reported says whether the translation's may have changed: listing them costs as much as there are objects.
 func (f *feed) report(snap kube.Snapshot, reported bool) {
 	if reported {
-		now := map[string]bool{}
-		f.texts = nil
-		for _, p := range f.translator.Result().Problems {
-			text := p.Error()
-			f.texts = append(f.texts, text)
-			if now[text] = true; !f.reported[text] {
-				f.s.log.Warn("problem in the configuration", slog.String("problem", text))
-			}
-		}
-		f.reported = now
+		before := f.translation
+		result := f.translator.Result()
+		f.translation, f.status = result.Problems, result.Status
+		f.logNew(before, f.translation)
 	}
-	routing := f.s.waypoints.problems()
-	now := map[string]bool{}
-	for _, text := range routing {
-		if now[text] = true; !f.routing[text] {
-			f.s.log.Warn("problem in the configuration", slog.String("problem", text))
-		}
+	before := f.routing
+	f.routing = f.s.waypoints.problems()
+	f.logNew(before, f.routing)
+	standing := slices.Concat(snap.Problems, f.translation, f.routing)
+	texts := make([]string, len(standing))
+	for i, p := range standing {
+		texts[i] = p.Error()
 	}
-	f.routing = now
-	texts := []string{}
-	for _, p := range snap.Problems {
-		texts = append(texts, p.Error())
-	}
-	texts = append(append(texts, f.texts...), routing...)
 	f.s.problems.Store(&texts)
+	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
+		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation),
+		ClusterDomain: clusterDomain,
+	}), time.Now())
+	f.s.writer.take(snap.Objects, standing, f.status)
+}
+
+// logNew logs the problems that were not there before.
+func (f *feed) logNew(before, now []kube.Problem) {
+	known := map[kube.Problem]bool{}
+	for _, p := range before {
+		known[p] = true
+	}
+	for _, p := range now {
+		if !known[p] {
+			f.s.log.Warn("problem in the configuration", slog.String("problem", p.Error()))
+		}
+		known[p] = true
+	}
 }
 
 // workloadsOf are the workloads alone, as waypoints get them, named as the addresses.

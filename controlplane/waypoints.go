@@ -92,6 +92,22 @@ func hasGateway(objects *kube.Objects) bool {
 	return false
 }
 
+func hasRoute(objects *kube.Objects) bool {
+	for range kube.List[*gatewayv1.HTTPRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.GRPCRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.TCPRoute](objects) {
+		return true
+	}
+	for range kube.List[*gatewayv1.TLSRoute](objects) {
+		return true
+	}
+	return false
+}
+
 // indexLocked is the index of the current objects, made when it is first needed.
 func (w *waypoints) indexLocked() *envoy.Index {
 	if w.index == nil {
@@ -100,17 +116,26 @@ func (w *waypoints) indexLocked() *envoy.Index {
 	return w.index
 }
 
-// problems lists what of the objects is not served as written.
-func (w *waypoints) problems() []string {
+// problems lists what of the objects is not served as written, each once and in order.
+func (w *waypoints) problems() []kube.Problem {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	seen := map[string]bool{}
+	var all []kube.Problem
 	for _, r := range w.built {
-		for _, p := range r.Problems {
-			seen[p.Error()] = true
-		}
+		all = append(all, r.Problems...)
 	}
-	return slices.Sorted(maps.Keys(seen))
+	kube.SortProblems(all)
+	return slices.Compact(all)
+}
+
+// routeParents is what becomes of the routes at each of their parents, for their statuses.
+func (w *waypoints) routeParents() []envoy.RouteParent {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.objects == nil || !hasRoute(w.objects) {
+		return nil
+	}
+	return w.indexLocked().RouteParents()
 }
 
 // want makes sure that a view is published from now on.

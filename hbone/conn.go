@@ -3,6 +3,7 @@ package hbone
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"sync"
 	"time"
 
@@ -153,7 +154,7 @@ func (c *conn) Ready(f *loop.FD) {
 	}
 	if c.tr.Queued() > 0 && f.Writable() {
 		if err := c.tr.Flush(); err != nil {
-			c.die(err)
+			c.lose(err)
 			return
 		}
 		c.resume()
@@ -187,7 +188,10 @@ func (c *conn) readFailed(err error) {
 	if c.peerErr != nil { // the peer had said why
 		err = c.peerErr
 	}
-	c.die(err)
+	if err == io.EOF { // the connection's, in good order; to a stream that is open still it is none
+		err = io.ErrUnexpectedEOF
+	}
+	c.lose(err)
 }
 
 // touch sees to it that CommitTurn is called in this turn.
@@ -257,7 +261,7 @@ func (c *conn) flush() {
 			err = connError(CodeEnhanceYourCalm, "peer does not read")
 		}
 		if err != nil {
-			c.die(err)
+			c.lose(err)
 		}
 	}
 	if cap(*b) <= 2*maxBatch {
@@ -273,7 +277,7 @@ func (c *conn) write(p []byte) {
 		return
 	}
 	if err := c.tr.Write(p); err != nil {
-		c.die(err)
+		c.lose(err)
 	}
 }
 
@@ -353,25 +357,30 @@ func (c *conn) remove(s *Stream) {
 // Abort implements loop.Aborter: a panic of ours costs this connection.
 func (c *conn) Abort(err error) { c.die(err) }
 
-// die ends the connection without a word.
-func (c *conn) die(err error) {
+// die ends the connection without a word, and with it at once all that its streams hold.
+func (c *conn) die(err error) { c.down(err, (*Stream).end) }
+
+// lose is die when it is not our doing: what has been received is still delivered.
+func (c *conn) lose(err error) { c.down(err, (*Stream).lose) }
+
+func (c *conn) down(err error, each func(*Stream, error)) {
 	if c.dead {
 		return
 	}
 	c.dead = true
 	c.tick.Stop()
 	c.fd.Close()
-	c.endStreams(err)
+	c.endStreams(err, each)
 }
 
-func (c *conn) endStreams(err error) {
+func (c *conn) endStreams(err error, each func(*Stream, error)) {
 	if b := c.batch; b != nil {
 		c.batch = nil
 		*b = (*b)[:0]
 		batches.Put(b)
 	}
 	for _, s := range c.streams {
-		s.end(err)
+		each(s, err)
 	}
 	c.starved, c.waiting = nil, nil
 	c.role.ended(err)
@@ -402,7 +411,7 @@ func (c *conn) linger(err error, d time.Duration) {
 		c.l.Start(&c.tick, d, c)
 		c.fd.Wake()
 	}
-	c.endStreams(err)
+	c.endStreams(err, (*Stream).end)
 }
 
 // discard drops what still arrives.

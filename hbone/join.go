@@ -31,13 +31,15 @@ type JoinHandler interface {
 }
 
 // Join relays between the stream and an application's TCP socket until both directions have ended. It takes over app,
-// which must be connected and belong to the stream's loop. END_STREAM becomes FIN and FIN becomes END_STREAM, each leaving the other
-// direction open; RST_STREAM, or the end of the connection, becomes RST; RST becomes RST_STREAM, CANCEL from a client and
-// CONNECT_ERROR from a server. Nothing is sent to the peer before the stream has been accepted.
+// which must be connected and belong to the stream's loop. END_STREAM becomes FIN and FIN becomes END_STREAM, each leaving
+// the other direction open. RST_STREAM, or the end of the connection, becomes RST, behind what was received before it; RST
+// becomes RST_STREAM, CANCEL from a client and CONNECT_ERROR from a server. Nothing is sent to the peer before the stream
+// has been accepted.
 func (s *Stream) Join(app *loop.FD, done JoinHandler) {
 	j := &join{s: s, app: app, done: done}
 	s.side = j
 	s.watch = nil
+	s.req, s.resp = nil, nil // a relay may be idle for days
 	app.SetHandler(j)
 	app.Wake()
 	if s.err != nil {
@@ -118,6 +120,7 @@ func (j *join) drain() {
 		if err := j.app.CloseWrite(); err != nil && err != unix.ENOTCONN {
 			j.fail(err)
 		}
+		s.drained()
 	}
 }
 
@@ -223,6 +226,11 @@ func (j *join) close(reset bool) {
 
 // ended implements side.
 func (j *join) ended() {
+	if j.s.lost != nil && !j.over && j.app.Unsent() > 0 {
+		j.over = true
+		j.s.lost.leave(j)
+		return
+	}
 	j.close(true)
 	j.joined()
 }

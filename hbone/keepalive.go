@@ -100,7 +100,7 @@ func (c *conn) probe(now time.Duration) bool {
 			c.writeGoAway(c.lastPeer, CodeNo, "ping timeout")
 			c.flush()
 		}
-		c.die(ErrPingTimeout)
+		c.lose(ErrPingTimeout)
 		return false
 	case c.pingAt == 0 && now-c.lastRead >= k.Interval:
 		c.pingAt = now

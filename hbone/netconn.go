@@ -63,6 +63,7 @@ func (s *Stream) NetConn() *NetConn {
 	}
 	s.watch = nil
 	s.side = n
+	s.drained()
 	return n
 }
 
@@ -74,10 +75,10 @@ func (n *NetConn) Read(p []byte) (int, error) {
 		switch {
 		case n.closed:
 			return 0, net.ErrClosed
-		case n.err != nil:
-			return 0, n.err
 		case n.recvEnd:
 			return 0, io.EOF
+		case n.err != nil:
+			return 0, n.err
 		case n.rd.passed():
 			return 0, os.ErrDeadlineExceeded
 		case len(p) == 0:
@@ -169,7 +170,7 @@ func (n *NetConn) visit() {
 	n.freed = 0
 	unread := n.in.Len()
 	closed := n.closed
-	if closed || n.err != nil {
+	if closed {
 		freed += unread
 		n.in.Clear()
 	}
@@ -246,6 +247,7 @@ func (n *NetConn) peerEnded() {
 	n.recvEnd = true
 	n.cond.Broadcast()
 	n.mu.Unlock()
+	n.s.drained() // the rest is here
 }
 
 // resume implements side.
@@ -255,9 +257,13 @@ func (n *NetConn) resume() { n.s.c.post(n.s, evPump) }
 func (n *NetConn) ended() {
 	n.mu.Lock()
 	n.err = n.s.err
-	held := n.freed + n.in.Len() // what was received before the reset is lost, as with TCP
+	held := n.freed
 	n.freed = 0
-	n.in.Clear()
+	if n.s.lost == nil { // our own doing: nothing more is delivered
+		held += n.in.Len()
+		n.in.Clear()
+		n.recvEnd = false
+	}
 	n.out.Clear()
 	n.cond.Broadcast()
 	n.mu.Unlock()

@@ -17,6 +17,7 @@ type pipe struct {
 	h       loop.PipeHandler
 	full    bool // the last write was cut short
 	visited bool // the handler is being called
+	eof     bool // io.EOF was returned
 	closed  bool
 	linger  loop.Timer
 }
@@ -56,9 +57,11 @@ func (p *pipe) Read(b []byte) (int, error) {
 		n := s.queue.Read(b)
 		s.dequeued(n)
 		return n, nil
-	case s.err != nil:
+	case s.err != nil && (p.eof || !s.complete()):
 		return 0, s.err
 	case s.recvEnd && s.g == nil:
+		p.eof = true
+		s.drained()
 		return 0, io.EOF
 	}
 	return 0, loop.ErrAgain
@@ -72,6 +75,8 @@ func (p *pipe) Write(b []byte) (int, error) {
 		return 0, loop.ErrClosed
 	case s.err != nil:
 		return 0, s.err
+	case s.lost != nil:
+		return 0, s.lost.err
 	case s.sentEnd:
 		return 0, io.ErrClosedPipe
 	}

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/looptls"
 )
@@ -73,9 +71,9 @@ type ServerConn struct {
 // Serve takes a connection whose handshake is done. On error fd stays the caller's. A Server that drains serves it too,
 // and tells it to go.
 func (s *Server) Serve(fd int, tc *looptls.Conn, tag any) error {
-	local, _ := unix.Getsockname(fd)
-	remote, _ := unix.Getpeername(fd)
-	c := &ServerConn{srv: s, tag: tag, local: loop.AddrPort(local), remote: loop.AddrPort(remote)}
+	c := &ServerConn{srv: s, tag: tag}
+	c.local, _ = loop.LocalAddr(fd)
+	c.remote, _ = loop.PeerAddr(fd)
 	f, err := s.l.Add(fd, &c.conn)
 	if err != nil {
 		return err
@@ -230,17 +228,31 @@ func (s *Stream) trailers(endStream bool, l *fieldList) error {
 // parseRequest checks a header list. The status is 200 for a CONNECT request, 0 for a malformed one, else what to answer.
 func parseRequest(l *fieldList) (*Request, int) {
 	var method, authority, scheme, path, protocol *string
-	pseudo := map[string]**string{":method": &method, ":authority": &authority, ":scheme": &scheme, ":path": &path, ":protocol": &protocol}
 	r := &Request{}
 	for i := range l.fields {
 		f := &l.fields[i]
 		if strings.HasPrefix(f.Name, ":") {
-			p := pseudo[f.Name]
+			var p **string
+			switch f.Name {
+			case ":method":
+				p = &method
+			case ":authority":
+				p = &authority
+			case ":scheme":
+				p = &scheme
+			case ":path":
+				p = &path
+			case ":protocol":
+				p = &protocol
+			}
 			if p == nil || *p != nil || len(r.Header) > 0 || !validValue(f.Value) {
 				return nil, 0
 			}
 			*p = &f.Value
 			continue
+		}
+		if r.Header == nil {
+			r.Header = make([]HeaderField, 0, len(l.fields)-i)
 		}
 		if !validField(f.Name, f.Value) {
 			return nil, 0

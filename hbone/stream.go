@@ -62,6 +62,7 @@ type Stream struct {
 	sent, received int64
 	refusal        int // status to answer when the peer has ended; its data is dropped
 	err            error
+	lost           *loss // the peer's end of the stream is gone; what it had sent may still wait for the application
 	events         event
 
 	answered bool // response headers sent (server) or received (client)
@@ -84,11 +85,11 @@ func (s *Stream) TLS() tls.ConnectionState { return s.c.tc.State() }
 // ID is the stream's number on its connection.
 func (s *Stream) ID() uint32 { return s.id }
 
-// Request is the request that opened the stream.
+// Request is the request that opened the stream; nil after Join.
 func (s *Stream) Request() *Request { return s.req }
 
 // Err is nil while the stream is usable, else the reason why it is not: a StreamError, a ConnError, ErrPingTimeout or
-// another end of the connection. A stream that both sides have ended in good order has none.
+// another end of the connection. What the peer had sent before that is delivered first, unless the stream was cut here. A stream that both sides have ended in good order has none.
 func (s *Stream) Err() error { return s.err }
 
 // Counts are the payload bytes sent to and received from the peer.
@@ -141,6 +142,10 @@ func (s *Stream) cut(code ErrCode, cause error) {
 	if !s.removed {
 		s.c.writeReset(s.id, code)
 	}
+	if s.lost != nil {
+		s.lost.timer.Stop()
+		s.lost = nil
+	}
 	s.end(&StreamError{Code: code, Cause: cause})
 }
 
@@ -159,7 +164,7 @@ func (s *Stream) peerReset(code ErrCode) {
 		s.resume()
 		return
 	}
-	s.end(&StreamError{Code: code, Remote: true})
+	s.lose(&StreamError{Code: code, Remote: true})
 }
 
 // end takes the stream down on this side only.
@@ -176,6 +181,9 @@ func (s *Stream) end(err error) {
 // finish drops what the stream holds.
 func (s *Stream) finish(err error) {
 	s.err = err
+	if s.lost != nil {
+		s.lost.timer.Stop()
+	}
 	s.dropGather()
 	s.c.buffer(-s.queue.Len())
 	s.queue.Clear()
@@ -256,6 +264,9 @@ func (s *Stream) dequeued(n int) {
 	s.taken += n
 	s.returnCredit()
 	s.c.creditConn()
+	if !s.recvEnd {
+		s.drained()
+	}
 }
 
 // returnCredit lets the peer send as much again as was taken.

@@ -3,6 +3,7 @@ package waypoint
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http/httptest"
@@ -193,6 +194,37 @@ func TestTheAdminPortAnswersAsEnvoys(t *testing.T) {
 	h := x.GetClusterStatuses()[0].GetHostStatuses()[0]
 	if a := h.GetAddress().GetSocketAddress(); a.GetAddress() != "10.0.0.1" || a.GetPortValue() != 80 || h.GetHealthStatus().GetEdsHealthStatus().String() != "HEALTHY" {
 		t.Errorf("%v", h)
+	}
+}
+
+func TestStatisticsHaveEnvoysNames(t *testing.T) {
+	w, do := newAdmin(t)
+	w.ready.Done(readyConfig)
+	c, err := cluster.Compile(&clusterv3.Cluster{Name: "one", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, AltStatName: "inbound;",
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: "one"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.clusters.Update([]*cluster.Config{c}, nil)
+	w.config.clusters.View().Get("one").Stats().Requests.Add(3)
+	if status, text := do("GET", "/stats?filter=upstream_rq_total"); status != 200 || text != "cluster.inbound.upstream_rq_total: 3\n" {
+		t.Error(status, text)
+	}
+	if _, text := do("GET", "/stats?usedonly"); !strings.Contains(text, "server.live: 1\n") || strings.Contains(text, ": 0\n") {
+		t.Error(text)
+	}
+	var x struct {
+		Stats []struct {
+			Name  string
+			Value int
+		}
+	}
+	_, text := do("GET", "/stats?format=json&filter=total$")
+	if err := json.Unmarshal([]byte(text), &x); err != nil || len(x.Stats) != 3 {
+		t.Error(err, text)
+	}
+	if status, _ := do("GET", "/stats?filter=("); status != 400 {
+		t.Error(status)
 	}
 }
 

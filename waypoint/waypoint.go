@@ -96,6 +96,7 @@ func (w *waypoint) adminHandler(quit func()) http.Handler {
 		"/certs":            http.HandlerFunc(w.certsHandler),
 		"/server_info":      http.HandlerFunc(w.serverInfoHandler),
 		"/logging":          http.HandlerFunc(w.loggingHandler),
+		"/stats":            http.HandlerFunc(w.statsHandler),
 		"/stats/prometheus": w.registry.Handler(),
 		"/ready":            w.envoyReady(),
 	}})

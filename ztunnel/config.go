@@ -26,10 +26,34 @@ type CaptureConfig struct {
 	AppPortMin, AppPortMax uint16
 	// Policy says which pods are never captured.
 	Policy capture.Policy
+	// Kubernetes is where the node's pods come from, besides pods.sock. nil for nowhere else.
+	Kubernetes *KubernetesConfig
 	// MetricsAddress is where /metrics is served besides pods.sock; "" for nowhere.
 	MetricsAddress string
+	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started; "" for nowhere.
+	ReadyAddress string
 	// Logger, nil for none.
 	Logger *slog.Logger
+}
+
+// KubernetesConfig configures capture on a node of a cluster. The process must see the node's processes, and the network
+// namespaces at the paths at which the container runtime has them.
+type KubernetesConfig struct {
+	// Kubeconfig names the API server; "" means that of the cluster that the process runs in.
+	Kubeconfig string
+	// Proc is the node's /proc. Mandatory.
+	Proc string
+	// CNIConfDir and CNIBinDir are the container runtime's directories for network configurations and plugins. "" means
+	// that no CNI plugin is installed: then pods are captured only after they have started.
+	CNIConfDir, CNIBinDir string
+	// CNIBinary is the plugin's file that is installed. Mandatory with CNIConfDir.
+	CNIBinary string
+	// SocketDir is RunDir as the node sees it, which is where the plugin runs. "" means RunDir.
+	SocketDir string
+	// Agent are the pods of the mesh's node agent, as namespace/name-prefix: they start without being asked about.
+	Agent []string
+	// UserAgent is what the API server's log calls us.
+	UserAgent string
 }
 
 // SameNode says how two captured pods of one node are connected.

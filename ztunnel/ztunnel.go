@@ -52,8 +52,12 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	setup := zds.Setup{AppPortMin: node.AppPorts().First, AppPortMax: node.AppPorts().Last, Exempt: zds.NewFile(exempt)}
 	setup.Mark, setup.Mask = node.Mark()
 	defer setup.Exempt.Close()
+	cluster, err := newCluster(&cfg, kernel, log)
+	if err != nil {
+		return err
+	}
 	m, err := capture.New(capture.Config{
-		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Logger: log,
+		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Logger: log,
 	})
 	if err != nil {
 		return err
@@ -61,9 +65,13 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
+	g.Go(func() error { return cluster.run(ctx, m) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
-		g.Go(func() error { return serveMetrics(ctx, cfg.MetricsAddress, http.HandlerFunc(m.ServeMetrics)) })
+		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
+	}
+	if cfg.ReadyAddress != "" {
+		g.Go(func() error { return serve(ctx, cfg.ReadyAddress, "/healthz/ready", cluster) })
 	}
 	return g.Wait()
 }
@@ -81,19 +89,19 @@ func Unload(cfg CaptureConfig) error {
 	return forget()
 }
 
-// serveMetrics serves h at /metrics until ctx is done.
-func serveMetrics(ctx context.Context, address string, h http.Handler) error {
+// serve serves h at a path until ctx is done.
+func serve(ctx context.Context, address, path string, h http.Handler) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listen for metrics: %w", err)
+		return fmt.Errorf("listen for %s: %w", path, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", h)
+	mux.Handle("GET "+path, h)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
+		return fmt.Errorf("serve %s: %w", path, err)
 	}
 	return nil
 }

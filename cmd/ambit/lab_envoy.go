@@ -36,7 +36,6 @@ func findEnvoy(path string) (string, error) {
 		return absolute(found), nil
 	}
 	for _, pattern := range []string{
-		"/opt/peers/envoy/envoy/_bin/envoy",
 		"/usr/lib/python3*/*-packages/envoy/_bin/envoy", "/usr/local/lib/python3*/*-packages/envoy/_bin/envoy",
 		filepath.Join(os.Getenv("HOME"), ".local/lib/python3*/site-packages/envoy/_bin/envoy"),
 	} {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -13,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // columns are the headers of a kind's table between NAME and AGE, and those that -o wide adds.
@@ -27,6 +29,10 @@ var tables = map[string]columns{
 	"Service":    {[]string{"TYPE", "CLUSTER-IP", "PORT(S)"}, []string{"SELECTOR"}, rowOf(serviceRow)},
 	"Deployment": {[]string{"READY", "UP-TO-DATE", "AVAILABLE"}, []string{"SELECTOR"}, rowOf(deploymentRow)},
 	"Namespace":  {[]string{"STATUS"}, []string{"LABELS"}, rowOf(namespaceRow)},
+
+	"HTTPRoute": routeTable, "GRPCRoute": routeTable, "TCPRoute": routeTable, "TLSRoute": routeTable,
+	"AuthorizationPolicy": policyTable, "RequestAuthentication": policyTable, "Telemetry": policyTable, "EnvoyFilter": policyTable,
+	"Gateway": {[]string{"CLASS", "PROGRAMMED"}, []string{"ADDRESS", "ACCEPTED"}, rowOf(gatewayRow)},
 }
 
 func rowOf[T any](f func(*T) (normal, wide []string)) func([]byte) ([]string, []string, error) {
@@ -155,6 +161,68 @@ func deploymentRow(d *appsv1.Deployment) (normal, wide []string) {
 	}
 	return []string{fmt.Sprintf("%d/%d", d.Status.ReadyReplicas, want), fmt.Sprint(d.Status.UpdatedReplicas), fmt.Sprint(d.Status.AvailableReplicas)},
 		[]string{pairs(sel)}
+}
+
+// Tables of what the control plane judges: -o wide says what it says.
+var (
+	routeTable  = columns{nil, []string{"PARENTS", "ACCEPTED", "RESOLVED-REFS"}, rowOf(routeRow)}
+	policyTable = columns{nil, []string{"ACCEPTED"}, rowOf(policyRow)}
+)
+
+// routeLike is what all kinds of routes have.
+type routeLike struct {
+	Status struct {
+		Parents []gatewayv1.RouteParentStatus `json:"parents"`
+	} `json:"status"`
+}
+
+func routeRow(r *routeLike) (normal, wide []string) {
+	var parents []string
+	var all []metav1.Condition
+	for _, p := range r.Status.Parents {
+		kind := "Gateway"
+		if p.ParentRef.Kind != nil {
+			kind = string(*p.ParentRef.Kind)
+		}
+		parents = append(parents, strings.ToLower(kind)+"/"+string(p.ParentRef.Name))
+		all = append(all, p.Conditions...)
+	}
+	return nil, []string{orNone(strings.Join(parents, ",")), verdict(all, "Accepted"), verdict(all, "ResolvedRefs")}
+}
+
+// policyLike is what all policies have.
+type policyLike struct {
+	Status struct {
+		Conditions []metav1.Condition `json:"conditions"`
+	} `json:"status"`
+}
+
+func policyRow(p *policyLike) (normal, wide []string) {
+	return nil, []string{verdict(p.Status.Conditions, "WaypointAccepted", "ZtunnelAccepted")}
+}
+
+func gatewayRow(g *gatewayv1.Gateway) (normal, wide []string) {
+	var addresses []string
+	for _, a := range g.Status.Addresses {
+		addresses = append(addresses, a.Value)
+	}
+	return []string{string(g.Spec.GatewayClassName), verdict(g.Status.Conditions, "Programmed")},
+		[]string{orNone(strings.Join(addresses, ",")), verdict(g.Status.Conditions, "Accepted")}
+}
+
+// verdict is the first reason why a condition of some type does not hold, else "True", and "Unknown" when there is none.
+func verdict(list []metav1.Condition, kinds ...string) string {
+	out := "Unknown"
+	for _, c := range list {
+		switch {
+		case !slices.Contains(kinds, c.Type):
+		case c.Status != metav1.ConditionTrue:
+			return string(c.Status) + " (" + c.Reason + ")"
+		default:
+			out = string(c.Status)
+		}
+	}
+	return out
 }
 
 func namespaceRow(n *corev1.Namespace) (normal, wide []string) {

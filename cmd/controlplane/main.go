@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane"
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/apiserver"
 )
 
 func main() {
@@ -46,7 +47,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 
 // flags are the values that need a look before they are a Config.
 type flags struct {
-	manifests, listen, admin, tokenKey, accounts, aliases, level string
+	manifests, kubeconfig, replica, listen, admin, tokenKey, accounts, aliases, level string
+
+	inCluster bool
 }
 
 func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
@@ -54,12 +57,15 @@ func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
 	var f flags
 	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&f.manifests, "manifests", "", "directory of Kubernetes manifests, watched for changes (required)")
+	fs.BoolVar(&f.inCluster, "in-cluster", false, "work from the API server of the cluster that this pod runs in")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "work from the API server that this file names")
+	fs.StringVar(&f.manifests, "manifests", "", "work from a directory of Kubernetes manifests, watched for changes, in place of an API server")
+	fs.StringVar(&f.replica, "replica-name", "", "name that no other replica has; empty = the host's name, which is the pod's")
 	fs.StringVar(&f.listen, "listen", "0.0.0.0:15012", "IP address and port for xDS and certificates, TLS only")
 	fs.StringVar(&f.admin, "admin-address", "127.0.0.1:15014", "IP address and port for /ready, /debug and /metrics; empty = none")
 	fs.StringVar(&cfg.RootCAOut, "root-ca-out", "", "file that gets the root certificates, PEM")
-	fs.StringVar(&cfg.CADir, "ca-dir", "", "directory of the certificate authority (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); empty = a new root in memory")
-	fs.StringVar(&f.tokenKey, "lab-token-key", "", "file with the key that lab tokens are signed with (required)")
+	fs.StringVar(&cfg.CADir, "ca-dir", "", "directory of the certificate authority (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); empty = the secret cacerts or istio-ca-secret of the root namespace, with --manifests a new root in memory")
+	fs.StringVar(&f.tokenKey, "lab-token-key", "", "file with the key that lab tokens are signed with (required with --manifests)")
 	fs.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust domain of the mesh")
 	fs.StringVar(&f.aliases, "trust-domain-aliases", "", "further trust domains that certificates may be asked for, comma-separated")
 	fs.StringVar(&cfg.ClusterID, "cluster-id", "Kubernetes", "name of the cluster")
@@ -105,9 +111,34 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 			cfg.TrustDomainAliases = append(cfg.TrustDomainAliases, td)
 		}
 	}
-	if f.manifests == "" {
-		return errors.New("--manifests is required: a directory of Kubernetes manifests")
+	switch chosen := f.sources(); {
+	case len(chosen) == 0:
+		return errors.New("one of --in-cluster, --kubeconfig=FILE and --manifests=DIR is required: where the objects come from")
+	case len(chosen) > 1:
+		return fmt.Errorf("%s exclude each other: the objects come from one place", strings.Join(chosen, " and "))
+	case f.manifests != "":
+		return f.directory(cfg)
 	}
+	return f.cluster(cfg)
+}
+
+// sources lists the flags that say where objects come from.
+func (f flags) sources() []string {
+	var out []string
+	if f.inCluster {
+		out = append(out, "--in-cluster")
+	}
+	if f.kubeconfig != "" {
+		out = append(out, "--kubeconfig")
+	}
+	if f.manifests != "" {
+		out = append(out, "--manifests")
+	}
+	return out
+}
+
+// directory sets up a mesh without an API server.
+func (f flags) directory(cfg *controlplane.Config) error {
 	if info, err := os.Stat(f.manifests); err != nil {
 		return fmt.Errorf("--manifests=%s: %w", f.manifests, err)
 	} else if !info.IsDir() {
@@ -115,7 +146,7 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 	}
 	cfg.Source = kube.NewDirectory(kube.DirectoryConfig{Path: f.manifests, Quiet: 15 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Logger: cfg.Logger})
 	if f.tokenKey == "" {
-		return errors.New("--lab-token-key is required: the file with the key of the lab's tokens")
+		return errors.New("--lab-token-key is required with --manifests: the file with the key of the lab's tokens")
 	}
 	key, err := os.ReadFile(f.tokenKey)
 	if err != nil {
@@ -125,6 +156,32 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 		return fmt.Errorf("--lab-token-key=%s: want at least 16 bytes, got %d", f.tokenKey, len(key))
 	}
 	cfg.Authenticator, cfg.TrustNodeClaim = ca.LabTokens{Key: key}, true
+	return nil
+}
+
+// cluster sets up a mesh on an API server. It does not talk to the server yet.
+func (f flags) cluster(cfg *controlplane.Config) error {
+	if f.tokenKey != "" {
+		return errors.New("--lab-token-key is for --manifests: with an API server proxies show the tokens of their service accounts")
+	}
+	client, err := apiserver.Connect(f.kubeconfig)
+	if err != nil && f.kubeconfig != "" {
+		return fmt.Errorf("--kubeconfig=%s: %w", f.kubeconfig, err)
+	}
+	if err != nil {
+		return fmt.Errorf("--in-cluster: %w", err)
+	}
+	if f.replica == "" {
+		if f.replica, err = os.Hostname(); err != nil {
+			return fmt.Errorf("--replica-name is required: the host has no name: %w", err)
+		}
+	}
+	cfg.Source = apiserver.NewSource(apiserver.SourceConfig{Client: client, Logger: cfg.Logger})
+	cfg.Authenticator = apiserver.NewTokens(client)
+	if cfg.CADir == "" {
+		cfg.Vault = apiserver.NewVault(client, cfg.RootNamespace)
+	}
+	cfg.Cluster = apiserver.NewCluster(client, cfg.RootNamespace, f.replica, cfg.Logger)
 	return nil
 }
 

@@ -26,7 +26,12 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "--manifests is required"},
+		{nil, "one of --in-cluster, --kubeconfig=FILE and --manifests=DIR is required"},
+		{[]string{"--manifests=" + dir, "--in-cluster"}, "--in-cluster and --manifests exclude each other"},
+		{[]string{"--kubeconfig=/none"}, `--kubeconfig=/none: read kubeconfig "/none": stat /none: no such file`},
+		{[]string{"--kubeconfig=" + short}, "--kubeconfig=" + short + ": read kubeconfig"},
+		{[]string{"--in-cluster"}, "--in-cluster: read the pod's service account"},
+		{[]string{"--in-cluster", "--lab-token-key=" + short}, "--lab-token-key is for --manifests"},
 		{[]string{"--manifests=/none"}, "--manifests=/none: stat /none"},
 		{[]string{"--manifests=" + short}, "not a directory"},
 		{[]string{"--manifests=" + dir}, "--lab-token-key is required"},

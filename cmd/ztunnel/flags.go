@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -29,6 +30,8 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	f.StringVar(&cfg.PinDir, "pin-dir", cfg.PinDir, "directory of this node on a BPF file system")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "root of cgroup v2 (default: found)")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", "also serve /metrics at this address")
+	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready at this address")
+	kubernetes := kubernetesFlags(f, r)
 	f.StringVar(&excluded, "exclude-namespaces", excluded, "comma-separated namespaces that are never captured [EXCLUDE_NAMESPACES]")
 	f.String("same-node", "direct", "taken for symmetry with proxy, without effect")
 	f.StringVar(&log.level, "log-level", log.level, "level of the log [RUST_LOG]")
@@ -42,7 +45,42 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 			cfg.Policy.ExcludeNamespaces = append(cfg.Policy.ExcludeNamespaces, ns)
 		}
 	}
+	var err error
+	if cfg.Kubernetes, err = kubernetes(&cfg); err != nil {
+		return cfg, log, err
+	}
 	return cfg, log, r.err
+}
+
+// kubernetesFlags declares the flags of capture on a node of a cluster; the result is called when they are parsed, and
+// returns nil if pods come by pods.sock only.
+func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*ztunnel.KubernetesConfig, error) {
+	k := ztunnel.KubernetesConfig{Proc: "/proc"}
+	pods, agent := "socket", "ztunnel-"
+	f.StringVar(&pods, "pods", pods, "where pods come from: socket (pods.sock only) or kubernetes")
+	f.StringVar(&k.Kubeconfig, "kubeconfig", "", "API server of --pods=kubernetes (default: that of the cluster we run in)")
+	f.StringVar(&k.Proc, "host-proc", k.Proc, "the node's /proc")
+	f.StringVar(&k.CNIConfDir, "cni-conf-dir", "", "keep the CNI plugin in the network configuration of this directory")
+	f.StringVar(&k.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "directory of CNI plugins")
+	f.StringVar(&k.CNIBinary, "cni-binary", "/ambit-cni", "the CNI plugin to install")
+	f.StringVar(&k.SocketDir, "node-run-dir", "", "--run-dir as the node sees it (default: the same)")
+	f.StringVar(&agent, "agent-prefix", agent, "pods of our own namespace whose names begin so start without being captured")
+	return func(cfg *ztunnel.CaptureConfig) (*ztunnel.KubernetesConfig, error) {
+		switch {
+		case pods == "socket" && k.CNIConfDir != "":
+			return nil, usageError{errors.New("--cni-conf-dir needs --pods=kubernetes: the CNI plugin knows no labels")}
+		case pods == "socket":
+			return nil, nil
+		case pods != "kubernetes":
+			return nil, usageError{fmt.Errorf("--pods=%s: not socket or kubernetes", pods)}
+		case cfg.Node == "":
+			return nil, usageError{errors.New("--pods=kubernetes needs the node's name: --node or NODE_NAME")}
+		}
+		system := "istio-system"
+		r.nonEmpty(&system, "POD_NAMESPACE")
+		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+programVersion()
+		return &k, nil
+	}
 }
 
 func newFlags(verb string, out io.Writer) *flag.FlagSet {

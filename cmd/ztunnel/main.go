@@ -14,6 +14,8 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"k8s.io/klog/v2"
+
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -82,6 +84,7 @@ func capture(ctx context.Context, args []string, env env, stderr io.Writer) erro
 		return err
 	}
 	cfg.Logger = log.logger(stderr)
+	klog.SetSlogLogger(cfg.Logger) // client-go's
 	return ztunnel.RunCapture(ctx, cfg)
 }
 

@@ -206,3 +206,22 @@ func TestParseLevel(t *testing.T) {
 		}
 	}
 }
+
+func TestWherePodsComeFromIsSaidWhole(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                              "",
+		"--pods=kubernetes --node=n":    "",
+		"--pods=kubernetes":             "needs the node's name: --node or NODE_NAME",
+		"--pods=docker":                 "--pods=docker: not socket or kubernetes",
+		"--cni-conf-dir=/etc/cni/net.d": "--cni-conf-dir needs --pods=kubernetes",
+		"--pods=kubernetes --node=n --host-proc=x": "",
+	} {
+		cfg, _, err := captureConfig(strings.Fields(args), env{"POD_NAMESPACE": "mesh"}, io.Discard)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(usageError))) {
+			t.Errorf("%q: %v, want %q", args, err, want)
+		}
+		if k := cfg.Kubernetes; err == nil && (k != nil) != strings.Contains(args, "kubernetes") || k != nil && k.Agent[0] != "mesh/ztunnel-" {
+			t.Errorf("%q: %+v", args, k)
+		}
+	}
+}

@@ -30,6 +30,8 @@ type AuthorityConfig struct {
 	// plugged in: it is only read, and read again when it changes. An empty directory gets a self-signed root, which is
 	// rotated. "" keeps a self-signed root in memory.
 	Dir string
+	// Vault keeps the files in place of Dir, for replicas that share them; nil = Dir does.
+	Vault Vault
 	// TrustDomain is the organisation in a self-signed root. Required.
 	TrustDomain string
 	// DefaultTTL and MaxTTL are the lifetime of certificates when none is asked for and at most; 0 = 24 h and 90 days
@@ -82,9 +84,12 @@ type Authority struct {
 	cur atomic.Pointer[issuer] // never nil after OpenAuthority
 
 	mu    sync.Mutex
+	read  files                  // where the files are read, nil in memory; guarded by mu
 	state state                  // guarded by mu
 	kept  []keptRoot             // of a plugged-in authority: roots that were replaced; guarded by mu
 	watch []func(rootPEM []byte) // guarded by mu
+
+	version string // of what the vault holds, as far as we know; guarded by mu
 }
 
 // issuer is what signs at the moment. It is immutable.
@@ -102,13 +107,13 @@ type keptRoot struct {
 	until time.Time
 }
 
-// OpenAuthority reads or makes the authority. It starts nothing.
-func OpenAuthority(cfg AuthorityConfig) (*Authority, error) {
+// OpenAuthority reads or makes the authority. It starts nothing, and blocks only for a Vault.
+func OpenAuthority(ctx context.Context, cfg AuthorityConfig) (*Authority, error) {
 	if err := spiffe.CheckTrustDomain(cfg.TrustDomain); err != nil {
 		return nil, fmt.Errorf("open authority: %w", err)
 	}
 	a := &Authority{cfg: cfg}
-	if err := a.open(time.Now()); err != nil {
+	if err := a.open(ctx, time.Now()); err != nil {
 		return nil, fmt.Errorf("open authority %q: %w", cfg.Dir, err)
 	}
 	return a, nil
@@ -137,7 +142,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			err := a.check(time.Now())
+			err := a.check(ctx, time.Now())
 			// One line per distinct trouble, not one per look.
 			if text := fmt.Sprint(err); err != nil && text != last {
 				a.cfg.logger().Error("authority keeps its last good state", slog.String("dir", a.cfg.Dir), slog.Any("err", err))

@@ -22,7 +22,7 @@ import (
 func open(t testing.TB, cfg AuthorityConfig) *Authority {
 	t.Helper()
 	cfg.TrustDomain = "cluster.local"
-	a, err := OpenAuthority(cfg)
+	a, err := OpenAuthority(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,16 +88,16 @@ func TestRotation(t *testing.T) {
 		var published int
 		a.Watch(func([]byte) { published++ })
 		oldBundle := a.RootPEM()
-		if err := a.Rotate(); err != nil {
+		if err := a.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Rotate(); !errors.Is(err, ErrRotating) {
+		if err := a.Rotate(t.Context()); !errors.Is(err, ErrRotating) {
 			t.Errorf("a second Rotate: %v, want ErrRotating", err)
 		}
 		step := func(d time.Duration, wantPhase string, wantRoots int) {
 			t.Helper()
 			time.Sleep(d)
-			if err := a.check(time.Now()); err != nil {
+			if err := a.check(t.Context(), time.Now()); err != nil {
 				t.Fatal(err)
 			}
 			if phase, _ := a.Phase(); phase != wantPhase || rootCount(a.RootPEM()) != wantRoots {
@@ -136,14 +136,14 @@ func TestRootIsReplacedBeforeItEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := open(t, AuthorityConfig{RootTTL: 100 * time.Hour, MaxTTL: time.Hour})
 		time.Sleep(79 * time.Hour)
-		if err := a.check(time.Now()); err != nil {
+		if err := a.check(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if phase, _ := a.Phase(); phase != "idle" {
 			t.Errorf("phase %s after 79 %% of the root's life, want idle", phase)
 		}
 		time.Sleep(2 * time.Hour)
-		if err := a.check(time.Now()); err != nil {
+		if err := a.check(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if phase, _ := a.Phase(); phase != "prepared" {
@@ -156,7 +156,7 @@ func TestRootIsReplacedBeforeItEnds(t *testing.T) {
 func TestActivationThatWasCutOff(t *testing.T) {
 	old := t.TempDir()
 	a := open(t, AuthorityConfig{Dir: old})
-	if err := a.Rotate(); err != nil {
+	if err := a.Rotate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	done := t.TempDir()
@@ -165,7 +165,7 @@ func TestActivationThatWasCutOff(t *testing.T) {
 	}
 	b := open(t, AuthorityConfig{Dir: done})
 	_, since := b.Phase()
-	if err := b.check(since.Add(91 * 24 * time.Hour)); err != nil {
+	if err := b.check(t.Context(), since.Add(91*24*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	names := []string{rootFile, keyFile, certFile, chainFile, stateFile}
@@ -239,7 +239,7 @@ func TestPluggedInAuthority(t *testing.T) {
 	if leaf := parseLeaf(t, chain); leaf.NotAfter.After(a.cur.Load().cert.NotAfter) {
 		t.Error("the leaf outlives its issuer (2.4)")
 	}
-	if err := a.Rotate(); !errors.Is(err, ErrPlugged) {
+	if err := a.Rotate(t.Context()); !errors.Is(err, ErrPlugged) {
 		t.Errorf("Rotate: %v, want ErrPlugged", err)
 	}
 
@@ -247,7 +247,7 @@ func TestPluggedInAuthority(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, keyFile), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.check(time.Now()); err == nil {
+	if err := a.check(t.Context(), time.Now()); err == nil {
 		t.Error("a broken key was not reported")
 	}
 	issue(t, a)
@@ -256,7 +256,7 @@ func TestPluggedInAuthority(t *testing.T) {
 		t.Fatal(err)
 	}
 	plug(t, dir, next)
-	if err := a.check(time.Now()); err != nil {
+	if err := a.check(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if err := verify(t, issue(t, a), []byte(encodeCert(next.cert.Raw))); err != nil {
@@ -265,7 +265,7 @@ func TestPluggedInAuthority(t *testing.T) {
 	if rootCount(a.RootPEM()) != 2 {
 		t.Errorf("%d roots, want the new and the old", rootCount(a.RootPEM()))
 	}
-	if err := a.check(time.Now()); err != nil || rootCount(a.RootPEM()) != 2 {
+	if err := a.check(t.Context(), time.Now()); err != nil || rootCount(a.RootPEM()) != 2 {
 		t.Errorf("a second look: %v, %d roots", err, rootCount(a.RootPEM()))
 	}
 }
@@ -278,7 +278,7 @@ func TestPluggedInAuthorityMustFit(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, rootFile), []byte(encodeCert(other.cert.Raw)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenAuthority(AuthorityConfig{Dir: dir, TrustDomain: "cluster.local"}); err == nil || !strings.Contains(err.Error(), "verify ca-cert.pem with root-cert.pem") {
+	if _, err := OpenAuthority(t.Context(), AuthorityConfig{Dir: dir, TrustDomain: "cluster.local"}); err == nil || !strings.Contains(err.Error(), "verify ca-cert.pem with root-cert.pem") {
 		t.Errorf("got %v, want an error that names the files", err)
 	}
 }
@@ -312,11 +312,11 @@ func TestServerCertificate(t *testing.T) {
 		if second == first {
 			t.Error("not renewed after half of its life")
 		}
-		if err := a.Rotate(); err != nil {
+		if err := a.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Minute)
-		if err := a.check(time.Now()); err != nil {
+		if err := a.check(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if get() == second {

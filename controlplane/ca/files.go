@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -26,50 +27,55 @@ const (
 	// stateFile marks a directory as ours and says where the rotation stands.
 	stateFile = "rotation.json"
 	// nextDir holds certFile and keyFile of the next root.
-	nextDir = "next"
+	nextDir                   = "next"
+	nextCertFile, nextKeyFile = nextDir + "/" + certFile, nextDir + "/" + keyFile
 )
 
 // open decides which kind of authority this is and puts it in force.
-func (a *Authority) open(now time.Time) error {
+func (a *Authority) open(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.cfg.Dir == "" {
-		return a.createLocked(now)
+	switch {
+	case a.cfg.Vault != nil:
+		return a.openVaultLocked(ctx, now)
+	case a.cfg.Dir == "":
+		return a.createLocked(ctx, now)
 	}
-	ours, err := exists(filepath.Join(a.cfg.Dir, stateFile))
+	a.read = filesOfDir(a.cfg.Dir)
+	ours, err := exists(a.read, stateFile)
 	if err != nil {
 		return err
 	}
 	if ours {
-		return a.restoreLocked(now)
+		return a.restoreLocked(ctx, a.read, now)
 	}
 	for _, name := range []string{certFile, tlsCertFile} {
-		plugged, err := exists(filepath.Join(a.cfg.Dir, name))
+		plugged, err := exists(a.read, name)
 		if err != nil {
 			return err
 		}
 		if plugged {
 			a.state.plugged = true
-			return a.reloadLocked(now)
+			return a.reloadLocked(a.read, now)
 		}
 	}
-	return a.createLocked(now)
+	return a.createLocked(ctx, now)
 }
 
-func exists(path string) (bool, error) {
-	_, err := os.Stat(path)
+func exists(f files, name string) (bool, error) {
+	_, err := f(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-func (a *Authority) createLocked(now time.Time) error {
+func (a *Authority) createLocked(ctx context.Context, now time.Time) error {
 	root, err := newRoot(a.cfg, now)
 	if err != nil {
 		return err
 	}
-	if a.cfg.Dir != "" {
+	if a.cfg.Vault == nil && a.cfg.Dir != "" {
 		// First of all the mark that the directory is ours: after a crash half a root is not taken for a plugged-in one.
 		if err := os.MkdirAll(a.cfg.Dir, 0o700); err != nil {
 			return err
@@ -78,13 +84,13 @@ func (a *Authority) createLocked(now time.Time) error {
 			return err
 		}
 	}
-	return a.advanceLocked(state{Phase: idle, Since: now, cur: root, roots: []*x509.Certificate{root.cert}})
+	return a.advanceLocked(ctx, state{Phase: idle, Since: now, cur: root, roots: []*x509.Certificate{root.cert}})
 }
 
-// restoreLocked reads a directory that save wrote, and finishes an activation that was cut off.
-func (a *Authority) restoreLocked(now time.Time) error {
+// restoreLocked reads files that save wrote, and finishes an activation that was cut off.
+func (a *Authority) restoreLocked(ctx context.Context, f files, now time.Time) error {
 	var s state
-	data, err := os.ReadFile(filepath.Join(a.cfg.Dir, stateFile))
+	data, err := f(stateFile)
 	if err != nil {
 		return err
 	}
@@ -92,19 +98,19 @@ func (a *Authority) restoreLocked(now time.Time) error {
 		return fmt.Errorf("parse %s: %w", stateFile, err)
 	}
 	if s.Phase == creating {
-		return a.createLocked(now)
+		return a.createLocked(ctx, now)
 	}
-	if s.roots, err = readCerts(filepath.Join(a.cfg.Dir, rootFile)); err != nil {
+	if s.roots, err = readCerts(f, rootFile); err != nil {
 		return err
 	}
-	next, nextErr := readSlot(filepath.Join(a.cfg.Dir, nextDir), certFile, keyFile)
-	s.cur, err = readSlot(a.cfg.Dir, certFile, keyFile)
+	next, nextErr := readSlot(f, nextCertFile, nextKeyFile)
+	s.cur, err = readSlot(f, certFile, keyFile)
 	if err != nil && nextErr == nil {
 		// save writes the new key before the new certificate; with the next pair at hand both are known.
-		if s, err := os.ReadFile(filepath.Join(a.cfg.Dir, keyFile)); err != nil || !sameKey(s, next.key) {
-			return fmt.Errorf("%s does not fit %s or %s/%s", keyFile, certFile, nextDir, certFile)
+		if s, err := f(keyFile); err != nil || !sameKey(s, next.key) {
+			return fmt.Errorf("%s does not fit %s or %s", keyFile, certFile, nextCertFile)
 		}
-		return a.advanceLocked(state{Phase: activated, Since: s.Since, cur: next, roots: s.roots})
+		return a.advanceLocked(ctx, state{Phase: activated, Since: s.Since, cur: next, roots: s.roots})
 	}
 	if err != nil {
 		return err
@@ -129,54 +135,68 @@ func sameKey(data []byte, key crypto.Signer) bool {
 	return err == nil && samePublic(parsed.Public(), key.Public())
 }
 
-// save writes a self-signed authority. Each file is replaced whole, in an order in which a crash between any two is
-// read as the old or the new state: the bundle only grows before the key changes and only shrinks after it.
-func (a *Authority) save(s state) error {
-	if a.cfg.Dir == "" {
+// encoded is a self-signed authority as it is written.
+type encoded struct {
+	cert, key, roots, state []byte
+	nextCert, nextKey       []byte // nil when there is no next root
+}
+
+func encode(s state) (encoded, error) {
+	var e encoded
+	for _, c := range s.roots {
+		e.roots = append(e.roots, encodeCert(c.Raw)...)
+	}
+	e.cert = []byte(encodeCert(s.cur.cert.Raw))
+	var err error
+	if e.key, err = encodeKey(s.cur.key); err != nil {
+		return e, err
+	}
+	if s.next != nil {
+		e.nextCert = []byte(encodeCert(s.next.cert.Raw))
+		if e.nextKey, err = encodeKey(s.next.key); err != nil {
+			return e, err
+		}
+	}
+	e.state, err = json.Marshal(s)
+	return e, err
+}
+
+// save writes a self-signed authority. In a directory each file is replaced whole, in an order in which a crash between
+// any two is read as the old or the new state: the bundle only grows before the key changes and only shrinks after it.
+func (a *Authority) save(ctx context.Context, s state) error {
+	if a.cfg.Vault == nil && a.cfg.Dir == "" {
 		return nil
 	}
-	var roots string
-	for _, c := range s.roots {
-		roots += encodeCert(c.Raw)
-	}
-	key, err := encodeKey(s.cur.key)
+	e, err := encode(s)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
+	if a.cfg.Vault != nil {
+		return a.saveToVault(ctx, e)
 	}
 	dir, next := a.cfg.Dir, filepath.Join(a.cfg.Dir, nextDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if s.next != nil {
-		nextKey, err := encodeKey(s.next.key)
-		if err != nil {
-			return err
-		}
+	if e.nextCert != nil {
 		if err := os.MkdirAll(next, 0o700); err != nil {
 			return err
 		}
-		if err := errors.Join(write(next, keyFile, nextKey), write(next, certFile, []byte(encodeCert(s.next.cert.Raw)))); err != nil {
+		if err := errors.Join(write(next, keyFile, e.nextKey), write(next, certFile, e.nextCert)); err != nil {
 			return err
 		}
-	}
-	if err := write(dir, rootFile, []byte(roots)); err != nil {
-		return err
 	}
 	for _, f := range []struct {
 		name string
 		data []byte
 	}{
-		{keyFile, key}, {certFile, []byte(encodeCert(s.cur.cert.Raw))}, {chainFile, nil}, {stateFile, data},
+		{rootFile, e.roots}, {keyFile, e.key}, {certFile, e.cert}, {chainFile, nil}, {stateFile, e.state},
 	} {
 		if err := write(dir, f.name, f.data); err != nil {
 			return err
 		}
 	}
-	if s.next == nil {
+	if e.nextCert == nil {
 		return os.RemoveAll(next)
 	}
 	return nil
@@ -201,8 +221,8 @@ func write(dir, name string, data []byte) error {
 
 // reloadLocked reads a plugged-in authority and puts it in force when it is whole and differs. Roots that are no longer
 // in the files stay published as long as certificates below them may live.
-func (a *Authority) reloadLocked(now time.Time) error {
-	i, err := readPlugged(a.cfg.Dir, now)
+func (a *Authority) reloadLocked(f files, now time.Time) error {
+	i, err := readPlugged(f, now)
 	if err != nil {
 		return err
 	}
@@ -232,29 +252,29 @@ func (a *Authority) reloadLocked(now time.Time) error {
 }
 
 // readPlugged reads and checks the files of a plugged-in authority.
-func readPlugged(dir string, now time.Time) (*issuer, error) {
+func readPlugged(f files, now time.Time) (*issuer, error) {
 	cert, key, root := certFile, keyFile, rootFile
-	if ok, err := exists(filepath.Join(dir, cert)); err != nil {
+	if ok, err := exists(f, cert); err != nil {
 		return nil, err
 	} else if !ok {
 		cert, key, root = tlsCertFile, tlsKeyFile, tlsRootFile
 	}
-	s, err := readSlot(dir, cert, key)
+	s, err := readSlot(f, cert, key)
 	if err != nil {
 		return nil, err
 	}
 	i := &issuer{cert: s.cert, key: s.key}
-	if i.roots, err = readCerts(filepath.Join(dir, root)); err != nil {
+	if i.roots, err = readCerts(f, root); err != nil {
 		return nil, err
 	}
-	chain, err := readCerts(filepath.Join(dir, cert)) // cert-manager puts the chain behind the certificate
+	chain, err := readCerts(f, cert) // cert-manager puts the chain behind the certificate
 	if err != nil {
 		return nil, err
 	}
-	if ok, err := exists(filepath.Join(dir, chainFile)); err != nil {
+	if ok, err := exists(f, chainFile); err != nil {
 		return nil, err
 	} else if ok {
-		more, err := readCerts(filepath.Join(dir, chainFile))
+		more, err := readCerts(f, chainFile)
 		if err != nil && !errors.Is(err, errNoCert) {
 			return nil, err
 		}
@@ -279,12 +299,12 @@ func readPlugged(dir string, now time.Time) (*issuer, error) {
 }
 
 // readSlot reads a CA certificate and the key that belongs to it.
-func readSlot(dir, certName, keyName string) (*slot, error) {
-	certs, err := readCerts(filepath.Join(dir, certName))
+func readSlot(f files, certName, keyName string) (*slot, error) {
+	certs, err := readCerts(f, certName)
 	if err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(dir, keyName))
+	data, err := f(keyName)
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +323,8 @@ func readSlot(dir, certName, keyName string) (*slot, error) {
 
 var errNoCert = errors.New("no certificate in the file")
 
-func readCerts(path string) ([]*x509.Certificate, error) {
-	data, err := os.ReadFile(path)
+func readCerts(f files, name string) ([]*x509.Certificate, error) {
+	data, err := f(name)
 	if err != nil {
 		return nil, err
 	}
@@ -319,12 +339,12 @@ func readCerts(path string) ([]*x509.Certificate, error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("parse %s: %w", filepath.Base(path), err)
+			return nil, fmt.Errorf("parse %s: %w", name, err)
 		}
 		certs = append(certs, c)
 	}
 	if len(certs) == 0 {
-		return nil, fmt.Errorf("read %s: %w", filepath.Base(path), errNoCert)
+		return nil, fmt.Errorf("read %s: %w", name, errNoCert)
 	}
 	return certs, nil
 }

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -53,7 +54,7 @@ var ErrRotating = errors.New("a rotation is going on already")
 
 // Rotate begins the replacement of a self-signed root: the next one is published now, signs after Config.Overlap, and
 // the old one is withdrawn after Config.Overlap again.
-func (a *Authority) Rotate() error {
+func (a *Authority) Rotate(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -62,7 +63,7 @@ func (a *Authority) Rotate() error {
 	case a.state.Phase != idle:
 		return fmt.Errorf("%w: %s since %s", ErrRotating, a.state.Phase, a.state.Since.Format(time.RFC3339))
 	}
-	return a.prepareLocked(time.Now())
+	return a.prepareLocked(ctx, time.Now())
 }
 
 // Phase says where the rotation stands ("idle", "prepared", "activated", or "plugged" for files of somebody else) and
@@ -76,38 +77,43 @@ func (a *Authority) Phase() (string, time.Time) {
 	return string(a.state.Phase), a.state.Since
 }
 
-// check does what is due at now: re-reads plugged-in files or advances the rotation by at most one phase.
-func (a *Authority) check(now time.Time) error {
+// check does what is due at now: takes in what other replicas did, re-reads plugged-in files, or advances the rotation by at most one phase.
+func (a *Authority) check(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.cfg.Vault != nil {
+		if err := a.syncLocked(ctx, now); err != nil {
+			return err
+		}
+	}
 	if a.state.plugged {
-		return a.reloadLocked(now)
+		return a.reloadLocked(a.read, now)
 	}
 	s := a.state
 	switch {
 	case s.Phase == idle && s.cur.cert.NotAfter.Sub(now) < a.cfg.rootTTL()/5:
-		return a.prepareLocked(now)
+		return a.prepareLocked(ctx, now)
 	case s.Phase == prepared && now.Sub(s.Since) >= a.cfg.overlap():
-		return a.advanceLocked(state{Phase: activated, Since: now, cur: s.next, roots: s.roots})
+		return a.advanceLocked(ctx, state{Phase: activated, Since: now, cur: s.next, roots: s.roots})
 	case s.Phase == activated && now.Sub(s.Since) >= a.cfg.overlap():
-		return a.advanceLocked(state{Phase: idle, Since: now, cur: s.cur, roots: []*x509.Certificate{s.cur.cert}})
+		return a.advanceLocked(ctx, state{Phase: idle, Since: now, cur: s.cur, roots: []*x509.Certificate{s.cur.cert}})
 	}
 	return nil
 }
 
-func (a *Authority) prepareLocked(now time.Time) error {
+func (a *Authority) prepareLocked(ctx context.Context, now time.Time) error {
 	next, err := newRoot(a.cfg, now)
 	if err != nil {
 		return err
 	}
 	s := a.state
-	return a.advanceLocked(state{Phase: prepared, Since: now, cur: s.cur, next: next,
+	return a.advanceLocked(ctx, state{Phase: prepared, Since: now, cur: s.cur, next: next,
 		roots: []*x509.Certificate{s.cur.cert, next.cert}})
 }
 
-// advanceLocked makes s the state: first on disk, then in force. When the first fails nothing has changed.
-func (a *Authority) advanceLocked(s state) error {
-	if err := a.save(s); err != nil {
+// advanceLocked makes s the state: first where it is kept, then in force. When the first fails nothing has changed.
+func (a *Authority) advanceLocked(ctx context.Context, s state) error {
+	if err := a.save(ctx, s); err != nil {
 		return fmt.Errorf("save phase %s of the rotation: %w", s.Phase, err)
 	}
 	a.state = s

@@ -96,7 +96,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func newTestServer(t testing.TB, log *bytes.Buffer, pods Pods, change func(*Config)) *Server {
 	t.Helper()
-	a, err := OpenAuthority(AuthorityConfig{TrustDomain: "cluster.local", MaxTTL: 48 * time.Hour})
+	a, err := OpenAuthority(t.Context(), AuthorityConfig{TrustDomain: "cluster.local", MaxTTL: 48 * time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@
 package envoy
 
 import (
+	"slices"
+
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
@@ -51,38 +53,18 @@ func (b *builder) accessLogs(at target) []*accesslogv3.AccessLog {
 	for _, name := range b.mesh.config.GetDefaultProviders().GetAccessLogging() {
 		to = append(to, logTo{provider: name})
 	}
+	if b.mesh.config.GetAccessLogFile() != "" && len(to) == 0 {
+		to = []logTo{{provider: meshFile}}
+	}
 	for _, t := range b.telemetryFor(at) {
-		if len(t.Spec.AccessLogging) == 0 {
-			continue
-		}
-		inherited := to
-		to = nil
-		for i, a := range t.Spec.AccessLogging {
-			if a.GetMatch().GetMode() == telemetry.WorkloadMode_CLIENT {
-				continue
-			}
-			if a.GetDisabled().GetValue() {
-				to = nil
-				continue
-			}
-			l := logTo{filter: a.GetFilter().GetExpression(), telemetry: t, field: indexed("spec.accessLogging", i)}
-			for _, p := range a.Providers {
-				l.provider = p.Name
-				to = append(to, l)
-			}
-			if len(a.Providers) == 0 {
-				for _, p := range inherited {
-					l.provider = p.provider
-					to = append(to, l)
-				}
-			}
-		}
+		to = b.telemetryLogs(t, to)
 	}
 	var out []*accesslogv3.AccessLog
-	if f := b.mesh.config.GetAccessLogFile(); f != "" && len(to) == 0 {
-		out = append(out, b.meshFileLog(f))
-	}
 	for _, l := range to {
+		if err := expressionFlaw(l.filter); l.filter != "" && err != nil {
+			b.problem(kube.Rejected, kube.KeyOf(l.telemetry), l.field+".filter.expression", err.Error()+": nothing is logged by it", "an expression of CEL")
+			continue
+		}
 		if log := b.accessLog(l); log != nil {
 			if l.filter != "" {
 				log.Filter = &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslogv3.ExtensionFilter{
@@ -95,9 +77,52 @@ func (b *builder) accessLogs(at target) []*accesslogv3.AccessLog {
 	return out
 }
 
+// meshFile stands for MeshConfig's accessLogFile, which has no name.
+const meshFile = ""
+
+// telemetryLogs are the logs by one Telemetry: it replaces what wider ones say, but that entries without a provider, and
+// entries that turn some off, are about theirs.
+func (b *builder) telemetryLogs(t *telemetryv1.Telemetry, inherited []logTo) []logTo {
+	var to []logTo
+	said := false // of logs of a server
+	for i, a := range t.Spec.AccessLogging {
+		if a.GetMatch().GetMode() == telemetry.WorkloadMode_CLIENT {
+			continue
+		}
+		if a.GetDisabled().GetValue() {
+			off := func(l logTo) bool { return disables(a, l.provider) }
+			to, inherited = slices.DeleteFunc(to, off), slices.DeleteFunc(slices.Clone(inherited), off)
+			continue
+		}
+		said = true
+		l := logTo{filter: a.GetFilter().GetExpression(), telemetry: t, field: indexed("spec.accessLogging", i)}
+		for _, p := range a.Providers {
+			l.provider = p.Name
+			to = append(to, l)
+		}
+		if len(a.Providers) == 0 {
+			for _, p := range inherited {
+				l.provider = p.provider
+				to = append(to, l)
+			}
+		}
+	}
+	if !said {
+		return inherited
+	}
+	return to
+}
+
+// disables says whether an entry turns a provider's logs off: all of them when it names none.
+func disables(a *telemetry.AccessLogging, provider string) bool {
+	return len(a.Providers) == 0 || slices.ContainsFunc(a.Providers, func(p *telemetry.ProviderRef) bool { return p.Name == provider })
+}
+
 func (b *builder) accessLog(l logTo) *accesslogv3.AccessLog {
 	p := b.mesh.provider(l.provider)
 	switch {
+	case l.provider == meshFile:
+		return b.meshFileLog(b.mesh.config.GetAccessLogFile())
 	case p.GetEnvoyFileAccessLog() != nil:
 		return fileLog(p.GetEnvoyFileAccessLog())
 	case p == nil && l.provider == "envoy": // Istio's own, always there

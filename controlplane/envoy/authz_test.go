@@ -3,11 +3,14 @@
 package envoy
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
 	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 )
 
 // matched are the texts that principals ask for.
@@ -83,6 +86,35 @@ func TestAPrefixOfARequestPrincipalMayEndWithinTheIssuersURL(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %q, want %q", v, got, want)
+		}
+	}
+}
+
+// TestPathsAreMadeCanonicalAsMeshConfigSays for every value of pathNormalization.
+func TestPathsAreMadeCanonicalAsMeshConfigSays(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                         "normalize true, merge false, KEEP_UNCHANGED",
+		"DEFAULT":                  "normalize true, merge false, KEEP_UNCHANGED",
+		"NONE":                     "normalize false, merge false, KEEP_UNCHANGED",
+		"BASE":                     "normalize true, merge false, KEEP_UNCHANGED",
+		"MERGE_SLASHES":            "normalize true, merge true, KEEP_UNCHANGED",
+		"DECODE_AND_MERGE_SLASHES": "normalize true, merge true, UNESCAPE_AND_FORWARD",
+	} {
+		m := &meshconfig.MeshConfig{}
+		if text != "" {
+			var err error
+			if m, err = ParseMesh([]byte("pathNormalization: {normalization: " + text + "}")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := &builder{Index: &Index{cfg: Config{}.withDefaults(), mesh: meshSettings{config: m}}}
+		var got hcmv3.HttpConnectionManager
+		if err := b.httpManager(target{}, 80, nil).GetTypedConfig().UnmarshalTo(&got); err != nil {
+			t.Fatal(err)
+		}
+		is := fmt.Sprintf("normalize %v, merge %v, %v", got.GetNormalizePath().GetValue(), got.GetMergeSlashes(), got.GetPathWithEscapedSlashesAction())
+		if is != want {
+			t.Errorf("%q: %s, want %s", text, is, want)
 		}
 	}
 }

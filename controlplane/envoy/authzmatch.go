@@ -5,7 +5,6 @@ package envoy
 import (
 	"net/netip"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +13,8 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	templatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
 // What of the rules' matchers can be made: principals are about the client, permissions about what it does (3.8).
@@ -88,25 +89,10 @@ func peer(m *matcherv3.StringMatcher) *rbacconfigv3.Principal {
 	}}}
 }
 
-// principalID accepts a principal in the mesh's trust domain in all of its aliases too, whichever of them is written; and
-// cluster.local stands for the mesh's trust domain, as with Istio.
+// principalID accepts a principal in the mesh's trust domain in all of its aliases too.
 func (b *builder) principalID(v string) []*rbacconfigv3.Principal {
-	domain, rest, ok := strings.Cut(v, "/")
-	if !ok || domain == "*" || !slices.ContainsFunc(b.trustDomains(), means(domain)) && domain != "cluster.local" {
-		return []*rbacconfigv3.Principal{peer(textMatcher(v, "spiffe://"))}
-	}
-	var texts []string
-	for _, d := range b.trustDomains() {
-		text := d + "/" + rest
-		if strings.HasPrefix(domain, "*") && means(domain)(d) {
-			text = v
-		}
-		if !slices.Contains(texts, text) {
-			texts = append(texts, text)
-		}
-	}
 	var out []*rbacconfigv3.Principal
-	for _, text := range texts {
+	for _, text := range kube.Principals(b.trustDomains(), v) {
 		out = append(out, peer(textMatcher(text, "spiffe://")))
 	}
 	return out
@@ -117,16 +103,6 @@ func (b *builder) trustDomains() []string {
 	return append([]string{b.cfg.TrustDomain}, b.cfg.TrustDomainAliases...)
 }
 
-// means says whether a trust domain is the one that is written, perhaps as a suffix.
-func means(text string) func(string) bool {
-	return func(d string) bool {
-		if rest, ok := strings.CutPrefix(text, "*"); ok {
-			return strings.HasSuffix(d, rest)
-		}
-		return d == text
-	}
-}
-
 // wild makes an expression of a text in which * stands for anything.
 func wild(v string) string { return strings.ReplaceAll(regexp.QuoteMeta(v), `\*`, ".*") }
 
@@ -135,12 +111,8 @@ func namespaceID(v string) []*rbacconfigv3.Principal {
 }
 
 func (b *builder) trustDomainID(v string) []*rbacconfigv3.Principal {
-	list := []string{v}
-	if slices.Contains(b.trustDomains(), v) {
-		list = b.trustDomains()
-	}
 	var out []*rbacconfigv3.Principal
-	for _, d := range list {
+	for _, d := range kube.TrustDomains(b.trustDomains(), v) {
 		out = append(out, peer(regexMatcher("spiffe://"+wild(d)+"/.*")))
 	}
 	return out

@@ -31,6 +31,11 @@ type builder struct {
 	// bad are the chains with something that a client would refuse; last is what the waypoint had before.
 	bad  map[string]bool
 	last *Resources
+	// filters are the EnvoyFilters that are in force, good those to keep for the next time; applied are the patches that
+	// found something to change.
+	filters []*patchSet
+	good    map[kube.Key]*patchSet
+	applied map[*patch]bool
 	// ruleSets and virtualOf remember what was found for a service.
 	ruleSets  map[*service]*ruleSet
 	virtualOf map[*service]*networkingv1.VirtualService
@@ -44,6 +49,7 @@ func (x *Index) Build(gateway kube.Name, last *Resources) *Resources {
 		Index: x, gateway: gateway, object: kube.Get[*gatewayv1.Gateway](x.objects, gateway.Namespace, gateway.Name),
 		serves: map[*service]bool{}, others: map[*service]bool{}, clusters: map[string]*clusterv3.Cluster{}, reported: map[string]bool{},
 		bad: map[string]bool{}, last: last,
+		good: map[kube.Key]*patchSet{}, applied: map[*patch]bool{},
 		ruleSets: map[*service]*ruleSet{}, virtualOf: map[*service]*networkingv1.VirtualService{},
 	}
 	if f := x.mesh.flaw; f != nil {
@@ -53,6 +59,7 @@ func (x *Index) Build(gateway kube.Name, last *Resources) *Resources {
 	for _, s := range b.services {
 		b.serves[s] = true
 	}
+	b.chooseFilters()
 	for _, c := range b.plumbingClusters() {
 		b.clusters[c.Name] = c
 	}
@@ -68,8 +75,10 @@ func (x *Index) Build(gateway kube.Name, last *Resources) *Resources {
 	for s := range b.others {
 		b.outboundClusters(s)
 	}
+	b.patchClusters()
+	b.idlePatches()
 	b.checkClusters()
-	r := &Resources{index: x, eds: b.eds, Problems: b.problems}
+	r := &Resources{index: x, eds: b.eds, Problems: b.problems, filters: b.good}
 	for _, name := range slices.Sorted(maps.Keys(b.clusters)) {
 		r.Clusters = append(r.Clusters, NewResource(name, b.clusters[name]))
 	}

@@ -21,6 +21,7 @@ import (
 	uuidv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/request_id/uuid/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
@@ -53,7 +54,9 @@ func (b *builder) portChains(s *service, p port) []*listenerv3.FilterChain {
 		name := inboundName(p.number, kind, "", s.host())
 		chain := &listenerv3.FilterChain{Name: name}
 		if kind == kindHTTP {
-			chain.Filters = []*listenerv3.Filter{b.httpManager(at, p.number, b.serviceRoutes(s, p))}
+			routes := b.serviceRoutes(s, p)
+			b.patchRoutes(at, routes)
+			chain.Filters = []*listenerv3.Filter{b.httpManager(at, p.number, routes)}
 		} else {
 			chain.Filters = b.tcpFilters(at, b.tcpProxy(s, p, name))
 		}
@@ -105,7 +108,7 @@ func (b *builder) tcpFilters(at target, proxy *tcpv3.TcpProxy) []*listenerv3.Fil
 	out = append(out, b.networkAuthorization(at)...)
 	out = append(out, networkFilter("istio.stats", b.statsConfig(at)))
 	proxy.AccessLog = b.accessLogs(at)
-	out = append(out, byServerName(at)...)
+	out = append(out, b.byServerName(at)...)
 	return append(out, networkFilter("envoy.filters.network.tcp_proxy", proxy))
 }
 
@@ -122,15 +125,28 @@ func (b *builder) httpManager(at target, number uint32, routes *routev3.RouteCon
 		UseRemoteAddress:   wrapperspb.Bool(false),
 		Proxy_100Continue:  true,
 		UpgradeConfigs:     []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		NormalizePath:      wrapperspb.Bool(true),
-		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(true)})},
-
-		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+		RequestIdExtension: &hcmv3.RequestIDExtension{TypedConfig: anyOf(&uuidv3.UuidRequestIdConfig{UseRequestIdForTraceSampling: wrapperspb.Bool(b.sampledByID(at))})},
 	}
+	b.canonicalPaths(m)
 	if at.port.protocol.http2() {
 		m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
+}
+
+// canonicalPaths says how paths are made canonical before rules look at them, by pathNormalization of MeshConfig.
+func (b *builder) canonicalPaths(m *hcmv3.HttpConnectionManager) {
+	m.NormalizePath = wrapperspb.Bool(true)
+	m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_KEEP_UNCHANGED
+	switch b.mesh.config.GetPathNormalization().GetNormalization() {
+	case meshconfig.MeshConfig_ProxyPathNormalization_NONE:
+		m.NormalizePath = wrapperspb.Bool(false)
+	case meshconfig.MeshConfig_ProxyPathNormalization_MERGE_SLASHES:
+		m.MergeSlashes = true
+	case meshconfig.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES:
+		m.MergeSlashes = true
+		m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD
+	}
 }
 
 // httpFilters are in the order that istiod gives them (3.8).
@@ -148,10 +164,11 @@ func (b *builder) httpFilters(at target) []*hcmv3.HttpFilter {
 	if s := at.service; s != nil && s.resolution() == networking.ServiceEntry_DYNAMIC_DNS {
 		out = append(out, httpFilter("envoy.filters.http.dynamic_forward_proxy", b.forwardProxyFilter(s)))
 	}
-	return append(out,
+	out = append(out,
 		httpFilter("waypoint_upstream_peer_metadata", typedStruct("io.istio.http.peer_metadata.Config", map[string]any{
 			"upstream_discovery": []any{map[string]any{"workload_discovery": map[string]any{}}},
 		})),
 		httpFilter("istio.stats", b.statsConfig(at)),
-		httpFilter("envoy.filters.http.router", &routerv3.Router{}))
+		httpFilter(nameRouter, &routerv3.Router{}))
+	return b.insertFilters(at, out)
 }

@@ -176,7 +176,7 @@ func (b *builder) baseCluster(name string, s *service, p port, sub *networking.S
 		c.CommonLbConfig = nil
 		c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
 		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
-			Name: "envoy.clusters.dynamic_forward_proxy", TypedConfig: anyOf(forwardProxyCluster(s)),
+			Name: "envoy.clusters.dynamic_forward_proxy", TypedConfig: anyOf(b.forwardProxyCluster(s)),
 		}}
 	default:
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}

@@ -4,6 +4,7 @@ package envoy
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -24,7 +25,7 @@ import (
 // resolveByDNS makes the waypoint look up the endpoints of a ServiceEntry (3.6).
 func (b *builder) resolveByDNS(c *clusterv3.Cluster, e edsCluster) {
 	c.DnsRefreshRate, c.DnsJitter, c.RespectDnsTtl = durationpb.New(time.Minute), durationpb.New(100*time.Millisecond), true
-	c.DnsLookupFamily = clusterv3.Cluster_V4_ONLY
+	c.DnsLookupFamily = b.lookupFamily()
 	c.TypedDnsResolverConfig = &corev3.TypedExtensionConfig{
 		Name: "envoy.network.dns_resolver.cares", TypedConfig: anyOf(&caresv3.CaresDnsResolverConfig{UdpMaxQueries: u32(100)}),
 	}
@@ -32,21 +33,41 @@ func (b *builder) resolveByDNS(c *clusterv3.Cluster, e edsCluster) {
 }
 
 // dnsCache is shared by filter and cluster, which must agree on it.
-func dnsCache(s *service) *dfpcommonv3.DnsCacheConfig {
-	return &dfpcommonv3.DnsCacheConfig{Name: s.host() + "_dfp_dns_cache", DnsLookupFamily: clusterv3.Cluster_V4_ONLY}
+func (b *builder) dnsCache(s *service) *dfpcommonv3.DnsCacheConfig {
+	return &dfpcommonv3.DnsCacheConfig{Name: s.host() + "_dfp_dns_cache", DnsLookupFamily: b.lookupFamily()}
 }
 
-func forwardProxyCluster(s *service) *dfpclusterv3.ClusterConfig {
-	return &dfpclusterv3.ClusterConfig{ClusterImplementationSpecifier: &dfpclusterv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(s)}}
+// lookupFamily is the family of addresses that the waypoint's instances can reach, as the addresses of its Gateway show. With
+// both, names that have an address of version 4 are reached as before, and the others too.
+func (b *builder) lookupFamily() clusterv3.Cluster_DnsLookupFamily {
+	v4, v6 := false, false
+	if b.object != nil {
+		for _, a := range b.object.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Value); err == nil {
+				v4, v6 = v4 || ip.Unmap().Is4(), v6 || ip.Unmap().Is6()
+			}
+		}
+	}
+	switch {
+	case v4 && v6:
+		return clusterv3.Cluster_V4_PREFERRED
+	case v6:
+		return clusterv3.Cluster_V6_ONLY
+	}
+	return clusterv3.Cluster_V4_ONLY
+}
+
+func (b *builder) forwardProxyCluster(s *service) *dfpclusterv3.ClusterConfig {
+	return &dfpclusterv3.ClusterConfig{ClusterImplementationSpecifier: &dfpclusterv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: b.dnsCache(s)}}
 }
 
 func (b *builder) forwardProxyFilter(s *service) *dfpfilterv3.FilterConfig {
-	return &dfpfilterv3.FilterConfig{ImplementationSpecifier: &dfpfilterv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(s)}}
+	return &dfpfilterv3.FilterConfig{ImplementationSpecifier: &dfpfilterv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: b.dnsCache(s)}}
 }
 
 // byServerName sends the TLS connections of a wildcard host to the name that the client asks for. Only names of the
 // wildcard get on: the address alone says nothing about them.
-func byServerName(at target) []*listenerv3.Filter {
+func (b *builder) byServerName(at target) []*listenerv3.Filter {
 	s := at.service
 	if s == nil || s.resolution() != networking.ServiceEntry_DYNAMIC_DNS || at.port.protocol != protoTLS {
 		return nil
@@ -58,7 +79,7 @@ func byServerName(at target) []*listenerv3.Filter {
 	return []*listenerv3.Filter{
 		networkFilter("envoy.filters.network.rbac", &netrbacv3.RBAC{Rules: only, StatPrefix: "server_name."}),
 		networkFilter("envoy.filters.network.sni_dynamic_forward_proxy", &snidfpv3.FilterConfig{
-			DnsCacheConfig: dnsCache(s), PortSpecifier: &snidfpv3.FilterConfig_PortValue{PortValue: entryPort(s, at.port)},
+			DnsCacheConfig: b.dnsCache(s), PortSpecifier: &snidfpv3.FilterConfig_PortValue{PortValue: entryPort(s, at.port)},
 		}),
 	}
 }

@@ -100,4 +100,6 @@ type Resources struct {
 
 	index *Index
 	eds   []edsCluster
+	// filters are the last good EnvoyFilters that concern the waypoint.
+	filters map[kube.Key]*patchSet
 }

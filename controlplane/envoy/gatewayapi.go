@@ -59,7 +59,8 @@ func (x *Index) attachRoutes() {
 	}
 }
 
-func (x *Index) attach(o kube.Object, p gatewayv1.ParentReference, field string) {
+// parentOf is the Service or ServiceEntry that a parent names; its kind is empty for any other parent.
+func parentOf(namespace string, p gatewayv1.ParentReference) kube.Key {
 	group, kind := gatewayv1.Group("gateway.networking.k8s.io"), gatewayv1.Kind("Gateway")
 	if p.Group != nil {
 		group = *p.Group
@@ -67,23 +68,31 @@ func (x *Index) attach(o kube.Object, p gatewayv1.ParentReference, field string)
 	if p.Kind != nil {
 		kind = *p.Kind
 	}
-	target := kube.Key{Name: kube.Name{Namespace: o.GetNamespace(), Name: string(p.Name)}}
+	target := kube.Key{Name: kube.Name{Namespace: namespace, Name: string(p.Name)}}
 	switch {
 	case group == "" && kind == "Service":
 		target.Kind = kube.KindService
 	case group == "networking.istio.io" && kind == "ServiceEntry":
 		target.Kind = kube.KindServiceEntry
-	default:
-		return // a Gateway's, or nobody's
 	}
 	if p.Namespace != nil {
 		target.Namespace = string(*p.Namespace)
+	}
+	return target
+}
+
+const consumerRoute = "a route for the clients of one namespace is not served by a waypoint, which is at the service"
+
+func (x *Index) attach(o kube.Object, p gatewayv1.ParentReference, field string) {
+	target := parentOf(o.GetNamespace(), p)
+	if target.Kind == "" {
+		return // a Gateway's, or nobody's
 	}
 	flaw := func(cause, accepted string) {
 		x.routeFlaws = append(x.routeFlaws, kube.Problem{Severity: kube.Ignored, Object: kube.KeyOf(o), Field: field, Cause: cause, Accepted: accepted})
 	}
 	if target.Namespace != o.GetNamespace() {
-		flaw("a route for the clients of one namespace is not served by a waypoint, which is at the service", "a parent in namespace "+o.GetNamespace())
+		flaw(consumerRoute, "a parent in namespace "+o.GetNamespace())
 		return
 	}
 	if x.objects.Lookup(target) == nil {
@@ -186,8 +195,18 @@ type backend struct {
 	weight      int32
 }
 
-// backendOf resolves a reference; why says what is wrong with it.
-func (b *builder) backendOf(route kube.Key, ref gatewayv1.BackendObjectReference) (d *networking.Destination, why string) {
+// refFlaw is what is wrong with a reference: the Gateway API's reason, and a text.
+type refFlaw struct {
+	reason gatewayv1.RouteConditionReason
+	text   string
+}
+
+func flawf(reason gatewayv1.RouteConditionReason, format string, args ...any) *refFlaw {
+	return &refFlaw{reason, fmt.Sprintf(format, args...)}
+}
+
+// backendOf resolves a reference; a flaw says what is wrong with it.
+func (x *Index) backendOf(route kube.Key, ref gatewayv1.BackendObjectReference) (*networking.Destination, *refFlaw) {
 	group, kind, namespace := gatewayv1.Group(""), gatewayv1.Kind("Service"), route.Namespace
 	if ref.Group != nil {
 		group = *ref.Group
@@ -198,39 +217,39 @@ func (b *builder) backendOf(route kube.Key, ref gatewayv1.BackendObjectReference
 	if ref.Namespace != nil {
 		namespace = string(*ref.Namespace)
 	}
-	if namespace != route.Namespace && !b.granted(route, group, kind, namespace, string(ref.Name)) {
-		return nil, fmt.Sprintf("no ReferenceGrant of namespace %s lets a %s of namespace %s refer to %s %s", namespace, route.Kind, route.Namespace, kind, ref.Name)
+	if namespace != route.Namespace && !x.granted(route, group, kind, namespace, string(ref.Name)) {
+		return nil, flawf(gatewayv1.RouteReasonRefNotPermitted, "no ReferenceGrant of namespace %s lets a %s of namespace %s refer to %s %s", namespace, route.Kind, route.Namespace, kind, ref.Name)
 	}
-	d = &networking.Destination{}
+	d := &networking.Destination{}
 	if ref.Port != nil {
 		d.Port = &networking.PortSelector{Number: uint32(*ref.Port)}
 	}
 	switch {
 	case group == "" && kind == "Service":
-		if kube.Get[*corev1.Service](b.objects, namespace, string(ref.Name)) == nil {
-			return nil, fmt.Sprintf("Service %s/%s does not exist", namespace, ref.Name)
+		if kube.Get[*corev1.Service](x.objects, namespace, string(ref.Name)) == nil {
+			return nil, flawf(gatewayv1.RouteReasonBackendNotFound, "Service %s/%s does not exist", namespace, ref.Name)
 		}
 		if ref.Port == nil {
-			return nil, "a Service as a back end needs a port"
+			return nil, flawf(gatewayv1.RouteReasonUnsupportedValue, "a Service as a back end needs a port")
 		}
-		d.Host = string(ref.Name) + "." + namespace + ".svc." + b.cfg.ClusterDomain
+		d.Host = string(ref.Name) + "." + namespace + ".svc." + x.cfg.ClusterDomain
 	case group == "networking.istio.io" && kind == "ServiceEntry":
-		se := kube.Get[*networkingv1.ServiceEntry](b.objects, namespace, string(ref.Name))
+		se := kube.Get[*networkingv1.ServiceEntry](x.objects, namespace, string(ref.Name))
 		if se == nil || len(se.Spec.Hosts) == 0 {
-			return nil, fmt.Sprintf("ServiceEntry %s/%s does not exist or has no host", namespace, ref.Name)
+			return nil, flawf(gatewayv1.RouteReasonBackendNotFound, "ServiceEntry %s/%s does not exist or has no host", namespace, ref.Name)
 		}
 		d.Host = se.Spec.Hosts[0]
 	case group == "networking.istio.io" && kind == "Hostname":
 		d.Host = string(ref.Name)
 	default:
-		return nil, fmt.Sprintf("%s of group %q cannot be a back end", kind, group)
+		return nil, flawf(gatewayv1.RouteReasonInvalidKind, "%s of group %q cannot be a back end", kind, group)
 	}
-	return d, ""
+	return d, nil
 }
 
 // granted says whether a ReferenceGrant lets a route refer to an object of another namespace.
-func (b *builder) granted(route kube.Key, group gatewayv1.Group, kind gatewayv1.Kind, namespace, name string) bool {
-	for g := range kube.List[*gatewayv1.ReferenceGrant](b.objects) {
+func (x *Index) granted(route kube.Key, group gatewayv1.Group, kind gatewayv1.Kind, namespace, name string) bool {
+	for g := range kube.List[*gatewayv1.ReferenceGrant](x.objects) {
 		if g.Namespace != namespace {
 			continue
 		}
@@ -259,9 +278,9 @@ func (b *builder) backends(route kube.Key, field string, refs []gatewayv1.Backen
 		if weight <= 0 {
 			continue
 		}
-		d, why := b.backendOf(route, ref.BackendObjectReference)
-		if why != "" {
-			b.problem(kube.Warning, route, indexed(field+".backendRefs", i), why+": its share of the requests fails", acceptedBackends)
+		d, flaw := b.backendOf(route, ref.BackendObjectReference)
+		if flaw != nil {
+			b.problem(kube.Warning, route, indexed(field+".backendRefs", i), flaw.text+": its share of the requests fails", acceptedBackends)
 			refused += weight
 			continue
 		}

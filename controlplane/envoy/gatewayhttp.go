@@ -217,9 +217,9 @@ func gatewayRewrite(f *gatewayv1.HTTPURLRewriteFilter, match *networking.HTTPMat
 }
 
 func (b *builder) gatewayMirror(r *httpRule, f *gatewayv1.HTTPRequestMirrorFilter, field string) {
-	d, why := b.backendOf(r.object, f.BackendRef)
-	if why != "" {
-		b.problem(kube.Warning, r.object, field, why+": nothing is mirrored", acceptedBackends)
+	d, flaw := b.backendOf(r.object, f.BackendRef)
+	if flaw != nil {
+		b.problem(kube.Warning, r.object, field, flaw.text+": nothing is mirrored", acceptedBackends)
 		return
 	}
 	m := &networking.HTTPMirrorPolicy{Destination: d}

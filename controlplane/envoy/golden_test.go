@@ -131,6 +131,11 @@ func renderChain(t *testing.T, b *strings.Builder, c *listenerv3.FilterChain) {
 		for _, v := range m["route_config"].(map[string]any)["virtual_hosts"].([]any) {
 			v := v.(map[string]any)
 			fmt.Fprintf(b, "  host %v\n", v["domains"])
+			for _, k := range []string{"rate_limits", "typed_per_filter_config", "request_headers_to_add", "response_headers_to_add"} {
+				if x, ok := v[k]; ok {
+					fmt.Fprintf(b, "    %s %s\n", k, squeeze(x))
+				}
+			}
 			for _, r := range v["routes"].([]any) {
 				fmt.Fprintf(b, "    route %s\n", squeeze(r))
 			}

@@ -104,6 +104,7 @@ type Index struct {
 	backendPolicies []*gatewayv1.BackendTLSPolicy
 	routes          map[kube.Key][]*attachedRoute // Gateway API routes by the Service or ServiceEntry they attach to
 	routeFlaws      []kube.Problem
+	filters         []*patchSet // EnvoyFilters, in the order in which they apply
 }
 
 // NewIndex makes an index of a set of objects and of the addresses that translate made of it.
@@ -167,6 +168,7 @@ func NewIndex(cfg Config, objects *kube.Objects, addresses []*workloadpb.Address
 	x.telemetry = oldestFirst(kube.List[*telemetryv1.Telemetry](objects))
 	x.backendPolicies = oldestFirst(kube.List[*gatewayv1.BackendTLSPolicy](objects))
 	x.attachRoutes()
+	x.readFilters()
 	return x
 }
 

@@ -25,7 +25,7 @@ func (b *builder) tcpProxy(s *service, p port, name string) *tcpv3.TcpProxy {
 			continue
 		}
 		d, why := b.destinationOf(w.Destination, src.namespace, kindTCP, p)
-		if why != "" {
+		if why != "" && w.Destination.GetHost() != unknownHost { // that one was reported as what it stands for
 			b.problem(kube.Warning, r.object, indexed(r.field+".route", i), why+": connections for it fail", "a host, port and subset that exist")
 		}
 		if d.service != nil && proxy.HashPolicy == nil {

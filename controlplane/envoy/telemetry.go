@@ -1,12 +1,20 @@
 package envoy
 
 import (
+	"fmt"
+	"regexp"
+
 	"istio.io/api/envoy/extensions/stats"
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
+
+// What is served of Telemetry: selection by namespace and targetRefs; accessLogging (mode, providers, disabled, filter) to
+// files and OpenTelemetry; tracing (mode, the first provider, randomSamplingPercentage, disableSpanReporting, customTags of all
+// four kinds, enableIstioTags, useRequestIdForTraceSampling) to OpenTelemetry and Zipkin; metrics (overrides, disabled,
+// tagOverrides, reportingInterval) for Prometheus. Not served, and reported: other providers, disableContextPropagation.
 
 // telemetryFor lists the Telemetry objects for a chain from the widest to the narrowest: of the root namespace, of the
 // waypoint's namespace, those that refer to the waypoint, those that refer to the chain's service.
@@ -62,11 +70,11 @@ func (b *builder) statsConfig(at target) *stats.PluginConfig {
 			if m.ReportingInterval != nil {
 				c.TcpReportingDuration = clone(m.ReportingInterval)
 			}
-			for _, o := range m.Overrides {
+			for j, o := range m.Overrides {
 				if o.GetMatch().GetMode() == telemetry.WorkloadMode_CLIENT {
 					continue // a waypoint reports as a server
 				}
-				c.Metrics = append(c.Metrics, metricConfigs(o)...)
+				c.Metrics = append(c.Metrics, metricConfigs(b.readable(t, indexed(indexed("spec.metrics", i)+".overrides", j), o))...)
 			}
 		}
 	}
@@ -82,6 +90,28 @@ func (b *builder) prometheus(t *telemetryv1.Telemetry, field string, providers [
 		}
 	}
 	return true
+}
+
+var labelName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// readable is an override without tags that a client could not read.
+func (b *builder) readable(t *telemetryv1.Telemetry, field string, o *telemetry.MetricsOverrides) *telemetry.MetricsOverrides {
+	out := clone(o)
+	for _, tag := range sortedKeys(o.TagOverrides) {
+		v := o.TagOverrides[tag]
+		if v.GetOperation() == telemetry.MetricsOverrides_TagOverride_REMOVE {
+			continue
+		}
+		err := expressionFlaw(v.GetValue())
+		if !labelName.MatchString(tag) {
+			err = fmt.Errorf("%q is no name of a label", tag)
+		}
+		if err != nil {
+			b.problem(kube.Rejected, kube.KeyOf(t), field+".tagOverrides["+tag+"]", err.Error()+": the metrics go without the tag", "a name of letters, digits and underscores, and an expression of CEL")
+			delete(out.TagOverrides, tag)
+		}
+	}
+	return out
 }
 
 func metricConfigs(o *telemetry.MetricsOverrides) []*stats.MetricConfig {

@@ -11,6 +11,7 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	telemetry "istio.io/api/telemetry/v1alpha1"
 	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
@@ -20,6 +21,9 @@ func (b *builder) applyTracing(t *hcmv3.HttpConnectionManager_Tracing, at target
 	provider := ""
 	if names := b.mesh.config.GetDefaultProviders().GetTracing(); len(names) > 0 {
 		provider = names[0]
+	}
+	if s := b.mesh.config.GetDefaultConfig().GetTracing().GetSampling(); s > 0 {
+		t.RandomSampling = &typev3.Percent{Value: s}
 	}
 	var from *telemetryv1.Telemetry
 	var sampling *wrapperspb.DoubleValue
@@ -33,12 +37,18 @@ func (b *builder) applyTracing(t *hcmv3.HttpConnectionManager_Tracing, at target
 			}
 			if len(x.Providers) > 0 {
 				provider, from = x.Providers[0].Name, o
+				if len(x.Providers) > 1 {
+					b.problem(kube.Ignored, kube.KeyOf(o), "spec.tracing.providers", "spans go to one provider: "+provider, "one provider")
+				}
 			}
 			if x.RandomSamplingPercentage != nil {
 				sampling = x.RandomSamplingPercentage
 			}
 			if x.DisableSpanReporting != nil {
 				disabled = x.DisableSpanReporting.Value
+			}
+			if x.GetDisableContextPropagation().GetValue() {
+				b.problem(kube.Ignored, kube.KeyOf(o), "spec.tracing.disableContextPropagation", "a waypoint hands the context on", "false")
 			}
 			if len(x.CustomTags) > 0 {
 				tags = x.CustomTags
@@ -85,7 +95,7 @@ func customTag(name string, c *telemetry.Tracing_CustomTag) *tracingv3.CustomTag
 			Name: k.Header.GetName(), DefaultValue: k.Header.GetDefaultValue(),
 		}}}
 	case *telemetry.Tracing_CustomTag_Formatter:
-		return &tracingv3.CustomTag{Tag: name, Type: &tracingv3.CustomTag_Value{Value: k.Formatter.GetValue()}}
+		return &tracingv3.CustomTag{Tag: name, Type: &tracingv3.CustomTag_Value{Value: headerValue(k.Formatter.GetValue())}}
 	}
 	return nil
 }
@@ -141,8 +151,46 @@ func (b *builder) otelConfig(o *meshconfig.MeshConfig_ExtensionProvider_OpenTele
 		c.HttpService = &corev3.HttpService{HttpUri: &corev3.HttpUri{
 			Uri: "http://" + host + h.Path, HttpUpstreamType: &corev3.HttpUri_Cluster{Cluster: cluster}, Timeout: timeoutOr(h.Timeout, 10e9),
 		}}
+		for _, v := range b.exportHeaders(h.Headers) {
+			c.HttpService.RequestHeadersToAdd = append(c.HttpService.RequestHeadersToAdd, &corev3.HeaderValueOption{Header: v, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD})
+		}
 		return c
 	}
 	c.GrpcService = &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster, Authority: host}}}
+	if g := o.GetGrpc(); g != nil {
+		c.GrpcService.InitialMetadata = b.exportHeaders(g.InitialMetadata)
+		if g.Timeout != nil {
+			c.GrpcService.Timeout = clone(g.Timeout)
+		}
+	}
 	return c
+}
+
+// exportHeaders are what a collector is sent besides, often a key. Values from the environment are the proxy's, which the
+// control plane does not know.
+func (b *builder) exportHeaders(list []*meshconfig.MeshConfig_ExtensionProvider_HttpHeader) []*corev3.HeaderValue {
+	var out []*corev3.HeaderValue
+	for _, h := range list {
+		if h.GetEnvName() != "" {
+			if cm := kube.Get[*corev1.ConfigMap](b.objects, b.cfg.RootNamespace, "istio"); cm != nil {
+				b.problem(kube.Ignored, kube.KeyOf(cm), "data.mesh", "header "+h.Name+" of a tracing provider: envName is not served", "value")
+			}
+			continue
+		}
+		out = append(out, &corev3.HeaderValue{Key: h.Name, Value: headerValue(h.GetValue())})
+	}
+	return out
+}
+
+// sampledByID says whether the trace's fate is in the request's ID, as it is unless Telemetry says otherwise.
+func (b *builder) sampledByID(at target) bool {
+	by := true
+	for _, o := range b.telemetryFor(at) {
+		for _, x := range o.Spec.Tracing {
+			if x.GetMatch().GetMode() != telemetry.WorkloadMode_CLIENT && x.UseRequestIdForTraceSampling != nil {
+				by = x.UseRequestIdForTraceSampling.Value
+			}
+		}
+	}
+	return by
 }

@@ -146,11 +146,7 @@ func decodeObject(n *yaml.Node, info *kindInfo, key Key) ([]entry, []Problem) {
 	}
 	body, _, err := toJSON(n, false)
 	if err == nil {
-		if info.istio {
-			err = decodeIstio(body, obj)
-		} else {
-			err = decodeStrict(body, obj)
-		}
+		err = info.decode(body, obj)
 	}
 	if err != nil {
 		return nil, explain(n, info, key, err)
@@ -179,6 +175,14 @@ func Admit(o Object) []Problem {
 		problems = append(problems, Problem{Object: key, Field: e.Field, Cause: e.Cause, Accepted: e.Accepted})
 	}
 	return problems
+}
+
+// decode decodes JSON into an object of the kind.
+func (k *kindInfo) decode(body []byte, into Object) error {
+	if k.istio {
+		return decodeIstio(body, into)
+	}
+	return decodeStrict(body, into)
 }
 
 // strictErrors are the unknown and duplicate fields of a document that is well-formed otherwise.

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -31,6 +32,7 @@ const (
 	KindAuthorizationPolicy   Kind = "AuthorizationPolicy"
 	KindRequestAuthentication Kind = "RequestAuthentication"
 	KindTelemetry             Kind = "Telemetry"
+	KindEnvoyFilter           Kind = "EnvoyFilter"
 	KindGatewayClass          Kind = "GatewayClass"
 	KindGateway               Kind = "Gateway"
 	KindHTTPRoute             Kind = "HTTPRoute"
@@ -79,6 +81,8 @@ var kinds = []kindInfo{
 	{kind: KindAuthorizationPolicy, group: groupSecurity, versions: istioSecurityVersions, istio: true, create: func() Object { return &securityv1.AuthorizationPolicy{} }},
 	{kind: KindRequestAuthentication, group: groupSecurity, versions: istioSecurityVersions, istio: true, create: func() Object { return &securityv1.RequestAuthentication{} }},
 	{kind: KindTelemetry, group: "telemetry.istio.io", versions: []string{"v1", "v1alpha1"}, istio: true, create: func() Object { return &telemetryv1.Telemetry{} }},
+
+	{kind: KindEnvoyFilter, group: groupNetworking, versions: []string{"v1alpha3"}, istio: true, create: func() Object { return &networkingv1alpha3.EnvoyFilter{} }},
 
 	{kind: KindGatewayClass, group: groupGateway, versions: []string{"v1", "v1beta1"}, clusterScoped: true, create: func() Object { return &gatewayv1.GatewayClass{} }},
 	{kind: KindGateway, group: groupGateway, versions: []string{"v1", "v1beta1"}, create: func() Object { return &gatewayv1.Gateway{} }},
@@ -172,6 +176,8 @@ func kindOf(o any) Kind {
 		return KindRequestAuthentication
 	case *telemetryv1.Telemetry:
 		return KindTelemetry
+	case *networkingv1alpha3.EnvoyFilter:
+		return KindEnvoyFilter
 	default:
 		return gatewayKindOf(o)
 	}

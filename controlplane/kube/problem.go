@@ -2,6 +2,8 @@ package kube
 
 import (
 	"cmp"
+	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,4 +78,24 @@ func (p Problem) Error() string {
 func compareProblems(a, b Problem) int {
 	return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), a.Object.Compare(b.Object),
 		cmp.Compare(a.Field, b.Field), cmp.Compare(a.Cause, b.Cause))
+}
+
+// SortProblems orders problems by file, line, object and field.
+func SortProblems(problems []Problem) { slices.SortFunc(problems, compareProblems) }
+
+// LogProblems logs what differs between two lists of problems.
+func LogProblems(logger *slog.Logger, before, now []Problem) {
+	gone := map[Problem]bool{}
+	for _, p := range before {
+		gone[p] = true
+	}
+	for _, p := range now {
+		if !gone[p] {
+			logger.Warn("problem with an object", "severity", p.Severity.String(), "err", p.Error())
+		}
+		delete(gone, p)
+	}
+	for p := range gone {
+		logger.Info("problem with an object gone", "err", p.Error())
+	}
 }

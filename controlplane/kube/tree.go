@@ -316,24 +316,12 @@ func (t *tree) rebuild() {
 
 // setProblems replaces the problems and logs the difference.
 func (t *tree) setProblems(problems []Problem) {
-	slices.SortFunc(problems, compareProblems)
+	SortProblems(problems)
 	problems = slices.Compact(problems)
 	if slices.Equal(problems, t.problems) {
 		return
 	}
-	before := map[Problem]bool{}
-	for _, p := range t.problems {
-		before[p] = true
-	}
-	for _, p := range problems {
-		if !before[p] {
-			t.logger.Warn("manifest problem", "severity", p.Severity.String(), "err", p.Error())
-		}
-		delete(before, p)
-	}
-	for p := range before {
-		t.logger.Info("manifest problem gone", "err", p.Error())
-	}
+	LogProblems(t.logger, t.problems, problems)
 	t.problems = problems
 	t.changed = true
 }

@@ -41,12 +41,8 @@ func (t *Translator) authorizationPolicy(it *item) {
 			it.problem(kube.Warning, "spec", p.condition.Message, "")
 		}
 	}
-	if c := t.targetCondition(kube.Get[*securityv1.AuthorizationPolicy](t.objects, it.key.Namespace, it.key.Name.Name), it); c != nil {
-		it.status.Conditions = append(it.status.Conditions, *c)
-		if c.Status == conditionStatusFalse {
-			it.problem(kube.Warning, "spec.targetRefs", c.Reason+": "+c.Message, "")
-		}
-	}
+	o := kube.Get[*securityv1.AuthorizationPolicy](t.objects, it.key.Namespace, it.key.Name.Name)
+	t.targeted(o.Spec.TargetRef, o.Spec.TargetRefs, it)
 }
 
 // convertPolicy translates an AuthorizationPolicy (controlplane.md 1.8).
@@ -93,11 +89,40 @@ func accepted() *Condition {
 	return &Condition{Type: conditionZtunnel, Status: conditionStatusTrue, Reason: reasonAccepted, Message: "attached to ztunnel"}
 }
 
+// inAllDomains is a rule in which each principal and trust domain of the mesh stands for its aliases too.
+func (t *Translator) inAllDomains(r *security.Rule) *security.Rule {
+	domains := append([]string{t.cfg.TrustDomain}, t.cfg.TrustDomainAliases...)
+	r = r.DeepCopy()
+	all := func(one func([]string, string) []string, lists ...*[]string) {
+		for _, l := range lists {
+			var out []string
+			for _, v := range *l {
+				out = append(out, one(domains, v)...)
+			}
+			*l = out
+		}
+	}
+	for _, f := range r.From {
+		s := f.Source
+		all(kube.Principals, &s.Principals, &s.NotPrincipals)
+		all(kube.TrustDomains, &s.TrustDomains, &s.NotTrustDomains)
+	}
+	for _, w := range r.When {
+		switch w.Key {
+		case "source.principal":
+			all(kube.Principals, &w.Values, &w.NotValues)
+		case "source.trustDomain":
+			all(kube.TrustDomains, &w.Values, &w.NotValues)
+		}
+	}
+	return r
+}
+
 // convertAllow drops each rule with an attribute that cannot be seen: it would allow what is not written.
 func (t *Translator) convertAllow(o *securityv1.AuthorizationPolicy, p *policy, lost map[string]bool) {
 	dropped := 0
 	for _, r := range o.Spec.Rules {
-		c := convertRule(o.Namespace, r, lost)
+		c := convertRule(o.Namespace, t.inAllDomains(r), lost)
 		if c.lossy {
 			dropped++
 			continue
@@ -115,7 +140,7 @@ func (t *Translator) convertDeny(o *securityv1.AuthorizationPolicy, p *policy, l
 	lossy := false
 	var closed []*securitypb.Rule
 	for _, r := range o.Spec.Rules {
-		c := convertRule(o.Namespace, r, lost)
+		c := convertRule(o.Namespace, t.inAllDomains(r), lost)
 		p.sent.Rules = append(p.sent.Rules, c.sent)
 		if c.closed != nil {
 			closed = append(closed, c.closed)

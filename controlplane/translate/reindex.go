@@ -47,6 +47,8 @@ func (t *Translator) reindex(k kube.Key, old, now kube.Object) {
 		}
 	case kube.KindPeerAuthentication:
 		t.reindexPeerAuthentication(k, as[*securityv1.PeerAuthentication](old), as[*securityv1.PeerAuthentication](now))
+	case kube.KindRequestAuthentication, kube.KindTelemetry, kube.KindEnvoyFilter:
+		t.mark(k)
 	case kube.KindAuthorizationPolicy:
 		t.reindexPolicy(k, as[*securityv1.AuthorizationPolicy](now))
 	}

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	typev1beta1 "istio.io/api/type/v1beta1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -19,10 +18,9 @@ const (
 
 // targetCondition is WaypointAccepted of a policy with target references (1.10), nil for another policy. A policy that no
 // waypoint enforces is as good as none, and its author must know.
-func (t *Translator) targetCondition(p *securityv1.AuthorizationPolicy, it *item) *Condition {
-	refs := p.Spec.TargetRefs
-	if p.Spec.TargetRef != nil {
-		refs = append([]*typev1beta1.PolicyTargetReference{p.Spec.TargetRef}, refs...)
+func (t *Translator) targetCondition(one *typev1beta1.PolicyTargetReference, refs []*typev1beta1.PolicyTargetReference, it *item) *Condition {
+	if one != nil {
+		refs = append([]*typev1beta1.PolicyTargetReference{one}, refs...)
 	}
 	if len(refs) == 0 {
 		return nil
@@ -30,7 +28,7 @@ func (t *Translator) targetCondition(p *securityv1.AuthorizationPolicy, it *item
 	var reason string
 	var flaws []string
 	for _, r := range refs {
-		why, text := t.targetFlaw(p.Namespace, r, it)
+		why, text := t.targetFlaw(it.key.Namespace, r, it)
 		if why != "" {
 			reason, flaws = why, append(flaws, text)
 		}
@@ -46,6 +44,18 @@ func (t *Translator) targetCondition(p *securityv1.AuthorizationPolicy, it *item
 		}
 	}
 	return c
+}
+
+// targeted is the item of an object that is for waypoints only.
+func (t *Translator) targeted(one *typev1beta1.PolicyTargetReference, refs []*typev1beta1.PolicyTargetReference, it *item) {
+	c := t.targetCondition(one, refs, it)
+	if c == nil {
+		return
+	}
+	it.status.Conditions = append(it.status.Conditions, *c)
+	if c.Status == conditionStatusFalse {
+		it.problem(kube.Warning, "spec.targetRefs", c.Reason+": "+c.Message, "")
+	}
 }
 
 // targetFlaw says why no waypoint enforces a policy for one of its targets; the reason is empty when one does.

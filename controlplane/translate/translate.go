@@ -43,6 +43,8 @@ type Config struct {
 	ClusterID string
 	// TrustDomain of the mesh. Default "cluster.local", which is not written into workloads.
 	TrustDomain string
+	// TrustDomainAliases are the same as the trust domain, for policies. Default: none.
+	TrustDomainAliases []string
 	// ClusterDomain ends the host names of Services. Default "cluster.local".
 	ClusterDomain string
 	// RootNamespace is where mesh-wide policies live. Default "istio-system".

@@ -5,7 +5,9 @@ import (
 	"slices"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -162,6 +164,12 @@ func (t *Translator) translate(k kube.Key, it *item) {
 		t.peerAuthentication(o, it)
 	case *securityv1.AuthorizationPolicy:
 		t.authorizationPolicy(it)
+	case *securityv1.RequestAuthentication:
+		t.targeted(o.Spec.TargetRef, o.Spec.TargetRefs, it)
+	case *telemetryv1.Telemetry:
+		t.targeted(o.Spec.TargetRef, o.Spec.TargetRefs, it)
+	case *networkingv1alpha3.EnvoyFilter:
+		t.targeted(nil, o.Spec.TargetRefs, it)
 	case *gatewayv1.Gateway:
 		t.gateway(o, it)
 	default:

@@ -228,10 +228,18 @@ func reference(labels map[string]string, nameLabel, namespaceLabel, namespace st
 	return kube.Name{Namespace: namespace, Name: v}, asked
 }
 
-// bindService binds a Service or ServiceEntry. A dependency is written down in it.
-func (t *Translator) bindService(o metav1.Object, it *item) binding {
+// managed says whether an object was made for a waypoint or a gateway between networks: those have no waypoint themselves.
+func managed(o metav1.Object) bool {
 	switch o.GetLabels()[labelManaged] {
 	case "istio.io-mesh-controller", "istio.io-eastwest-controller":
+		return true
+	}
+	return false
+}
+
+// bindService binds a Service or ServiceEntry. A dependency is written down in it.
+func (t *Translator) bindService(o metav1.Object, it *item) binding {
+	if managed(o) {
 		return binding{}
 	}
 	b := t.bind(o, forService, it)
@@ -257,6 +265,12 @@ func (t *Translator) bindWorkload(o metav1.Object, it *item) (binding, *workload
 		if w := t.waypoints[gateway]; w != nil {
 			return binding{instance: true}, w.tunnel
 		}
+		if kube.Get[*gatewayv1.Gateway](t.objects, gateway.Namespace, gateway.Name) != nil {
+			return binding{instance: true}, nil // its address is still to come
+		}
+	}
+	if managed(o) {
+		return binding{}, nil
 	}
 	b := t.bind(o, forWorkload, it)
 	if b.refusal != nil && b.refusal.Reason == "UnsupportedTrafficType" && b.inherited {

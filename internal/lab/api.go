@@ -119,7 +119,7 @@ type objectsRequest struct {
 	Name      string `json:"name"`      // all if empty
 }
 
-func (l *Lab) handleObjects(_ context.Context, q objectsRequest) ([]json.RawMessage, error) {
+func (l *Lab) handleObjects(ctx context.Context, q objectsRequest) ([]json.RawMessage, error) {
 	kind := manifest.Lookup(q.Kind)
 	if kind == nil {
 		return nil, fmt.Errorf("unknown kind %q; accepted: %s", q.Kind, strings.Join(manifest.Names(), ", "))
@@ -137,6 +137,7 @@ func (l *Lab) handleObjects(_ context.Context, q objectsRequest) ([]json.RawMess
 		return nil, fmt.Errorf("%s %q not found in namespace %q", kind.Plural, q.Name, q.Namespace)
 	}
 	slices.SortFunc(keys, compareKeys)
+	l.withStatus(ctx, kind.Name, keys, docs)
 	out := []json.RawMessage{}
 	for _, k := range keys {
 		out = append(out, docs[k])

@@ -305,11 +305,24 @@ func (f *FD) ConnectError() error {
 	if e != 0 {
 		return syscall.Errno(e)
 	}
-	if _, err := unix.Getpeername(int(f.fd)); err == unix.ENOTCONN {
+	if _, err := PeerAddr(int(f.fd)); err == unix.ENOTCONN {
 		f.writable = false
 		return ErrAgain
 	}
 	return nil
+}
+
+// Unsent is the number of bytes written to a TCP socket that its peer's window has not let out yet. A Reset would drop
+// them; those that were sent are the peer's.
+func (f *FD) Unsent() int {
+	if f.Closed() {
+		return 0
+	}
+	n, err := unix.IoctlGetInt(int(f.fd), unix.SIOCOUTQNSD)
+	if err != nil { // not a TCP socket
+		return 0
+	}
+	return n
 }
 
 // Detach takes f out of the loop without closing it and returns the descriptor, which is now the caller's, or -1.

@@ -1,8 +1,8 @@
-// Package loop is an event loop: one OS thread, one epoll instance, and everything that they own.
+// Package loop is an event loop: one goroutine, one epoll instance, and everything that they own.
 //
 // # Ownership
 //
-// A Loop and all that is registered with it (FD, Timer, Committer) belong to the loop's thread. Handlers run there, one
+// A Loop and all that is registered with it (FD, Timer, Committer) belong to the loop's goroutine. Handlers run there, one
 // after the other, and never block. Unless a comment says "any goroutine", a function of this package may only be called
 // from a handler. Other goroutines hand in work by Inject. Loops share nothing; a program that wants more cores runs
 // more loops.
@@ -27,7 +27,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -146,11 +145,10 @@ func New(cfg Config) (*Loop, error) {
 	return l, nil
 }
 
-// Run drives the loop on the calling goroutine, which it locks to its thread, until ctx is done. It then closes every
-// descriptor that is still registered and returns nil. Call it once.
+// Run drives the loop on the calling goroutine until ctx is done. It then closes every descriptor that is still registered
+// and returns nil. Call it once. The goroutine is not locked to its thread: the runtime has it stop some fifty times a
+// second, and a locked one can only go on when another thread has handed it back.
 func (l *Loop) Run(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	if l.hold > 0 {
 		addProcs(1)
 		defer addProcs(-1)

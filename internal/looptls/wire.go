@@ -5,8 +5,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ambit-mesh/ambit/internal/loop"
 )
 
@@ -137,7 +135,7 @@ func (w *wire) SetWriteDeadline(t time.Time) error {
 
 // addrs are the two addresses of a TCP socket; zero ones for other sockets.
 func addrs(fd int) (local, remote net.Addr) {
-	l, _ := unix.Getsockname(fd)
-	r, _ := unix.Getpeername(fd)
-	return net.TCPAddrFromAddrPort(loop.AddrPort(l)), net.TCPAddrFromAddrPort(loop.AddrPort(r))
+	l, _ := loop.LocalAddr(fd)
+	r, _ := loop.PeerAddr(fd)
+	return net.TCPAddrFromAddrPort(l), net.TCPAddrFromAddrPort(r)
 }

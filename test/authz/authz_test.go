@@ -1,12 +1,14 @@
 // Package authz judges authorization at layer 7. Random AuthorizationPolicies go through our control plane into the filters
 // of our waypoint and, if ENVOY_BIN names one, of a real Envoy; random requests, many with paths that are written to get
-// around a rule, must be decided alike by both, and by an oracle that reads the policies themselves.
+// around a rule, must be decided alike by both, and by an oracle that reads the policies themselves. Clients with identities
+// of the mesh's trust domain ask our whole waypoint too, through tunnels.
 //
-// It makes 1,000 decisions without Envoy, 2,000 with, and 20,000 if AMBIT_SOAK is 1. What differs by intent is in
-// differences_test.go and in docs/differences.md.
+// It makes 1,000 decisions without Envoy, 2,000 with, and 24,000 if AMBIT_SOAK is 1, a quarter for each way of making paths
+// canonical. What differs by intent is in differences_test.go and in docs/differences.md.
 package authz
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -23,11 +25,11 @@ const perService = 4
 func sizes(envoy bool) (services, rounds int) {
 	switch {
 	case os.Getenv("AMBIT_SOAK") == "1":
-		return 500, 10
+		return 500, 12
 	case envoy:
-		return 500, 1
+		return 125, 4
 	}
-	return 250, 1
+	return 63, 4
 }
 
 // envoys says whose decision it was.
@@ -37,6 +39,8 @@ const envoys = "Envoy's"
 type tally struct {
 	decisions int
 	wrong     int
+	tunnels   int
+	wire      *wire
 	by        map[string]int
 	excused   map[string]int
 }
@@ -44,13 +48,15 @@ type tally struct {
 func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 	bin := os.Getenv("ENVOY_BIN")
 	n, rounds := sizes(bin != "")
-	c := &tally{by: map[string]int{}, excused: map[string]int{}}
+	c := &tally{by: map[string]int{}, excused: map[string]int{}, wire: startWire(t)}
 	for round := range rounds {
 		m := &maker{rand.New(rand.NewPCG(43, uint64(round)))}
 		tokens, keys := m.tokens(t, 60)
 		services := m.services(n)
-		main := translated(t, services, keys)
+		as := normalizations[round%len(normalizations)]
+		main := translated(t, services, keys, as)
 		o := newOurs(t, main)
+		c.wire.serve(t, main)
 		var e *theirs
 		stop := func() {}
 		if bin != "" {
@@ -58,7 +64,7 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 		}
 		for _, s := range services {
 			for range perService {
-				c.compare(t, s, m.request(s, tokens), o, e)
+				c.compare(t, s, m.request(s, tokens), as, o, e)
 			}
 		}
 		stop()
@@ -66,7 +72,7 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 	if bin == "" {
 		t.Log("no Envoy to compare with: ENVOY_BIN does not name one")
 	}
-	t.Logf("%d decisions: %v; %d differ; different by intent: %v", c.decisions, c.by, c.wrong, c.excused)
+	t.Logf("%d decisions: %v; %d of them through tunnels; %d differ; different by intent: %v", c.decisions, c.by, c.tunnels, c.wrong, c.excused)
 	if c.by[allowed] < c.decisions/5 || c.by[denied] < c.decisions/5 {
 		t.Errorf("too few decisions of one kind: %v", c.by)
 	}
@@ -75,35 +81,46 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 // TestPathsAreMadeCanonicalOnce: what comes out stays as it is, and is what the documentation says (B14).
 func TestPathsAreMadeCanonicalOnce(t *testing.T) {
 	m := &maker{rand.New(rand.NewPCG(44, 1))}
-	policy := route.PathPolicy{Normalize: true}
-	for range 20_000 {
+	policies := map[normalization]route.PathPolicy{
+		none: {}, base: {Normalize: true}, merge: {Normalize: true, MergeSlashes: true}, decode: {Normalize: true, MergeSlashes: true, Escaped: route.UnescapeAndForward},
+	}
+	for range 10_000 {
 		p := m.path(nil)
 		for range 3 {
 			p = m.disguise(p)
 		}
-		got, verdict := policy.Apply(p)
-		want, ok := normalise(p)
-		if ok != (verdict == route.PathGood && message.PathAndQuery(p)) {
-			t.Errorf("%q: %q (%d), want %q, %v", p, got, verdict, want, ok)
-			continue
-		}
-		if bare, _, _ := strings.Cut(got, "?"); ok && bare != want {
-			t.Errorf("%q: %q, want %q", p, got, want)
-		}
-		if again, _ := policy.Apply(got); ok && again != got {
-			t.Errorf("%q: %q, and then %q", p, got, again)
+		for as, policy := range policies {
+			got, verdict := policy.Apply(p)
+			want, ok := as.normalise(p)
+			if ok != (verdict == route.PathGood && message.PathAndQuery(p)) {
+				t.Errorf("%s: %q: %q (%d), want %q, %v", as, p, got, verdict, want, ok)
+				continue
+			}
+			if bare, _, _ := strings.Cut(got, "?"); ok && bare != want {
+				t.Errorf("%s: %q: %q, want %q", as, p, got, want)
+			}
+			if again, _ := policy.Apply(got); ok && again != got {
+				t.Errorf("%s: %q: %q, and then %q", as, p, got, again)
+			}
 		}
 	}
 }
 
-func (c *tally) compare(t *testing.T, s *service, r *request, o *ours, e *theirs) {
+func (c *tally) compare(t *testing.T, s *service, r *request, as normalization, o *ours, e *theirs) {
 	t.Helper()
 	c.decisions++
 	got, path := o.decide(r)
-	want := decide(s.policies, r)
+	want := decide(s.policies, r, as)
 	c.by[want]++
 	if got != want {
-		c.differ(t, s, r, "the policies'", got, want)
+		c.differ(t, s, r, as, "the policies'", got, want)
+	}
+	if c.wire.takes(r) {
+		c.tunnels++
+		asked, askedPath, err := c.wire.decide(t, r)
+		if err != nil || asked != got || askedPath != path {
+			c.differ(t, s, r, as, "the whole waypoint's", got+" "+path, fmt.Sprint(asked, " ", askedPath, err))
+		}
 	}
 	if e == nil {
 		return
@@ -115,18 +132,18 @@ func (c *tally) compare(t *testing.T, s *service, r *request, o *ours, e *theirs
 	}
 	if got != want || path != wantPath {
 		got, want = got+" "+path, want+" "+wantPath
-		c.differ(t, s, r, envoys, got, want)
+		c.differ(t, s, r, as, envoys, got, want)
 	}
 }
 
 // differ reports a difference, unless it is there by intent.
-func (c *tally) differ(t *testing.T, s *service, r *request, whose, got, want string) {
+func (c *tally) differ(t *testing.T, s *service, r *request, as normalization, whose, got, want string) {
 	t.Helper()
-	if why := excuse(r, whose); why != "" {
+	if why := excuse(r, as, whose); why != "" {
 		c.excused[whose+": "+why]++
 		return
 	}
 	if c.wrong++; c.wrong <= 20 {
-		t.Errorf("%v: %s, %s %s\n%s", r, got, whose, want, rulesOf(s))
+		t.Errorf("%s: %v: %s, %s %s\n%s", as, r, got, whose, want, rulesOf(s))
 	}
 }

@@ -6,14 +6,17 @@ import (
 )
 
 // excuse is why a decision may differ; "": it may not. docs/differences.md has the reasons.
-func excuse(r *request, whose string) string {
+func excuse(r *request, as normalization, whose string) string {
 	path := strings.ToLower(r.path)
+	canonical, _ := as.normalise(r.path)
 	switch {
-	case whose != envoys:
+	case whose != envoys || as == none:
 	case (strings.Contains(path, "%2e") || strings.Contains(path, `\`)) && strings.Contains(path, ";"):
 		return "a dot segment with parameters is one, also if it is escaped or behind a backslash"
 	case strings.Contains(path, "%%41"):
 		return "no escape comes into being"
+	case (as == merge || as == decode) && canonical == "/":
+		return "slashes are merged also if there is nothing else"
 	}
 	return ""
 }

@@ -133,13 +133,20 @@ func (e *theirs) decide(r *request) (decision, path string, err error) {
 		return "", "", err
 	}
 	defer c.Close()
+	if _, err := fmt.Fprintf(c, "PROXY TCP4 %v %v %d %d\r\n", r.source, r.dest.Addr(), c.LocalAddr().(*net.TCPAddr).Port, r.dest.Port()); err != nil {
+		return "", "", err
+	}
+	return r.ask(c, []pair{{identityHeader, "spiffe://" + r.identity}})
+}
+
+// ask sends the request, with more header fields, and reads what was decided.
+func (r *request) ask(c net.Conn, more []pair) (decision, path string, err error) {
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return "", "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "PROXY TCP4 %v %v %d %d\r\n", r.source, r.dest.Addr(), c.LocalAddr().(*net.TCPAddr).Port, r.dest.Port())
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nhost: %s\r\n%s: spiffe://%s\r\n", r.method, r.path, r.host, identityHeader, r.identity)
-	for _, p := range r.fields() {
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nhost: %s\r\n", r.method, r.path, r.host)
+	for _, p := range append(more, r.fields()...) {
 		fmt.Fprintf(&b, "%s: %s\r\n", p.name, p.value)
 	}
 	b.WriteString("\r\n")

@@ -81,8 +81,8 @@ spec:
 `
 
 // translated is main_internal as our control plane makes it of services and policies, but that every route answers with
-// 200 by itself.
-func translated(t *testing.T, services []*service, keys string) *listenerv3.Listener {
+// 200 by itself. Paths are made canonical as MeshConfig says.
+func translated(t *testing.T, services []*service, keys string, as normalization) *listenerv3.Listener {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(gateway + authentication)
@@ -103,12 +103,16 @@ func translated(t *testing.T, services []*service, keys string) *listenerv3.List
 	for _, p := range problems {
 		t.Errorf("problem with what the test made: %v", p)
 	}
+	mesh, err := envoy.ParseMesh([]byte("pathNormalization: {normalization: " + string(as) + "}"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	set := kube.NewObjects(objects...)
 	var addresses []*workloadpb.Address
 	for _, a := range translate.Build(translate.Config{}, set).Addresses {
 		addresses = append(addresses, a.Message.(*workloadpb.Address))
 	}
-	r := envoy.NewIndex(envoy.Config{TrustDomainAliases: meshDomains[1:]}, set, addresses).Build(kube.Name{Namespace: "demo", Name: "waypoint"}, nil)
+	r := envoy.NewIndex(envoy.Config{TrustDomainAliases: meshDomains[1:], Mesh: mesh}, set, addresses).Build(kube.Name{Namespace: "demo", Name: "waypoint"}, nil)
 	for _, p := range r.Problems {
 		t.Errorf("problem with what the test made: %v", p)
 	}

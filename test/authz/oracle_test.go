@@ -21,7 +21,7 @@ import (
 //   - A text is exact, a prefix "abc*", a suffix "*abc", or "*": there and not empty. Hosts ignore case.
 type oracle struct {
 	r *request
-	// path is the path as normalised (BASE), without its query.
+	// path is the path as normalised, without its query.
 	path string
 	// issuer and subject are of the token, "" without.
 	issuer, subject string
@@ -34,8 +34,8 @@ const (
 	refused = "refused" // 400: the path is none
 )
 
-func decide(policies []*securityv1.AuthorizationPolicy, r *request) string {
-	path, ok := normalise(r.path)
+func decide(policies []*securityv1.AuthorizationPolicy, r *request, as normalization) string {
+	path, ok := as.normalise(r.path)
 	if !ok {
 		return refused
 	}
@@ -280,9 +280,47 @@ var (
 	parameters = regexp.MustCompile(`([/\\]\.{1,2});[^/]*`)
 )
 
-// normalise is what the documentation calls BASE: RFC 3986, backslashes are slashes. It is false for what is no path.
-func normalise(p string) (string, bool) {
-	if strings.ContainsFunc(p, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' }) {
+// normalization is how paths are made canonical, as pathNormalization of MeshConfig.
+type normalization string
+
+// The ways.
+const (
+	none   normalization = "NONE"
+	base   normalization = "BASE"
+	merge  normalization = "MERGE_SLASHES"
+	decode normalization = "DECODE_AND_MERGE_SLASHES"
+)
+
+// normalizations are all of them, the default first.
+var normalizations = []normalization{base, decode, merge, none}
+
+var (
+	escapedSlashes     = regexp.MustCompile(`%2[fF]`)
+	escapedBackslashes = regexp.MustCompile(`%5[cC]`)
+	slashes            = regexp.MustCompile(`//+`)
+)
+
+// normalise makes a path canonical, without its query. It is false for what is no path.
+func (n normalization) normalise(p string) (string, bool) {
+	p, query, _ := strings.Cut(p, "?")
+	if n == none {
+		return p, !strings.ContainsFunc(p+query, illegal)
+	}
+	if n == decode {
+		p = escapedBackslashes.ReplaceAllString(escapedSlashes.ReplaceAllString(p, "/"), `\`)
+	}
+	p, ok := baseForm(p + "?" + query)
+	if n != base {
+		p = slashes.ReplaceAllString(p, "/")
+	}
+	return p, ok
+}
+
+func illegal(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' }
+
+// baseForm is what the documentation calls BASE: RFC 3986, backslashes are slashes.
+func baseForm(p string) (string, bool) {
+	if strings.ContainsFunc(p, illegal) {
 		return "", false
 	}
 	p, _, _ = strings.Cut(p, "?")

@@ -109,7 +109,7 @@ type profile struct {
 
 var profiles = map[string]profile{
 	"quick": {name: "quick", rounds: 5, window: time.Second, warm: 400 * time.Millisecond,
-		memoryRounds: 1, idle: []int{1000}, tables: []int{0, 1000}, extraRounds: 1},
+		memoryRounds: 1, idle: []int{1000, 10000}, tables: []int{0, 1000}, extraRounds: 1},
 	"full": {name: "full", rounds: 9, window: 1500 * time.Millisecond, warm: 500 * time.Millisecond,
 		memoryRounds: 3, idle: []int{1000, 10000}, tables: []int{0, 1000, 10000}, extraRounds: 2},
 }

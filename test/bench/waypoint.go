@@ -222,7 +222,7 @@ func serviceIP(ctx context.Context, c *lab.Client, namespace, name string) (neti
 func processesIn(prefix, program string) ([]int, error) {
 	names, err := filepath.Glob("/run/netns/" + prefix + "*")
 	if err != nil || len(names) != 1 {
-		return nil, errors.Join(fmt.Errorf("%d namespaces %s...", len(names), prefix), err)
+		return nil, errors.Join(fmt.Errorf("%d namespaces begin with %s", len(names), prefix), err)
 	}
 	ns, err := netns.Open(names[0])
 	if err != nil {

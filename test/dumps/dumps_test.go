@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/waypoint/dumptest"
 )
 
@@ -24,7 +25,7 @@ const least = 300
 
 func TestRecordedResourcesAreServedAsByEnvoy(t *testing.T) {
 	scenarios := dumptest.Load(t, os.Getenv("AMBIT_DUMPS"))
-	bin := envoyBinary()
+	bin := envoytest.Find(t)
 	if bin == "" {
 		fmt.Println("no Envoy to compare with: ENVOY_BIN does not name one; resources are only compiled")
 	}

@@ -24,17 +24,6 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
 )
 
-// envoyBinary is the Envoy that ENVOY_BIN names, or that was installed for tests; "" when there is none.
-func envoyBinary() string {
-	for _, p := range []string{os.Getenv("ENVOY_BIN"), os.Getenv("AMBIT_ENVOY"), "/opt/peers/envoy/envoy/_bin/envoy"} {
-		if _, err := os.Stat(p); p != "" && err == nil {
-			return p
-		}
-	}
-	p, _ := exec.LookPath("envoy")
-	return p
-}
-
 // theirs is a real Envoy. It has one listener for each client, with all recorded chains and the recorded choice among
 // them; the address that a connection is meant for, and the client's, come in a PROXY header (version 1), the client's
 // identity is filter state that the listener sets.

@@ -13,6 +13,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/test/recorded"
 	"github.com/ambit-mesh/ambit/waypoint/dumptest"
 )
@@ -34,10 +35,7 @@ func TestOurResourcesOfTheRecordedInputsServeAsIstiods(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "inputs")); err != nil {
 		t.Skipf("no inputs of the recordings: %v", err)
 	}
-	bin := envoyBinary()
-	if bin == "" {
-		t.Skip("no Envoy to compare with: ENVOY_BIN does not name one")
-	}
+	bin := envoytest.Require(t)
 	total := 0
 	for _, s := range scenarios {
 		if name, ok := strings.CutSuffix(s.Name, ".json"); ok {

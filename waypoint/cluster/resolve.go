@@ -23,15 +23,6 @@ const (
 // Lookup resolves a name. network is "ip", "ip4" or "ip6"; ttl is how long the answer is good, 0 if that is not known.
 type Lookup func(ctx context.Context, network, host string) (addrs []netip.Addr, ttl time.Duration, err error)
 
-// systemLookup asks the servers that the system names, which does not tell TTLs. No thread waits meanwhile.
-func systemLookup() Lookup {
-	r := &net.Resolver{PreferGo: true}
-	return func(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
-		addrs, err := r.LookupNetIP(ctx, network, host)
-		return addrs, 0, err
-	}
-}
-
 // nameState is when a name is resolved again.
 type nameState struct {
 	due     time.Time

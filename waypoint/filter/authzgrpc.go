@@ -98,14 +98,14 @@ func compileAuthzGRPC(p *corev3.GrpcService) (authorizer, error) {
 func (g *authzGRPC) call(f *extAuthz, x *Exchange, body []byte, part *authzPart) (*Call, error) {
 	r := x.Req
 	h := &authv3.AttributeContext_HttpRequest{
-		Id: r.Header.Get("x-request-id"), Method: r.Method, Path: r.Path, Host: r.Authority, Scheme: r.Scheme,
+		Id: validText(r.Header.Get("x-request-id")), Method: r.Method, Path: r.Path, Host: r.Authority, Scheme: r.Scheme,
 		Protocol: r.Proto.String(), Size: r.ContentLength, Headers: map[string]string{},
 	}
 	add := func(n, v string) {
 		if f.allowed != nil && !f.allowed.has(n) || f.forbidden.has(n) {
 			return
 		}
-		v = strings.ToValidUTF8(v, "!")
+		v = validText(v)
 		if old, ok := h.Headers[n]; ok {
 			v = old + "," + v
 		}
@@ -122,7 +122,7 @@ func (g *authzGRPC) call(f *extAuthz, x *Exchange, body []byte, part *authzPart)
 		if f.body.bytes {
 			h.RawBody = body
 		} else {
-			h.Body = strings.ToValidUTF8(string(body), "!")
+			h.Body = validText(string(body))
 		}
 		add("x-envoy-auth-partial-body", strconv.FormatBool(int64(len(body)) < r.ContentLength))
 	}
@@ -136,6 +136,10 @@ func (g *authzGRPC) call(f *extAuthz, x *Exchange, body []byte, part *authzPart)
 	}
 	return g.rpcService.call("/envoy.service.auth.v3.Authorization/Check", &authv3.CheckRequest{Attributes: attr})
 }
+
+// validText is s as a string of protobuf may have it, as Envoy does it: with another the message could not be sent, and a
+// client would choose that the service is not asked.
+func validText(s string) string { return strings.ToValidUTF8(s, "!") }
 
 func address(a netip.AddrPort) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{

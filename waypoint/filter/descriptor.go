@@ -8,6 +8,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
 	"github.com/ambit-mesh/ambit/waypoint/field"
+	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -17,7 +18,37 @@ type entry struct{ key, value string }
 // descriptorRule makes a descriptor of a request, or none.
 type descriptorRule struct {
 	stage   uint32
+	hits    uint64 // what a request counts for; 0: one
 	actions []descriptorAction
+}
+
+// Which rate_limits count besides the route's own (VhRateLimitsOptions).
+const (
+	hostLimitsOverridden = iota // the virtual host's, if the route has none
+	hostLimitsIncluded          // the virtual host's too
+	hostLimitsIgnored
+)
+
+// CompileLimits compiles the rate_limits of a route or of a virtual host, for route.Options.
+func CompileLimits(list []*routev3.RateLimit) (any, error) {
+	r, err := compileDescriptors(list)
+	return r, err
+}
+
+// routeLimits are the rules that the route and its virtual host have, as Envoy chooses them.
+func (x *Exchange) routeLimits(option int) (own, host []descriptorRule) {
+	a := x.RouteAction()
+	if a == nil {
+		return nil, nil
+	}
+	own, _ = a.Limits.([]descriptorRule)
+	if a.IncludeHostLimits {
+		option = hostLimitsIncluded
+	}
+	if option == hostLimitsIncluded || option == hostLimitsOverridden && len(own) == 0 {
+		host, _ = x.Route().Host.Limits.([]descriptorRule)
+	}
+	return own, host
 }
 
 // descriptorAction appends an entry. keep is false if there is no descriptor at all; an entry may be left out too.
@@ -26,7 +57,15 @@ type descriptorAction func(d []entry, x *Exchange) (out []entry, keep bool)
 func compileDescriptors(list []*routev3.RateLimit) ([]descriptorRule, error) {
 	var out []descriptorRule
 	for i, p := range list {
-		r := descriptorRule{stage: p.GetStage().GetValue()}
+		r := descriptorRule{stage: p.GetStage().GetValue(), hits: p.GetHitsAddend().GetNumber().GetValue()}
+		switch {
+		case p.GetLimit() != nil:
+			return nil, field.Index(field.Errorf("limit", "not supported: the service has the limits"), "rate_limits", i)
+		case p.GetHitsAddend().GetFormat() != "":
+			return nil, field.Index(field.Errorf("hits_addend.format", "not supported; number is"), "rate_limits", i)
+		case p.GetApplyOnStreamDone():
+			return nil, field.Index(field.Errorf("apply_on_stream_done", "not supported"), "rate_limits", i)
+		}
 		if len(p.GetActions()) == 0 {
 			return nil, field.Index(field.Errorf("actions", "at least one is required"), "rate_limits", i)
 		}
@@ -102,6 +141,8 @@ func compileDescriptorAction(p *routev3.RateLimit_Action) (descriptorAction, err
 		}, nil
 	case *routev3.RateLimit_Action_HeaderValueMatch_:
 		return headerValue(a.HeaderValueMatch)
+	case *routev3.RateLimit_Action_QueryParameterValueMatch_:
+		return queryValue(a.QueryParameterValueMatch)
 	case *routev3.RateLimit_Action_Metadata:
 		return metadataEntry(a.Metadata)
 	}
@@ -151,6 +192,29 @@ func headerValue(p *routev3.RateLimit_Action_HeaderValueMatch) (descriptorAction
 		all := true
 		for _, m := range ms {
 			all = all && m.Match(x.Req)
+		}
+		if all != expect {
+			return d, false
+		}
+		return append(d, e), true
+	}, nil
+}
+
+func queryValue(p *routev3.RateLimit_Action_QueryParameterValueMatch) (descriptorAction, error) {
+	e := entry{orElse(p.GetDescriptorKey(), "query_match"), p.GetDescriptorValue()}
+	expect := p.GetExpectMatch() == nil || p.GetExpectMatch().GetValue()
+	var ms []func(*message.Request) bool
+	for i, q := range p.GetQueryParameters() {
+		m, err := route.CompileQuery(q)
+		if err != nil {
+			return nil, field.At(field.Index(err, "query_parameters", i), "query_parameter_value_match")
+		}
+		ms = append(ms, m)
+	}
+	return func(d []entry, x *Exchange) ([]entry, bool) {
+		all := true
+		for _, m := range ms {
+			all = all && m(x.Req)
 		}
 		if all != expect {
 			return d, false

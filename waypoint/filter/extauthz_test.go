@@ -59,6 +59,19 @@ func TestExternalAuthorizationOverGRPC(t *testing.T) {
 			t.Errorf("answer: %v", x.Resp.Header.Fields())
 		}
 	})
+	t.Run("a request cannot keep the service from being asked", func(t *testing.T) { // no string of protobuf is not UTF-8
+		if !message.Value("\xff") {
+			t.Error("such a value does not come here any more")
+		}
+		lenient := compile(t, "envoy.filters.http.ext_authz", parse(t, &extauthzv3.ExtAuthz{}, `{"transport_api_version": "V3", "failure_mode_allow": true, "grpc_service": {"envoy_grpc": {"cluster_name": "authz"}}}`))
+		for _, name := range []string{"x-request-id", "x-user"} {
+			x, h := exchangeOf(t, table(t, nil), "/", name, "a\xff")
+			h.answer = checked(t, `{"status": {"code": 7}}`, new(authv3.CheckRequest))
+			if lenient.Request(x); len(h.resumed) != 1 || h.resumed[0] != Stop {
+				t.Errorf("%s: %v %+v", name, h.resumed, x.Reply)
+			}
+		}
+	})
 	t.Run("a refused request gets the service's answer", func(t *testing.T) {
 		x, h := exchangeOf(t, table(t, nil), "/")
 		h.answer = checked(t, `{"status": {"code": 7}, "denied_response": {"status": {"code": "Unauthorized"}, "body": "who?", "headers": [{"header": {"key": "www-authenticate", "value": "Basic"}}]}}`, new(authv3.CheckRequest))

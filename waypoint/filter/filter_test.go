@@ -55,6 +55,12 @@ func table(t *testing.T, settings map[string]proto.Message) *route.Table {
 		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "reviews"}}},
 	}
+	return tableOf(t, r, &routev3.VirtualHost{}, settings)
+}
+
+// tableOf is table with what the route and the virtual host say besides.
+func tableOf(t *testing.T, r *routev3.Route, vh *routev3.VirtualHost, settings map[string]proto.Message) *route.Table {
+	t.Helper()
 	for n, m := range settings {
 		a, err := anypb.New(m)
 		if err != nil {
@@ -65,9 +71,8 @@ func table(t *testing.T, settings map[string]proto.Message) *route.Table {
 		}
 		r.TypedPerFilterConfig[n] = a
 	}
-	out, err := route.Compile(&routev3.RouteConfiguration{
-		Name: "r", VirtualHosts: []*routev3.VirtualHost{{Name: "v", Domains: []string{"*"}, Routes: []*routev3.Route{r}}},
-	}, route.Options{Filter: CompilePart})
+	vh.Name, vh.Domains, vh.Routes = "v", []string{"*"}, []*routev3.Route{r}
+	out, err := route.Compile(&routev3.RouteConfiguration{Name: "r", VirtualHosts: []*routev3.VirtualHost{vh}}, route.Options{Filter: CompilePart, Limits: CompileLimits})
 	if err != nil {
 		t.Fatal(err)
 	}

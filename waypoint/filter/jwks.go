@@ -25,7 +25,8 @@ const maxToken = 16 << 10
 type jwks struct{ keys []jose.JSONWebKey }
 
 // parseJWKS reads a JSON Web Key Set (RFC 7517 section 5). Keys that cannot verify anything here are left out; a set in
-// which there is none is an error only if it is not a set at all. What "use" says does not count, as in Envoy.
+// which there is none is an error only if it is not a set at all. A key whose "use" is not signatures is left out if there
+// is another (decision 0004).
 func parseJWKS(b []byte) (*jwks, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -37,15 +38,24 @@ func parseJWKS(b []byte) (*jwks, error) {
 		return nil, errors.New("not a JSON Web Key Set: no keys")
 	}
 	s := &jwks{}
+	divided := false // the issuer has keys for signatures, whether or not they can be used here
 	for _, raw := range set.Keys {
 		var k jose.JSONWebKey
+		var about struct{ Use string }
+		divided = divided || json.Unmarshal(raw, &about) == nil && signs(about.Use)
 		if k.UnmarshalJSON(raw) != nil || !k.Valid() || !k.IsPublic() {
 			continue
 		}
 		s.keys = append(s.keys, k)
 	}
+	if divided {
+		s.keys = slices.DeleteFunc(s.keys, func(k jose.JSONWebKey) bool { return !signs(k.Use) })
+	}
 	return s, nil
 }
+
+// signs says that a key of that use may be for signatures (RFC 7517 section 4.2).
+func signs(use string) bool { return use == "" || use == "sig" }
 
 // refusal is why a token is refused, in Envoy's words: clients see them.
 type refusal string

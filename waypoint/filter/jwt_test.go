@@ -2,6 +2,7 @@ package filter
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
@@ -12,6 +13,9 @@ import (
 
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	jose "github.com/go-jose/go-jose/v4"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
 // issuer signs tokens for tests.
@@ -79,7 +83,7 @@ func istioJWT(t *testing.T, jwks string) *jwtv3.JwtAuthentication {
 	 "bypass_cors_preflight": true}`)
 }
 
-func TestTokensAreCheckedAsIstioUsersExpect(t *testing.T) {
+func TestTokensAreCheckedAsIstioUsersExpect(t *testing.T) { // B19
 	iss, other := newIssuer(t, "1"), newIssuer(t, "1")
 	f := compile(t, jwtName, istioJWT(t, iss.jwks(t)))
 	good := iss.sign(t, claims())
@@ -158,7 +162,7 @@ func TestClaimsOfAVerifiedTokenAreMadeKnown(t *testing.T) {
 	}
 }
 
-func TestKeysAreFetchedOnceAndAgainWhenTheyAreOld(t *testing.T) {
+func TestKeysAreFetchedOnceAndAgainWhenTheyAreOld(t *testing.T) { // B20
 	iss := newIssuer(t, "1")
 	p := parse(t, &jwtv3.JwtAuthentication{}, `{
 	 "providers": {"o": {"issuer": "https://issuer.example.com", "remote_jwks": {"http_uri": {"uri": "http://keys.demo/jwks.json?v=1", "cluster": "outbound|80||keys", "timeout": "1s"}, "cache_duration": "60s"}}},
@@ -211,27 +215,110 @@ func TestKeysAreFetchedOnceAndAgainWhenTheyAreOld(t *testing.T) {
 	}
 }
 
+// fixedKeys are key pairs that are the same in every run: RFC 7517 appendix A.2, and an Ed25519 key of zeros.
+func fixedKeys(t testing.TB) []jose.SigningKey {
+	t.Helper()
+	d, err := base64.RawURLEncoding.DecodeString("870MB6gfuTJ4HtUnUvYMyJpr5eUZNP4Bk43bVdj3eAE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []jose.SigningKey{
+		{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: k, KeyID: "1"}},
+		{Algorithm: jose.EdDSA, Key: jose.JSONWebKey{Key: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), KeyID: "2"}},
+	}
+}
+
+// FuzzToken changes tokens that are signed: only what was signed verifies.
 func FuzzToken(f *testing.F) {
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJFUzI1NiJ9.e30.AAAA")
-	s, err := parseJWKS([]byte(`{"keys":[]}`))
+	var set jose.JSONWebKeySet
+	signed := map[string]bool{}
+	for _, k := range fixedKeys(f) {
+		s, err := jose.NewSigner(k, nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		o, err := s.Sign([]byte(`{"iss":"https://issuer.example.com","sub":"alice","aud":["reviews"],"exp":4102444800,"scope":"read write"}`))
+		if err != nil {
+			f.Fatal(err)
+		}
+		text, err := o.CompactSerialize()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+		signed[text[:strings.LastIndexByte(text, '.')]] = true
+		key := k.Key.(jose.JSONWebKey)
+		set.Keys = append(set.Keys, key.Public())
+	}
+	raw, err := json.Marshal(set)
 	if err != nil {
 		f.Fatal(err)
 	}
+	keys, err := parseJWKS(raw)
+	if err != nil || len(keys.keys) != 2 {
+		f.Fatalf("%d keys: %v", len(keys.keys), err)
+	}
+	p := &provider{split: []string{"scope"}}
 	f.Fuzz(func(t *testing.T, text string) {
 		tok, err := parseToken(text)
 		if err != nil {
 			return
 		}
-		if s.verify(tok) == nil {
+		if keys.verify(tok) == nil && !signed[text[:strings.LastIndexByte(text, '.')]] {
+			t.Errorf("verified, and nobody has signed it: %q", text)
+		}
+		if (&jwks{}).verify(tok) == nil {
 			t.Error("verified without a key")
 		}
 		_ = tok.timely(time.Now(), 0)
 		tok.meantFor([]string{"x"})
+		if v, err := structpb.NewValue(p.normal(tok.claims)); err == nil && v.GetStructValue() == nil {
+			t.Errorf("claims %v become %v", tok.claims, v)
+		}
+		for name := range tok.claims {
+			if v, ok := claimText(tok.claims, []string{name}); ok && !message.Value(v) {
+				t.Errorf("claim %q: %q is no value of a header", name, v)
+			}
+		}
 	})
 }
 
-func TestARequestWithTwoTokensInOneHeaderIsRefused(t *testing.T) {
+// FuzzKeys reads sets of keys: what is left can verify, and is for signatures if any key of the set is.
+func FuzzKeys(f *testing.F) {
+	for _, s := range []string{
+		`{"keys":[]}`, `{"keys":[{"kty":"oct","k":"AA"}]}`, `{"keys":[{"kty":"RSA","n":"AQ","e":"AQAB","use":"enc"},{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`,
+		`{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM","use":"enc","kid":"1"}]}`,
+		`{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM","use":"enc"},{"use":"sig"}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := parseJWKS(b)
+		if err != nil {
+			return
+		}
+		enc := 0
+		for _, k := range s.keys {
+			if !k.Valid() || !k.IsPublic() {
+				t.Errorf("%s: key %+v", b, k)
+			}
+			if !signs(k.Use) {
+				enc++
+			}
+		}
+		if enc > 0 && enc < len(s.keys) {
+			t.Errorf("%s: keys for encryption beside keys for signatures", b)
+		}
+	})
+}
+
+func TestARequestWithTwoTokensInOneHeaderIsRefused(t *testing.T) { // B19
 	iss := newIssuer(t, "1")
 	f := compile(t, jwtName, istioJWT(t, iss.jwks(t)))
 	good := "Bearer " + iss.sign(t, claims())
@@ -247,5 +334,55 @@ func TestAKeyForEncryptionVerifiesAsInEnvoy(t *testing.T) {
 	x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
 	if a := f.Request(x); a != Continue {
 		t.Errorf("%+v", x.Reply)
+	}
+}
+
+// TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures (RFC 7517 section 4.2, decision 0004).
+func TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures(t *testing.T) {
+	const sig, enc, unsaid = "sig", "enc", ""
+	for _, c := range []struct {
+		name   string
+		uses   []string
+		status []int // of a token by each key
+	}{
+		{"a set that tells its keys apart", []string{sig, enc}, []int{0, 401}},
+		{"a set in which one key does not say", []string{unsaid, enc}, []int{0, 401}},
+		{"a use that nobody knows", []string{sig, "wrap"}, []int{0, 401}},
+		{"a set that says nothing", []string{unsaid, unsaid}, []int{0, 0}},
+		{"a set that calls all of them keys for encryption", []string{enc, enc}, []int{0, 0}},
+	} {
+		var set jose.JSONWebKeySet
+		var issuers []*issuer
+		for i, use := range c.uses {
+			iss := newIssuer(t, string(rune('a'+i)))
+			issuers = append(issuers, iss)
+			set.Keys = append(set.Keys, jose.JSONWebKey{Key: iss.key.Public(), KeyID: iss.kid, Algorithm: "ES256", Use: use})
+		}
+		text, err := json.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := compile(t, jwtName, istioJWT(t, string(text)))
+		for i, iss := range issuers {
+			for _, kid := range []string{iss.kid, ""} { // with its name, or with any key that fits
+				iss.kid = kid
+				x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
+				if f.Request(x); x.Reply.Status != c.status[i] {
+					t.Errorf("%s: a token by key %d (%q), kid %q: status %d, want %d", c.name, i, c.uses[i], kid, x.Reply.Status, c.status[i])
+				}
+			}
+		}
+	}
+}
+
+// TestAKeyForEncryptionSignsNothingAlsoIfTheOthersCannotBeUsed: that an issuer has keys for signatures does not depend on
+// whether we can verify with them.
+func TestAKeyForEncryptionSignsNothingAlsoIfTheOthersCannotBeUsed(t *testing.T) {
+	iss := newIssuer(t, "1")
+	enc := strings.TrimPrefix(strings.Replace(iss.jwks(t), `"sig"`, `"enc"`, 1), `{"keys":[`)
+	f := compile(t, jwtName, istioJWT(t, `{"keys":[{"kty":"EC","crv":"secp256k1","use":"sig","kid":"2","x":"AA","y":"AA"},`+enc))
+	x, _ := exchangeOf(t, table(t, nil), "/", "authorization", "Bearer "+iss.sign(t, claims()))
+	if f.Request(x); x.Reply.Status != 401 {
+		t.Errorf("status %d, want 401", x.Reply.Status)
 	}
 }

@@ -2,14 +2,17 @@ package filter
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	limitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -93,6 +96,73 @@ func TestDescriptorsHaveBucketsOfTheirOwn(t *testing.T) {
 	}
 }
 
+func TestALimitWithAValueLeftOpenHasABucketForEachValue(t *testing.T) {
+	f := local(t, `{"stat_prefix": "x", "token_bucket": {"max_tokens": 100, "fill_interval": "60s"}, `+on+`, "max_dynamic_descriptors": 2,
+	 "rate_limits": [{"actions": [{"request_headers": {"header_name": "x-user", "descriptor_key": "user"}}]}],
+	 "descriptors": [{"entries": [{"key": "user"}], "token_bucket": {"max_tokens": 1, "fill_interval": "3600s"}}]}`)
+	ask := func(u string) Action {
+		x, _ := exchangeOf(t, table(t, nil), "/", "x-user", u)
+		return f.Request(x)
+	}
+	for i, c := range []struct {
+		user string
+		want Action
+	}{{"a", Continue}, {"b", Continue}, {"a", Stop}, {"b", Stop}, {"c", Continue}, {"b", Stop}, {"a", Continue}} {
+		if got := ask(c.user); got != c.want {
+			t.Errorf("request %d, of %s: %v, want %v (two are remembered)", i, c.user, got, c.want)
+		}
+	}
+}
+
+const twoLimits = `{"stat_prefix": "x", "token_bucket": {"max_tokens": 100, "fill_interval": "60s"}, ` + on + `, %s "descriptors": [
+ {"entries": [{"key": "route", "value": "r"}], "token_bucket": {"max_tokens": 3, "fill_interval": "3600s"}},
+ {"entries": [{"key": "host", "value": "h"}], "token_bucket": {"max_tokens": 1, "fill_interval": "3600s"}}]}`
+
+func TestTheLimitsOfARouteAndOfItsVirtualHostAreThoseOfTheFilter(t *testing.T) {
+	key := func(k, v string) []*routev3.RateLimit {
+		return []*routev3.RateLimit{{Actions: []*routev3.RateLimit_Action{{ActionSpecifier: &routev3.RateLimit_Action_GenericKey_{
+			GenericKey: &routev3.RateLimit_Action_GenericKey{DescriptorKey: k, DescriptorValue: v},
+		}}}}}
+	}
+	staged := key("host", "h")
+	staged[0].Stage = wrapperspb.UInt32(1)
+	for name, c := range map[string]struct {
+		route, host []*routev3.RateLimit
+		include     bool
+		more        string
+		let         int // of four
+	}{
+		"no limit of either":                       {let: 4},
+		"the route's":                              {route: key("route", "r"), let: 3},
+		"the host's, where the route has none":     {host: key("host", "h"), let: 1},
+		"the route's in place of the host's":       {route: key("route", "r"), host: key("host", "h"), let: 3},
+		"both, if the route says so":               {route: key("route", "r"), host: key("host", "h"), include: true, let: 1},
+		"both, if the filter says so":              {route: key("route", "r"), host: key("host", "h"), more: `"vh_rate_limits": "INCLUDE",`, let: 1},
+		"not the host's, if the filter says so":    {host: key("host", "h"), more: `"vh_rate_limits": "IGNORE",`, let: 4},
+		"of another stage":                         {host: staged, let: 4},
+		"of the filter's stage":                    {host: staged, more: `"stage": 1,`, let: 1},
+		"the filter's own in place of all of them": {host: key("host", "h"), more: `"rate_limits": [{"actions": [{"generic_key": {"descriptor_key": "route", "descriptor_value": "r"}}]}],`, let: 3},
+	} {
+		f := local(t, fmt.Sprintf(twoLimits, c.more))
+		r := &routev3.Route{
+			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "reviews"}, RateLimits: c.route, IncludeVhRateLimits: wrapperspb.Bool(c.include),
+			}},
+		}
+		tab := tableOf(t, r, &routev3.VirtualHost{RateLimits: c.host}, nil)
+		let := 0
+		for range 4 {
+			if x, _ := exchangeOf(t, tab, "/"); f.Request(x) == Continue {
+				let++
+			}
+		}
+		if let != c.let {
+			t.Errorf("%s: %d of 4, want %d", name, let, c.let)
+		}
+	}
+}
+
 func TestTheRateLimitServiceIsAskedAndObeyed(t *testing.T) {
 	f := compile(t, "envoy.filters.http.ratelimit", parse(t, &limitv3.RateLimit{}, `{"domain": "d", "rate_limit_service": {"transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "rls"}}},
 	 "rate_limits": [{"actions": [{"generic_key": {"descriptor_value": "all"}}, {"remote_address": {}}]}]}`))
@@ -127,5 +197,45 @@ func TestTheRateLimitServiceIsAskedAndObeyed(t *testing.T) {
 	x, h = exchangeOf(t, table(t, nil), "/")
 	if f.Request(x); h.resumed[0] != Continue {
 		t.Errorf("without the service, as Envoy, requests pass: %v", h.resumed)
+	}
+}
+
+func TestTheServicesLimitsAreToldAsTheDraftWantsThem(t *testing.T) {
+	f := compile(t, "envoy.filters.http.ratelimit", parse(t, &limitv3.RateLimit{}, `{"domain": "d", "rate_limit_service": {"transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "rls"}}},
+	 "enable_x_ratelimit_headers": "DRAFT_VERSION_03", "rate_limits": [{"actions": [{"generic_key": {"descriptor_value": "all"}}]}]}`))
+	x, h := exchangeOf(t, table(t, nil), "/")
+	h.answer = func(*Call) (*CallAnswer, error) {
+		b, _ := proto.MarshalOptions{}.MarshalAppend(make([]byte, 5), parse(t, &rlsv3.RateLimitResponse{}, `{"overallCode": "OK", "statuses": [
+		 {"code": "OK", "currentLimit": {"requestsPerUnit": 10, "unit": "MINUTE"}, "limitRemaining": 7, "durationUntilReset": "30s"},
+		 {"code": "OK", "currentLimit": {"requestsPerUnit": 5, "unit": "SECOND", "name": "burst"}, "limitRemaining": 4, "durationUntilReset": "1s"}]}`))
+		binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5))
+		a := &CallAnswer{Status: 200, Body: b}
+		a.Trailer.Add("grpc-status", "0")
+		return a, nil
+	}
+	f.Request(x)
+	x.Resp = &message.Response{Status: 200}
+	f.(Answering).Answer(x)
+	for k, want := range map[string]string{"x-ratelimit-limit": `5, 10;w=60, 5;w=1;name="burst"`, "x-ratelimit-remaining": "4", "x-ratelimit-reset": "1"} {
+		if got := x.Resp.Header.Get(k); got != want {
+			t.Errorf("%s: %q, want %q", k, got, want)
+		}
+	}
+}
+
+// A value that is not UTF-8 must not be a way around the service, which lets requests pass when it is not there.
+func TestARequestCannotKeepTheRateLimitServiceFromBeingAsked(t *testing.T) {
+	f := compile(t, "envoy.filters.http.ratelimit", parse(t, &limitv3.RateLimit{}, `{"domain": "d", "rate_limit_service": {"transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "rls"}}},
+	 "rate_limits": [{"actions": [{"request_headers": {"header_name": "x-user", "descriptor_key": "user"}}]}]}`))
+	x, h := exchangeOf(t, table(t, nil), "/", "x-user", "a\xff")
+	h.answer = func(*Call) (*CallAnswer, error) {
+		b, _ := proto.MarshalOptions{}.MarshalAppend(make([]byte, 5), &rlsv3.RateLimitResponse{OverallCode: rlsv3.RateLimitResponse_OVER_LIMIT})
+		binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5))
+		a := &CallAnswer{Status: 200, Body: b}
+		a.Trailer.Add("grpc-status", "0")
+		return a, nil
+	}
+	if f.Request(x); len(h.resumed) != 1 || h.resumed[0] != Stop {
+		t.Errorf("%v %+v", h.resumed, x.Reply)
 	}
 }

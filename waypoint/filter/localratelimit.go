@@ -1,12 +1,18 @@
 package filter
 
 import (
+	"cmp"
+	"container/list"
+	"math"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
@@ -25,7 +31,9 @@ type localLimit struct {
 type limits struct {
 	bucket            *bucket // nil: no limit
 	byDescriptor      []limitedDescriptor
-	rules             []descriptorRule
+	rules             []descriptorRule // nil: those of the route and its virtual host
+	stage             uint32
+	hostLimits        int
 	always            bool // the bucket counts too if a descriptor's does
 	enabled, enforced *route.Fraction
 	status            int
@@ -37,60 +45,104 @@ type limits struct {
 
 type limitedDescriptor struct {
 	entries []entry // "" as a value stands for any: then each value has a bucket of its own
-	bucket  *bucket
+	bucket  *bucket // of entries without such a value
+	each    *bucketsByValue
 	shadow  bool
 }
 
-// bucket is a token bucket. Any goroutine.
-type bucket struct {
-	size, fill uint64
-	every      time.Duration
-	// state is the number of tokens (high half) and the number of the interval in which they were filled last (low half).
-	state atomic.Uint64
+// bucketsByValue has a bucket for each set of values of a descriptor, of those asked for last. Any goroutine.
+type bucketsByValue struct {
+	settings *typev3.TokenBucket
+	max      int
+
+	mu    sync.Mutex
+	known map[string]*list.Element // of *valueBucket
+	order list.List                // the one asked for last in front
 }
 
-// epoch is what the bucket's intervals are counted from.
+type valueBucket struct {
+	key    string
+	bucket *bucket
+}
+
+func (v *bucketsByValue) of(d []entry) *bucket {
+	var b strings.Builder
+	for _, e := range d {
+		b.WriteString(strconv.Quote(e.value))
+	}
+	key := b.String()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.known[key]; e != nil {
+		v.order.MoveToFront(e)
+		return e.Value.(*valueBucket).bucket
+	}
+	if last := v.order.Back(); last != nil && v.order.Len() >= v.max {
+		delete(v.known, v.order.Remove(last).(*valueBucket).key)
+	}
+	made, _ := newBucket(v.settings) // which was tried when the configuration was read
+	v.known[key] = v.order.PushFront(&valueBucket{key, made})
+	return made
+}
+
+// bucket is a token bucket that fills all the time, as Envoy's does. Any goroutine.
+type bucket struct {
+	size float64
+	rate float64 // tokens a second
+	// since are the bits of the seconds since epoch at which the bucket was, or would have been, empty.
+	since atomic.Uint64
+}
+
+// epoch is what buckets count time from.
 var epoch = time.Now()
 
 func newBucket(p *typev3.TokenBucket) (*bucket, error) {
-	b := &bucket{size: uint64(p.GetMaxTokens()), fill: 1}
+	b := &bucket{size: float64(p.GetMaxTokens())}
 	if p.GetMaxTokens() == 0 {
 		return nil, field.Errorf("max_tokens", "not positive")
 	}
+	fill := uint32(1)
 	if t := p.GetTokensPerFill(); t != nil {
-		if b.fill = uint64(t.GetValue()); b.fill == 0 {
+		if fill = t.GetValue(); fill == 0 {
 			return nil, field.Errorf("tokens_per_fill", "not positive")
 		}
 	}
-	var err error
-	if b.every, err = field.Duration("fill_interval", p.GetFillInterval(), 0); err != nil {
+	every, err := field.Duration("fill_interval", p.GetFillInterval(), 0)
+	if err != nil {
 		return nil, err
 	}
-	if b.every < 50*time.Millisecond {
+	if every < 50*time.Millisecond {
 		return nil, field.Errorf("fill_interval", "at least 50 ms are required")
 	}
-	b.state.Store(b.size << 32)
+	b.rate = float64(fill) / every.Seconds()
+	b.since.Store(math.Float64bits(math.Inf(-1))) // full
 	return b, nil
 }
 
-// take takes a token, and returns how many are left and how long it is until there are more.
-func (b *bucket) take(now time.Time) (ok bool, left uint64, wait time.Duration) {
-	since := now.Sub(epoch)
-	turn := uint64(since / b.every)
-	wait = b.every - since%b.every
+// nearly is what rounding may cost a token.
+const nearly = 1e-6
+
+// take takes tokens, and returns how many whole ones are left and how long it is until the next one is there, or the
+// bucket is full again.
+func (b *bucket) take(n float64, now time.Time) (ok bool, left uint64, next, full time.Duration) {
+	at := now.Sub(epoch).Seconds()
 	for {
-		old := b.state.Load()
-		tokens, last := old>>32, old&(1<<32-1)
-		if n := (turn - last) & (1<<32 - 1); n > 0 && n < 1<<31 {
-			tokens = min(b.size, tokens+min(n, b.size)*b.fill)
+		old := b.since.Load()
+		tokens := min(b.size, (at-math.Float64frombits(old))*b.rate)
+		if ok = tokens+nearly >= n; ok {
+			tokens = max(tokens-n, 0)
 		}
-		if tokens == 0 {
-			return false, 0, wait
+		if ok && !b.since.CompareAndSwap(old, math.Float64bits(at-tokens/b.rate)) {
+			continue
 		}
-		if b.state.CompareAndSwap(old, (tokens-1)<<32|turn&(1<<32-1)) {
-			return true, tokens - 1, wait
-		}
+		whole := math.Floor(tokens + nearly)
+		return ok, uint64(max(whole, 0)), b.time(whole + 1 - tokens), b.time(b.size - tokens)
 	}
+}
+
+// time is how long it takes until there are so many tokens more.
+func (b *bucket) time(tokens float64) time.Duration {
+	return time.Duration(tokens / b.rate * float64(time.Second))
 }
 
 func compileLimits(p *localv3.LocalRateLimit) (l limits, err error) {
@@ -115,7 +167,7 @@ func compileLimits(p *localv3.LocalRateLimit) (l limits, err error) {
 	if l.enforced, err = limitShare(p.GetFilterEnforced()); err != nil {
 		return l, field.At(err, "filter_enforced")
 	}
-	l.draft = p.GetEnableXRatelimitHeaders() != 0
+	l.draft, l.stage, l.hostLimits = p.GetEnableXRatelimitHeaders() != 0, p.GetStage(), int(p.GetVhRateLimits())
 	l.always = p.GetAlwaysConsumeDefaultTokenBucket() == nil || p.GetAlwaysConsumeDefaultTokenBucket().GetValue()
 	if l.answer, err = route.CompileHeaderOps("response_headers_to_add", p.GetResponseHeadersToAdd(), "", nil); err != nil {
 		return l, err
@@ -127,20 +179,55 @@ func compileLimits(p *localv3.LocalRateLimit) (l limits, err error) {
 		return l, err
 	}
 	for i, d := range p.GetDescriptors() {
-		b, err := newBucket(d.GetTokenBucket())
+		c, err := compileLimited(d, p.GetMaxDynamicDescriptors().GetValue())
 		if err != nil {
-			return l, field.Index(field.At(err, "token_bucket"), "descriptors", i)
-		}
-		c := limitedDescriptor{bucket: b, shadow: d.GetShadowMode()}
-		for k, e := range d.GetEntries() {
-			if e.GetKey() == "" || e.GetValue() == "" {
-				return l, field.Index(field.Errorf("entries", "entry %d: key and value are required", k), "descriptors", i)
-			}
-			c.entries = append(c.entries, entry{e.GetKey(), e.GetValue()})
+			return l, field.Index(err, "descriptors", i)
 		}
 		l.byDescriptor = append(l.byDescriptor, c)
 	}
 	return l, nil
+}
+
+// dynamicDescriptors is how many buckets a descriptor with a value left open has, if the configuration does not say (Envoy's
+// number).
+const dynamicDescriptors = 20
+
+func compileLimited(d *commonv3.LocalRateLimitDescriptor, most uint32) (c limitedDescriptor, err error) {
+	if c.bucket, err = newBucket(d.GetTokenBucket()); err != nil {
+		return c, field.At(err, "token_bucket")
+	}
+	c.shadow = d.GetShadowMode()
+	open := false
+	for k, e := range d.GetEntries() {
+		if e.GetKey() == "" {
+			return c, field.Errorf("entries", "entry %d: a key is required", k)
+		}
+		open = open || e.GetValue() == ""
+		c.entries = append(c.entries, entry{e.GetKey(), e.GetValue()})
+	}
+	if open {
+		if most == 0 {
+			most = dynamicDescriptors
+		}
+		c.bucket, c.each = nil, &bucketsByValue{settings: d.GetTokenBucket(), max: int(most), known: map[string]*list.Element{}}
+	}
+	return c, nil
+}
+
+// of is the bucket for a descriptor, nil when the limit is for others.
+func (c *limitedDescriptor) of(d []entry) *bucket {
+	if len(d) != len(c.entries) {
+		return nil
+	}
+	for i, e := range c.entries {
+		if e.key != d[i].key || e.value != d[i].value && e.value != "" {
+			return nil
+		}
+	}
+	if c.each != nil {
+		return c.each.of(d)
+	}
+	return c.bucket
 }
 
 // limitShare is the share of a filter that is off, as Envoy's rate limits are, unless the configuration says something.
@@ -164,7 +251,7 @@ func compileLocalLimitPart(p *localv3.LocalRateLimit) (any, error) {
 // limited is what is to be said in the answer to a request that a bucket counted.
 type limited struct {
 	size, left uint64
-	reset      time.Duration
+	next, full time.Duration
 }
 
 // Request implements Filter.
@@ -178,13 +265,12 @@ func (f *localLimit) Request(x *Exchange) Action {
 	if l.bucket == nil && len(l.byDescriptor) == 0 || !l.enabled.Hit(x.Rand.Uint64()) {
 		return Continue
 	}
-	b, shadow := l.choose(x)
-	ok, note := l.count(b, x)
+	ok, note := l.count(x)
 	if l.draft {
 		x.Note(f, note)
 	}
 	switch {
-	case ok || shadow:
+	case ok:
 		return Continue
 	case !l.enforced.Hit(x.Rand.Uint64()):
 		l.request.Apply(&x.Req.Header, x.Context())
@@ -192,7 +278,7 @@ func (f *localLimit) Request(x *Exchange) Action {
 	}
 	x.Answered(l.status, "local_rate_limited", "local_rate_limited", RateLimited)
 	if l.retryAfter {
-		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "retry-after", Value: strconv.Itoa(int((note.reset + time.Second - 1) / time.Second))})
+		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "retry-after", Value: seconds(note.next)})
 	}
 	if l.exhausted {
 		x.Reply.HasGRPC, x.Reply.GRPC = true, 8
@@ -203,38 +289,67 @@ func (f *localLimit) Request(x *Exchange) Action {
 	return Stop
 }
 
-// choose finds the bucket of the first descriptor that has one; nil: only the default one counts.
-func (l *limits) choose(x *Exchange) (*limitedDescriptor, bool) {
-	for i := range l.rules {
-		d := l.rules[i].descriptor(x)
-		if d == nil {
-			continue
-		}
-		for k := range l.byDescriptor {
-			if c := &l.byDescriptor[k]; slices.Equal(c.entries, d) {
-				return c, c.shadow
+// counted is a bucket that counts a request.
+type counted struct {
+	bucket *bucket
+	hits   float64
+	shadow bool
+}
+
+// choose finds the buckets that count a request by its descriptors, the slowest first, as in Envoy.
+func (l *limits) choose(x *Exchange) []counted {
+	if len(l.byDescriptor) == 0 {
+		return nil
+	}
+	rules, more := l.rules, []descriptorRule(nil)
+	if len(rules) == 0 {
+		rules, more = x.routeLimits(l.hostLimits)
+	}
+	var out []counted
+	for _, list := range [][]descriptorRule{rules, more} {
+		for i := range list {
+			if len(l.rules) == 0 && list[i].stage != l.stage {
+				continue
+			}
+			d := list[i].descriptor(x)
+			if d == nil {
+				continue
+			}
+			for k := range l.byDescriptor {
+				if b := l.byDescriptor[k].of(d); b != nil {
+					out = append(out, counted{b, float64(max(list[i].hits, 1)), l.byDescriptor[k].shadow})
+					break
+				}
 			}
 		}
 	}
-	return nil, false
+	slices.SortStableFunc(out, func(a, b counted) int { return cmp.Compare(a.bucket.rate, b.bucket.rate) })
+	return out
 }
 
-func (l *limits) count(c *limitedDescriptor, x *Exchange) (bool, limited) {
+// count takes the tokens of a request; the first bucket that has none decides.
+func (l *limits) count(x *Exchange) (bool, limited) {
+	all := l.choose(x)
+	if l.bucket != nil && (len(all) == 0 || l.always) {
+		all = append(all, counted{bucket: l.bucket, hits: 1})
+	}
 	var note limited
-	ok := true
-	if c != nil {
-		var left uint64
-		ok, left, note.reset = c.bucket.take(x.Now)
-		note.size, note.left = c.bucket.size, left
-	}
-	if l.bucket != nil && (c == nil || l.always) {
-		had, left, reset := l.bucket.take(x.Now)
-		if c == nil || ok && !had {
-			note = limited{l.bucket.size, left, reset}
+	for i, c := range all {
+		ok, left, next, full := c.bucket.take(c.hits, x.Now)
+		refused := !ok && !c.shadow
+		if i == 0 || refused {
+			note = limited{uint64(c.bucket.size), left, next, full}
 		}
-		ok = ok && had
+		if refused {
+			return false, note
+		}
 	}
-	return ok, note
+	return true, note
+}
+
+// seconds rounds up to whole seconds.
+func seconds(d time.Duration) string {
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // Answer implements Answering.
@@ -243,7 +358,7 @@ func (f *localLimit) Answer(x *Exchange) {
 	if n, ok := x.Noted(f).(limited); ok {
 		h.Set("x-ratelimit-limit", strconv.FormatUint(n.size, 10))
 		h.Set("x-ratelimit-remaining", strconv.FormatUint(n.left, 10))
-		h.Set("x-ratelimit-reset", strconv.Itoa(int(n.reset/time.Second)))
+		h.Set("x-ratelimit-reset", seconds(n.full))
 	}
 	l := &f.limits
 	if v, _ := x.settings(f.name.name); v != nil {

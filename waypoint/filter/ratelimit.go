@@ -1,11 +1,16 @@
 package filter
 
 import (
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	commonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	limitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
 	rlsv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -19,7 +24,11 @@ type globalLimit struct {
 	stage     uint32
 	service   *rpcService
 	rules     []descriptorRule
-	deny      bool // without the service
+	enabled   *route.Fraction // nil: all requests are asked about
+	enforced  *route.Fraction // nil: all answers count
+	denyShare *route.Fraction // of the requests without the service, if deny
+	deny      bool            // without the service
+	draft     bool            // x-ratelimit headers
 	exhausted bool
 	status    int
 	onError   int
@@ -29,8 +38,9 @@ type globalLimit struct {
 
 // globalPart is what a route says.
 type globalPart struct {
-	rules  []descriptorRule
-	domain string
+	rules      []descriptorRule
+	hostLimits int
+	domain     string
 }
 
 // limitTimeout is Envoy's default time for the service.
@@ -44,6 +54,27 @@ func compileGlobalLimit(p *limitv3.RateLimit) (Filter, error) {
 	if f.domain == "" {
 		return nil, field.Errorf("domain", "required")
 	}
+	if t := p.GetRequestType(); t != "" && t != "both" {
+		return nil, field.Errorf("request_type", "%q is not supported; both is", t)
+	}
+	f.draft = p.GetEnableXRatelimitHeaders() != limitv3.RateLimit_OFF
+	for _, s := range []struct {
+		to   **route.Fraction
+		name string
+		p    *corev3.RuntimeFractionalPercent
+	}{
+		{&f.enabled, "filter_enabled", p.GetFilterEnabled()}, {&f.enforced, "filter_enforced", p.GetFilterEnforced()},
+		{&f.denyShare, "failure_mode_deny_percent", p.GetFailureModeDenyPercent()},
+	} {
+		if s.p == nil {
+			continue
+		}
+		var err error
+		if *s.to, err = enabledShare(s.p); err != nil {
+			return nil, field.At(err, s.name)
+		}
+	}
+	f.deny = f.deny || f.denyShare != nil
 	if s := int(p.GetRateLimitedStatus().GetCode()); s >= 400 && s <= 599 {
 		f.status = s
 	}
@@ -69,33 +100,40 @@ func compileGlobalLimit(p *limitv3.RateLimit) (Filter, error) {
 
 func compileGlobalPart(p *limitv3.RateLimitPerRoute) (any, error) {
 	r, err := compileDescriptors(p.GetRateLimits())
-	return &globalPart{rules: r, domain: p.GetDomain()}, err
+	if p.GetOverrideOption() != limitv3.RateLimitPerRoute_DEFAULT {
+		return nil, field.Errorf("override_option", "not supported")
+	}
+	return &globalPart{rules: r, hostLimits: int(p.GetVhRateLimits()), domain: p.GetDomain()}, err
 }
 
 // Request implements Filter.
 func (f *globalLimit) Request(x *Exchange) Action {
 	v, off := x.settings(f.name.name)
-	if off {
+	if off || f.enabled != nil && !f.enabled.Hit(x.Rand.Uint64()) {
 		return Continue
 	}
 	q := &rlsv3.RateLimitRequest{Domain: f.domain}
-	rules := f.rules
-	if own, ok := v.(*globalPart); ok {
-		if len(own.rules) > 0 {
-			rules = own.rules
-		}
-		q.Domain = orElse(own.domain, f.domain)
+	rules, more, staged := f.rules, []descriptorRule(nil), false
+	own, _ := v.(*globalPart)
+	if own == nil {
+		own = &globalPart{}
 	}
-	for i := range rules {
-		if rules[i].stage != f.stage {
-			continue
-		}
-		if d := rules[i].descriptor(x); d != nil {
-			c := &commonv3.RateLimitDescriptor{}
-			for _, e := range d {
-				c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: e.value})
+	q.Domain = orElse(own.domain, f.domain)
+	switch {
+	case len(own.rules) > 0:
+		rules = own.rules
+	case len(rules) == 0:
+		rules, more = x.routeLimits(own.hostLimits)
+		staged = true
+	}
+	for _, list := range [][]descriptorRule{rules, more} {
+		for i := range list {
+			if staged && list[i].stage != f.stage {
+				continue
 			}
-			q.Descriptors = append(q.Descriptors, c)
+			if d := list[i].descriptor(x); d != nil {
+				q.Descriptors = append(q.Descriptors, described(d, list[i].hits))
+			}
 		}
 	}
 	if len(q.Descriptors) == 0 {
@@ -119,9 +157,21 @@ func (f *globalLimit) Request(x *Exchange) Action {
 	return Wait
 }
 
+// described is a descriptor as the service takes it.
+func described(d []entry, hits uint64) *commonv3.RateLimitDescriptor {
+	c := &commonv3.RateLimitDescriptor{}
+	if hits > 0 {
+		c.HitsAddend = wrapperspb.UInt64(hits)
+	}
+	for _, e := range d {
+		c.Entries = append(c.Entries, &commonv3.RateLimitDescriptor_Entry{Key: e.key, Value: validText(e.value)})
+	}
+	return c
+}
+
 // broken decides without the service.
 func (f *globalLimit) broken(x *Exchange) Action {
-	if !f.deny {
+	if !f.deny || f.denyShare != nil && !f.denyShare.Hit(x.Rand.Uint64()) {
 		return Continue
 	}
 	return x.Answered(f.onError, "", "rate_limiter_error", RateLimitError)
@@ -140,7 +190,14 @@ func (f *globalLimit) decide(x *Exchange, p *rlsv3.RateLimitResponse) Action {
 			a.add = append(a.add, m)
 		}
 	}
-	if p.GetOverallCode() == rlsv3.RateLimitResponse_OK {
+	if f.draft {
+		a.add = append(a.add, draftHeaders(p.GetStatuses())...)
+	}
+	over := p.GetOverallCode() == rlsv3.RateLimitResponse_OVER_LIMIT
+	if over && f.enforced != nil {
+		over = f.enforced.Hit(x.Rand.Uint64())
+	}
+	if !over {
 		for _, h := range p.GetRequestHeadersToAdd() {
 			if n := lower(h.GetKey()); changeable(n, h.GetValue()) {
 				x.Req.Header.Add(n, h.GetValue())
@@ -158,6 +215,55 @@ func (f *globalLimit) decide(x *Exchange, p *rlsv3.RateLimitResponse) Action {
 		x.Reply.HasGRPC, x.Reply.GRPC = true, 8
 	}
 	return Stop
+}
+
+// draftHeaders say the limit that is nearest, and all of them, as Envoy does (DRAFT_VERSION_03).
+func draftHeaders(list []*rlsv3.RateLimitResponse_DescriptorStatus) []message.Field {
+	var nearest *rlsv3.RateLimitResponse_DescriptorStatus
+	var all strings.Builder
+	for _, s := range list {
+		if s.GetCurrentLimit() == nil {
+			continue
+		}
+		if nearest == nil || s.GetLimitRemaining() < nearest.GetLimitRemaining() {
+			nearest = s
+		}
+		if w := window(s.GetCurrentLimit().GetUnit()); w > 0 {
+			fmt.Fprintf(&all, ", %d;w=%d", s.GetCurrentLimit().GetRequestsPerUnit(), w)
+			if n := s.GetCurrentLimit().GetName(); n != "" && message.Value(n) {
+				fmt.Fprintf(&all, ";name=%q", n)
+			}
+		}
+	}
+	if nearest == nil {
+		return nil
+	}
+	return []message.Field{
+		{Name: "x-ratelimit-limit", Value: strconv.FormatUint(uint64(nearest.GetCurrentLimit().GetRequestsPerUnit()), 10) + all.String()},
+		{Name: "x-ratelimit-remaining", Value: strconv.FormatUint(uint64(nearest.GetLimitRemaining()), 10)},
+		{Name: "x-ratelimit-reset", Value: strconv.FormatInt(nearest.GetDurationUntilReset().GetSeconds(), 10)},
+	}
+}
+
+// window is the length of a unit in seconds, 0 if it is not known.
+func window(u rlsv3.RateLimitResponse_RateLimit_Unit) int {
+	switch u {
+	case rlsv3.RateLimitResponse_RateLimit_SECOND:
+		return 1
+	case rlsv3.RateLimitResponse_RateLimit_MINUTE:
+		return 60
+	case rlsv3.RateLimitResponse_RateLimit_HOUR:
+		return 3600
+	case rlsv3.RateLimitResponse_RateLimit_DAY:
+		return 86400
+	case rlsv3.RateLimitResponse_RateLimit_WEEK:
+		return 604800
+	case rlsv3.RateLimitResponse_RateLimit_MONTH:
+		return 2592000
+	case rlsv3.RateLimitResponse_RateLimit_YEAR:
+		return 31536000
+	}
+	return 0
 }
 
 // Answer implements Answering.

@@ -310,6 +310,9 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 		a.missing = p // old keys are good for others while one request gets the new ones
 		return nil
 	}
+	if p.remote != nil && a.now.After(k.until.Add(staleKeys)) { // what the issuer has withdrawn since must not stay good
+		return errJWTFetch
+	}
 	err := k.verify(t)
 	if errors.Is(err, errJWTNoKey) && p.remote != nil && p.turn(a.now) {
 		a.missing = p // the issuer may have a new key
@@ -317,6 +320,9 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 	}
 	return err
 }
+
+// staleKeys is how much longer than their time keys are good while new ones cannot be had.
+const staleKeys = time.Hour
 
 // turn says whether it is this request's turn to get new keys: one at a time, and none for a while after a failure.
 func (p *provider) turn(now time.Time) bool {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/looptls"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -79,66 +80,134 @@ func (w *worker) stopAccepting() {
 
 // Ready implements loop.Handler.
 func (a *acceptor) Ready(*loop.FD) {
+	p := a.w.p
 	for range acceptBudget {
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if p.fds.Full(a.fd.Fd()) {
+			a.shed(unix.EMFILE)
+			return
+		}
+		fd, addr, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL):
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-			a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err)
-			a.w.loop.Start(&a.pause, shedPause, a)
+			a.shed(err)
 			return
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		addr := loop.AddrPort(sa)
+		p.fds.Accepted(fd)
 		if !addr.IsValid() {
 			unix.Close(fd)
 			continue
 		}
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		w := a.w.p.assign()
-		if a.as.IsValid() {
+		w := p.assign()
+		switch {
+		case a.as.IsValid():
 			w.loop.Inject(func() { w.takePlain(fd, addr, a.as) })
-			continue
+		case w == a.w:
+			w.greet(fd, addr)
+		default:
+			w.loop.Inject(func() { w.greet(fd, addr) })
 		}
-		a.w.p.helpers.Go(func() { w.shake(fd, addr) })
 	}
 	a.fd.Wake()
+}
+
+// shed has the listener rest: what comes waits in its queue.
+func (a *acceptor) shed(err error) {
+	p := a.w.p
+	if skipped, ok := p.fds.Warned.Now(a.w.loop.Now()); ok {
+		p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "skipped", skipped)
+	}
+	a.w.loop.Start(&a.pause, shedPause, a)
 }
 
 // Expired implements loop.TimerHandler: the pause is over.
 func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
 
-// shake does the server's handshake of a tunnel and hands it to the worker. It runs on a goroutine of its own.
-func (w *worker) shake(fd int, addr netip.AddrPort) {
-	ctx, cancel := context.WithTimeout(w.p.ctx, w.p.cfg.ConnectTimeout)
-	defer cancel()
-	conn, id, err := w.p.acceptTLS(ctx, fd)
-	if err != nil {
+// greeting is a connection whose peer has not said anything yet.
+type greeting struct {
+	w    *worker
+	addr netip.AddrPort
+}
+
+// greet begins with an accepted connection, which is taken over.
+func (w *worker) greet(fd int, addr netip.AddrPort) {
+	if w.deaf || w.silent.Add(fd, &greeting{w, addr}) != nil {
 		unix.Close(fd)
-		w.p.log.Info("tunnel refused", "peer", addr, "err", err)
+	}
+}
+
+// deafen gives up the connections whose peer has said nothing, and takes no more.
+func (w *worker) deafen() {
+	w.deaf = true
+	w.silent.End(errGivenUp, func(handshake.Peer) bool { return true })
+}
+
+// Left implements handshake.Peer.
+func (h *greeting) Left(err error) { h.w.refused(h.addr, err) }
+
+// Spoke implements handshake.Peer: the handshake is done on a goroutine, when our certificate is there and it is the
+// peer's turn.
+func (h *greeting) Spoke(fd int) {
+	w, p := h.w, h.w.p
+	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ConnectTimeout)
+	drop := func(err error) {
+		cancel()
+		unix.Close(fd)
+		w.loop.Inject(func() { w.refused(h.addr, err) })
+	}
+	shake := func(ctx context.Context) {
+		conn, id, err := p.acceptTLS(ctx, fd)
+		if err != nil {
+			drop(err)
+			return
+		}
+		cancel()
+		w.loop.Inject(func() {
+			if w.closed || w.server.Serve(fd, conn, &peer{id: id, name: id.String(), addr: h.addr}) != nil {
+				unix.Close(fd)
+			}
+		})
+	}
+	if _, err := p.cfg.Certs.Current(p.cfg.ID); err == nil {
+		p.turns.Take(ctx, h.addr.Addr(), shake, drop)
 		return
 	}
-	w.loop.Inject(func() {
-		if w.closed || w.server.Serve(fd, conn, &peer{id: id, name: id.String(), addr: addr}) != nil {
-			unix.Close(fd)
+	select {
+	case p.awaiting <- struct{}{}:
+	default:
+		drop(handshake.ErrBusy)
+		return
+	}
+	p.helpers.Go(func() {
+		defer func() { <-p.awaiting }()
+		if _, err := p.certificate(ctx); err != nil {
+			drop(err)
+			return
 		}
+		p.turns.Take(ctx, h.addr.Addr(), shake, drop)
 	})
 }
 
-// acceptTLS waits for our certificate and for a turn, and does the handshake.
+// refused says that a peer was not let in, now and then.
+func (w *worker) refused(addr netip.AddrPort, err error) {
+	if w.deaf {
+		return
+	}
+	if skipped, ok := w.p.refusals.Now(w.loop.Now()); ok {
+		w.p.log.Info("tunnel refused", "peer", addr, "err", err, "skipped", skipped)
+	}
+}
+
+// acceptTLS does the handshake.
 func (p *Proxy) acceptTLS(ctx context.Context, fd int) (*looptls.Conn, spiffe.ID, error) {
 	s, err := p.certificate(ctx)
 	if err != nil {
 		return nil, spiffe.ID{}, err
-	}
-	select {
-	case p.turns <- struct{}{}:
-		defer func() { <-p.turns }()
-	case <-ctx.Done():
-		return nil, spiffe.ID{}, ctx.Err()
 	}
 	conn, err := looptls.Server(ctx, fd, svid.ServerConfig(s, p.cfg.TLS))
 	if err != nil {

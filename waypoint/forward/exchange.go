@@ -52,6 +52,7 @@ type exchange struct {
 	// the request's body
 	kept     []byte // received; the endpoint has been sent the first passed bytes
 	passed   int
+	keyed    bool // with a Sec-WebSocket-Key of ours
 	keep     bool // kept stays after it was sent, for a retry
 	ended    bool // the request is complete
 	trailer  message.Header

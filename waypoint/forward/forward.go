@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
@@ -115,8 +116,11 @@ type Proxy struct {
 	entries   *telemetry.CounterVec
 
 	next atomic.Uint32
-	// turns bounds the handshakes of clients under way.
-	turns chan struct{}
+	// turns bounds the handshakes of clients under way, awaiting those that wait for our certificate before.
+	turns    *handshake.Turns
+	awaiting chan struct{}
+	fds      *handshake.Descriptors
+	refusals handshake.Seldom
 	// lookups bounds the lookups of hosts that requests name.
 	lookups chan struct{}
 	ctx     context.Context
@@ -127,16 +131,31 @@ type Proxy struct {
 	helpers sync.WaitGroup
 }
 
-// maxHandshakes is the number of TLS handshakes of clients under way at once; more wait their turn.
-const maxHandshakes = 256
+const (
+	// maxHandshakes is the number of TLS handshakes of clients under way at once, handshakesPerPeer that of one address;
+	// up to maxWaiting wait their turn, as many for our certificate.
+	maxHandshakes     = 256
+	handshakesPerPeer = 32
+	maxWaiting        = 1024
+	// slowHandshake is how long a peer may keep others waiting.
+	slowHandshake = time.Second
+)
 
 // New makes a proxy that listens nowhere yet.
 func New(cfg Config) (*Proxy, error) {
-	p := &Proxy{cfg: cfg.withDefaults(), turns: make(chan struct{}, maxHandshakes), lookups: make(chan struct{}, maxLookups), hurry: make(chan struct{})}
+	p := &Proxy{cfg: cfg.withDefaults(), awaiting: make(chan struct{}, maxWaiting), lookups: make(chan struct{}, maxLookups), hurry: make(chan struct{})}
 	p.log, p.principal = p.cfg.Logger, p.cfg.ID.String()
 	p.spans = p.cfg.Metrics.Counters("ambit_trace_spans_total", "Spans of requests, by what became of them.", "result")
 	p.entries = p.cfg.Metrics.Counters("ambit_access_log_exports_total", "Entries of access logs for collectors, by what became of them.", "result")
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.turns = handshake.NewTurns(handshake.TurnsConfig{
+		Max: maxHandshakes, PerPeer: handshakesPerPeer, Queue: maxWaiting, Slow: slowHandshake,
+		Start: func(f func()) bool { p.helpers.Go(f); return true },
+	})
+	var err error
+	if p.fds, err = handshake.NewDescriptors(); err != nil {
+		return nil, err
+	}
 	for i := range p.cfg.Workers {
 		w, err := newWorker(p, i)
 		if err != nil {
@@ -173,9 +192,12 @@ func (p *Proxy) Run(ctx context.Context, addr netip.AddrPort) error {
 		<-ctx.Done()
 		p.drain()
 	}
+	w.loop.OnLoop(w.stopAccepting)
+	for _, w := range p.workers {
+		w.loop.OnLoop(w.deafen) // no helper begins from now on but from another
+	}
 	p.cancel()
 	p.helpers.Wait()
-	p.workers[0].loop.OnLoop(p.workers[0].stopAccepting)
 	for _, w := range p.workers {
 		w.loop.OnLoop(w.close)
 	}

@@ -1,6 +1,9 @@
 package forward
 
-import "strings"
+import (
+	"bytes"
+	"strings"
+)
 
 // maxHello is how long a ClientHello may be, in bytes.
 const maxHello = 16 << 10
@@ -83,7 +86,8 @@ func serverNameOf(body []byte) (string, bool) {
 	if len(c.b) == 0 {
 		return "", true
 	}
-	for ext := c.vector(2); !ext.bad && len(ext.b) > 0; {
+	name, seen := "", false
+	for ext := c.vector(2); len(ext.b) > 0 || ext.bad; {
 		kind := ext.take(2)
 		data := ext.vector(2)
 		if ext.bad {
@@ -95,10 +99,10 @@ func serverNameOf(body []byte) (string, bool) {
 		list := data.vector(2)
 		typ := list.take(1)
 		host := list.vector(2)
-		if list.bad || typ[0] != 0 || len(host.b) == 0 || len(host.b) > 253 {
-			return "", false
+		if seen || list.bad || typ[0] != 0 || len(host.b) == 0 || len(host.b) > 253 || len(list.b)+len(data.b) > 0 || bytes.IndexByte(host.b, 0) >= 0 {
+			return "", false // also a second name: whose server might take the one that no rule has seen
 		}
-		return strings.ToLower(string(host.b)), true
+		name, seen = strings.ToLower(string(host.b)), true
 	}
-	return "", !c.bad
+	return name, true
 }

@@ -1,18 +1,22 @@
 package forward
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
+	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
 )
@@ -82,5 +86,47 @@ func TestACollectorIsToldOfRequestsThatAreLogged(t *testing.T) {
 		if err := r.metrics.Expose(&text); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestOperatorsOfLogFormatsHaveTheirValues(t *testing.T) {
+	r := newRig(t)
+	var out bytes.Buffer
+	lines := telemetry.NewWriter(telemetry.WriterConfig{Out: &out})
+	w := r.proxy.workers[0]
+	w.loop.OnLoop(func() {
+		r.proxy.cfg.Lines, r.proxy.cfg.Hostname = lines, "waypoint-1"
+		r.proxy.cfg.Env = func(name string) (string, bool) { return "value", name == "COLOR" }
+	})
+	addr := backend(t, func(http.ResponseWriter, *http.Request) {})
+	r.cluster("reviews", "", addr)
+	r.routes(toReviews)
+	h := *r.snap.Load().Listener.(targets)[vip].HTTP
+	var err error
+	h.Logs, err = accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, `{"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stdout",
+	 "log_format": {"text_format_source": {"inline_string": "%PATH% %QUERY_PARAM(b)% %QUERY_PARAM(x)% %ENVIRONMENT(COLOR)% %ENVIRONMENT(X)% %HOSTNAME% %STREAM_ID% %UPSTREAM_HOST_NAME% %UPSTREAM_REMOTE_PORT% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_TLS_VERSION% %START_TIME(in words)% %REQ(X-LONG):3% %TRAILER(x)% %CONNECTION_ID% | %REQUEST_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%\n"}}}}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.target(&listener.Target{HTTP: &h, H2C: &h})
+	req, _ := http.NewRequest("GET", "http://reviews:9080/a?b=c%22&d", nil)
+	req.Header.Set("x-request-id", "437bf158-1ff9-4665-8921-c352f6e70f4c")
+	req.Header.Set("x-long", "12345")
+	resp, err := r.client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for end := time.Now().Add(10 * time.Second); out.Len() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		_ = lines.Run(ended) // writes what there is
+	}
+	_, port, _ := net.SplitHostPort(addr)
+	got, times, _ := strings.Cut(out.String(), " | ")
+	want := "/a?b=c%22&d c%22 - value - waypoint-1 437bf158-1ff9-4665-8921-c352f6e70f4c " + addr + " " + port + " 127.0.0.1 TLSv1.3 in words 123 - -"
+	if got != want || len(strings.Fields(times)) != 3 || strings.Contains(times, "-") {
+		t.Errorf("got  %s | %s\nwant %s", got, times, want)
 	}
 }

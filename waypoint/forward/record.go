@@ -144,8 +144,11 @@ func (x *exchange) countByValues(k *seriesKey, q *telemetry.Request) {
 	x.w.p.cfg.Metrics.HTTP(&l, q)
 }
 
-// reportTime is how often an open connection's bytes are counted (Istio's tcp_reporting_duration is 15 s).
-const reportTime = 5 * time.Second
+// An open connection's bytes are counted every reportTime, and more seldom while nothing moves, up to Istio's 15 s.
+const (
+	reportTime = 5 * time.Second
+	restTime   = 15 * time.Second
+)
 
 // report counts the connection as opened, once its endpoint is known, and what has passed since the last report.
 func (s *stream) report() {
@@ -177,8 +180,13 @@ func (d *reportDue) Expired(t *loop.Timer) {
 	if s.in.over {
 		return
 	}
+	before := s.toldReceived + s.toldSent
 	s.report()
-	s.in.w.loop.Start(t, reportTime, d)
+	s.pace = min(2*s.pace, restTime)
+	if s.toldReceived+s.toldSent != before {
+		s.pace = reportTime
+	}
+	s.in.w.loop.Start(t, s.pace, d)
 }
 
 // record counts and logs a connection that is over.

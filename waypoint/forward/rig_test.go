@@ -165,7 +165,7 @@ func raw(t *testing.T, cluster string) *listener.TCP {
 func (r *rig) routes(routes string, filters ...filter.Filter) {
 	r.t.Helper()
 	table, err := route.Compile(parse(r.t, &routev3.RouteConfiguration{}, `{"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": `+routes+`}]}`),
-		route.Options{Filter: filter.CompilePart})
+		route.Options{Filter: filter.CompilePart, Limits: filter.CompileLimits})
 	if err != nil {
 		r.t.Fatal(err)
 	}

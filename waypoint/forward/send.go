@@ -36,6 +36,7 @@ func (x *exchange) forward() {
 		x.fail(403, "", "upgrade_failed", 0)
 		return
 	}
+	x.keyWebSocket()
 	c := x.snap.Clusters.Get(a.ClusterName(x.Req))
 	if c == nil {
 		x.fail(a.NotFoundStatus, "", "cluster_not_found", filter.NoCluster)
@@ -197,6 +198,7 @@ func (x *exchange) answer(t *attempt, r *message.Response, end bool) {
 	x.forgetBody()
 	if r.Status == 101 {
 		x.total.Stop()
+		x.acceptWebSocket(r)
 	}
 	h := &r.Header
 	h.Set("x-envoy-upstream-service-time", x.holdInt((x.w.loop.Now() - t.since).Milliseconds()))
@@ -291,7 +293,11 @@ func (x *exchange) failWith(f failure) {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + f.String()
-	x.Answered(503, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
+	status := 503
+	if f.reason == reasonProtocol {
+		status = 502
+	}
+	x.Answered(status, text, "upstream_reset_before_response_started{"+f.detail()+"}", f.flags())
 	if f.kind == route.Overflow {
 		x.Reply.Header = append(x.Reply.Header, message.Field{Name: "x-envoy-overloaded", Value: "true"})
 	}

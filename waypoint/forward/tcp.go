@@ -31,6 +31,7 @@ type stream struct {
 	series                 *telemetry.TCPSeries // once the endpoint is known
 	toldSent, toldReceived int64                // to series
 	reports                loop.Timer
+	pace                   time.Duration // of reports
 }
 
 // maxConnectTries is how many endpoints are tried for a connection, as Envoy's max_connect_attempts is by default.
@@ -143,7 +144,8 @@ func (s *stream) join(c *cluster.Cluster, p loop.Pipe) {
 		s.over(err)
 	})
 	s.report()
-	in.w.loop.Start(&s.reports, reportTime, (*reportDue)(s))
+	s.pace = reportTime
+	in.w.loop.Start(&s.reports, s.pace, (*reportDue)(s))
 }
 
 // end gives the connection up before it was joined.

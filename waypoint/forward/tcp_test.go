@@ -126,3 +126,49 @@ func TestAConnectionIsCountedWhileItIsOpen(t *testing.T) {
 		t.Errorf("%d and %d bytes, %d opened at the end", a, b, o)
 	}
 }
+
+func TestConnectionsOfOneClientGoToOneEndpointWhereItsAddressDecides(t *testing.T) {
+	r := newRig(t)
+	const n = 4
+	var addrs []string
+	for i := range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		addrs = append(addrs, ln.Addr().String())
+		go func() { // ends with the listener
+			for c, err := ln.Accept(); err == nil; c, err = ln.Accept() {
+				io.WriteString(c, strconv.Itoa(i))
+				c.Close()
+			}
+		}()
+	}
+	r.cluster("db", `"lb_policy": "MAGLEV"`, addrs...)
+	seen := func(hash bool) map[string]int {
+		chain := raw(t, "db")
+		chain.HashSource = hash
+		r.target(&listener.Target{TCP: chain})
+		out := map[string]int{}
+		for range 24 {
+			c, err := r.dial(t.Context(), vip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			out[string(b)]++
+		}
+		return out
+	}
+	if got := seen(true); len(got) != 1 {
+		t.Errorf("by the client's address, 24 connections went to %v", got)
+	}
+	if got := seen(false); len(got) < 2 {
+		t.Errorf("without a hash, 24 connections went to %v", got)
+	}
+}

@@ -423,7 +423,7 @@ func TestAClientThatGoesAwayTakesItsRequestWithIt(t *testing.T) {
 	}
 }
 
-func TestAnEndpointThatBreaksOffInTheMiddleOfABodyIsSeenAsBroken(t *testing.T) {
+func TestAnEndpointThatBreaksOffInTheMiddleOfABodyIsSeenAsBroken(t *testing.T) { // B34
 	r := newRig(t)
 	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("content-length", "1000")

@@ -41,6 +41,13 @@ func (x *exchange) AppendValue(dst []byte, operator, arg string) ([]byte, bool) 
 		return dst, false
 	case "TRACE_ID":
 		return x.appendTrace(dst)
+	case "STREAM_ID":
+		return appendText(dst, x.Req.Header.Get("x-request-id"))
+	case "TRAILER":
+		if arg != "grpc-status" { // nothing else of a trailer is kept
+			return dst, false
+		}
+		return appendText(dst, x.grpc)
 	case "PATH":
 		return appendText(dst, x.Req.Path)
 	case "QUERY_PARAM":

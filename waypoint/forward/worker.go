@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
@@ -22,11 +23,13 @@ type worker struct {
 	loop *loop.Loop
 	rand *rand.Rand
 
-	server     *hbone.Server // tunnels of clients
-	pool       *hbone.Pool   // tunnels to endpoints
-	ups        upstreams     // HTTP connections to endpoints
-	acceptors  []*acceptor   // on the first worker only
-	spare      []*exchange   // to be used again
+	server     *hbone.Server     // tunnels of clients
+	pool       *hbone.Pool       // tunnels to endpoints
+	ups        upstreams         // HTTP connections to endpoints
+	acceptors  []*acceptor       // on the first worker only
+	silent     *handshake.Silent // accepted, and nothing heard yet
+	deaf       bool              // takes no more of them
+	spare      []*exchange       // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
 	broom      loop.Timer
@@ -53,7 +56,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}, silent: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
 	w.spans, w.entries = exports{what: "spans", counts: p.spans}, exports{what: "entries of access logs", counts: p.entries}
 	w.ups.init(w)
 	pc := p.cfg.Pool

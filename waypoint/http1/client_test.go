@@ -153,7 +153,7 @@ func TestAnswersAreReadAsTheirHeadSays(t *testing.T) {
 	}
 }
 
-func TestMalformedAnswersFailAndEndTheConnection(t *testing.T) {
+func TestMalformedAnswersFailAndEndTheConnection(t *testing.T) { // B34
 	for _, raw := range []string{
 		"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", "HTTP/2.0 200 OK\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ambit-mesh/ambit/waypoint/http1/http1test"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
@@ -196,10 +197,10 @@ func full(h *message.Header, out []byte) bool {
 }
 
 func FuzzRequest(f *testing.F) {
-	for _, a := range corpus {
-		if len(a.in) < 4<<10 {
-			f.Add([]byte(a.in), 0)
-			f.Add([]byte(a.in), 3)
+	for _, a := range http1test.Corpus {
+		if len(a.In) < 4<<10 {
+			f.Add([]byte(a.In), 0)
+			f.Add([]byte(a.In), 3)
 		}
 	}
 	f.Add([]byte(benchHeadFuzz), 7)
@@ -229,7 +230,7 @@ func FuzzRequest(f *testing.F) {
 			return // HTTP/1.0: what host it is for, the caller has to say
 		}
 		out := w.wire(t)
-		if err := canonical(out); err != nil {
+		if err := http1test.Canonical(out); err != nil {
 			t.Fatalf("%q becomes %q: %v", in, out, err)
 		}
 		if full(&w.req.Header, out) {
@@ -345,9 +346,9 @@ func FuzzResponse(f *testing.F) {
 // FuzzServer gives bytes to a connection in random pieces. Whatever they are, it ends when the client does, without a panic,
 // and what it has said are responses.
 func FuzzServer(f *testing.F) {
-	for i, a := range corpus {
-		if len(a.in) < 4<<10 {
-			f.Add([]byte(a.in+lastRequest), uint64(i))
+	for i, a := range http1test.Corpus {
+		if len(a.In) < 4<<10 {
+			f.Add([]byte(a.In+lastRequest), uint64(i))
 		}
 	}
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello"), uint64(1))

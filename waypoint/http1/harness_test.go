@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -334,3 +335,14 @@ func readHead(t testing.TB, c io.Reader) string {
 	}
 	return string(b)
 }
+
+// post is a POST with the lines in its head, and a body.
+func post(body string, lines ...string) string {
+	return "POST / HTTP/1.1\r\nHost: h\r\n" + strings.Join(append(lines, "", ""), "\r\n") + body
+}
+
+// chunks is a chunked POST.
+func chunks(body string) string { return post(body, "Transfer-Encoding: chunked") }
+
+// inner is a request where none belongs.
+const inner = "GET /inner HTTP/1.1\r\nHost: h\r\n\r\n"

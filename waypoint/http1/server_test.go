@@ -169,7 +169,7 @@ func TestARequestAnsweredEarlyIsReadToItsEndWithinBounds(t *testing.T) {
 	}
 }
 
-func TestWhatFollowsARefusedChangeOfProtocolIsNotReadAsARequest(t *testing.T) {
+func TestWhatFollowsARefusedChangeOfProtocolIsNotReadAsARequest(t *testing.T) { // B13
 	var served atomic.Int32
 	h := script(func(s message.ServerStream) { served.Add(1); s.SendHead(response(404), true) })
 	for _, head := range []string{
@@ -278,7 +278,7 @@ func TestWhatIsNotTakenIsBoundedAndOfferedAgain(t *testing.T) {
 	}
 }
 
-func TestASlowHeadIsAnswered408(t *testing.T) {
+func TestASlowHeadIsAnswered408(t *testing.T) { // B7
 	l := running(t)
 	c, _, f := dial(t, l, ServerConfig{HeadTimeout: 20 * time.Millisecond}, echo(nil))
 	io.WriteString(c, "GET / HT")
@@ -291,7 +291,7 @@ func TestASlowHeadIsAnswered408(t *testing.T) {
 	}
 }
 
-func TestAByteNowAndThenDoesNotExtendAHeadsTime(t *testing.T) {
+func TestAByteNowAndThenDoesNotExtendAHeadsTime(t *testing.T) { // B7
 	l := running(t)
 	c, s, f := dial(t, l, ServerConfig{HeadTimeout: time.Minute}, echo(nil))
 	io.WriteString(c, "G")
@@ -312,7 +312,7 @@ func TestAByteNowAndThenDoesNotExtendAHeadsTime(t *testing.T) {
 	<-f.closed
 }
 
-func TestIdleAndStalledConnectionsEnd(t *testing.T) {
+func TestIdleAndStalledConnectionsEnd(t *testing.T) { // B7
 	l := running(t)
 	cfg := ServerConfig{IdleTimeout: 20 * time.Millisecond, StallTimeout: 20 * time.Millisecond}
 	c, _, f := dial(t, l, cfg, echo(nil))

@@ -278,7 +278,7 @@ func TestBadAnswersAreResetAndTold(t *testing.T) {
 	}
 }
 
-func TestTooManyInterimResponsesEndTheStream(t *testing.T) {
+func TestTooManyInterimResponsesEndTheStream(t *testing.T) { // B34
 	r := clientRig(t, ClientConfig{})
 	_, k := r.open("GET", true)
 	r.frames()

@@ -220,7 +220,7 @@ func TestAPeerThatDoesNotReadCannotMakeUsRemember(t *testing.T) {
 	}
 }
 
-func TestALargeTrailerIsRefused(t *testing.T) {
+func TestALargeTrailerIsRefused(t *testing.T) { // B6
 	r := serverRig(t, ServerConfig{})
 	_, k := r.serve(1, "POST", false)
 	b := r.block("a", strings.Repeat("!", 61_500)) // not shorter in Huffman's code
@@ -277,7 +277,7 @@ func until(r *rig, what string, done func() bool) {
 	r.t.Fatalf("%s does not come", what)
 }
 
-func TestASlowStartEndsTheConnection(t *testing.T) {
+func TestASlowStartEndsTheConnection(t *testing.T) { // B7
 	r := newRig(t, nil)
 	r.do(func() {
 		r.sc = NewServer(r.p, ServerConfig{Limits: Limits{SlowHead: 10 * time.Millisecond}}, r, r)
@@ -288,7 +288,7 @@ func TestASlowStartEndsTheConnection(t *testing.T) {
 	r.wantGoAway(message.CodeSettingsTimeout)
 }
 
-func TestASlowHeaderBlockEndsTheConnection(t *testing.T) {
+func TestASlowHeaderBlockEndsTheConnection(t *testing.T) { // B7
 	r := serverRig(t, ServerConfig{})
 	r.do(func() { r.c.lim.SlowHead = 10 * time.Millisecond })
 	r.wr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x82}})
@@ -306,7 +306,7 @@ func TestAnIdleConnectionIsDrained(t *testing.T) {
 	}
 }
 
-func TestAWindowThatStaysAtZeroResetsTheStream(t *testing.T) {
+func TestAWindowThatStaysAtZeroResetsTheStream(t *testing.T) { // B7
 	r := serverRig(t, ServerConfig{})
 	r.wr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 	r.send()

@@ -288,7 +288,7 @@ func TestCookiesAreJoined(t *testing.T) {
 	}
 }
 
-func TestBadRequestsAreResetAndNotServed(t *testing.T) {
+func TestBadRequestsAreResetAndNotServed(t *testing.T) { // B6
 	ok := []string{":method", "GET", ":scheme", "http", ":authority", "a.example", ":path", "/x"}
 	with := func(name, value string) []string {
 		out := append([]string(nil), ok...)
@@ -384,7 +384,7 @@ func TestHostAloneIsTheAuthority(t *testing.T) {
 	}
 }
 
-func TestBadBodiesAndTrailersAreReset(t *testing.T) {
+func TestBadBodiesAndTrailersAreReset(t *testing.T) { // B6, B9
 	for name, send := range map[string]func(r *rig){
 		"longer than its content-length": func(r *rig) { r.wr.WriteData(1, false, make([]byte, 6)) },
 		"shorter":                        func(r *rig) { r.wr.WriteData(1, true, make([]byte, 4)) },

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 )
 
 // tree makes a random matcher by address and port. ports are those that connections go to, beside one that they do not.
@@ -76,10 +78,7 @@ func freePorts(t *testing.T, n int) []string {
 }
 
 func TestEnvoyFindsTheSameChains(t *testing.T) {
-	bin := os.Getenv("AMBIT_ENVOY")
-	if bin == "" {
-		t.Skip("AMBIT_ENVOY does not name an Envoy to compare with")
-	}
+	bin := envoytest.Require(t)
 	const trees = 60
 	rnd := rand.New(rand.NewPCG(1, 9))
 	ports := freePorts(t, 2*trees)

@@ -238,7 +238,7 @@ func (h *HTTP) compileRoutes(p *hcmv3.HttpConnectionManager) error {
 
 // RouteOptions are the options by which tables are compiled, here and for RDS.
 func RouteOptions() route.Options {
-	return route.Options{Filter: func(name string, c *anypb.Any) (any, error) { return filter.CompilePart(name, c) }}
+	return route.Options{Filter: func(name string, c *anypb.Any) (any, error) { return filter.CompilePart(name, c) }, Limits: filter.CompileLimits}
 }
 
 func (h *HTTP) compileTimes(p *hcmv3.HttpConnectionManager) error {

@@ -37,6 +37,9 @@ type Forward struct {
 	AutoHostRewrite bool
 	// AttemptCount asks for x-envoy-attempt-count in the request, AttemptCountInResponse in the answer.
 	AttemptCount, AttemptCountInResponse bool
+	// Limits is what Options.Limits made of rate_limits; nil without any. IncludeHostLimits adds those of the virtual host.
+	Limits            any
+	IncludeHostLimits bool
 
 	maxGRPC, grpcOffset time.Duration
 	limitGRPC           bool // the client's grpc-timeout is the timeout

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
@@ -35,13 +36,10 @@ type envoy struct {
 	dir string
 }
 
-// startEnvoy runs the binary that AMBIT_ENVOY names, until the test ends. Without one the test is skipped.
+// startEnvoy runs the binary that ENVOY_BIN names, until the test ends. Without one the test is skipped.
 func startEnvoy(t *testing.T, managers []*hcmv3.HttpConnectionManager) *envoy {
 	t.Helper()
-	bin := os.Getenv("AMBIT_ENVOY")
-	if bin == "" {
-		t.Skip("AMBIT_ENVOY does not name an Envoy to compare with")
-	}
+	bin := envoytest.Require(t)
 	e := &envoy{t: t, dir: t.TempDir()}
 	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{}}
 	for i, m := range managers {

@@ -276,6 +276,15 @@ func (m *queryMatcher) matches(query string) bool {
 	return ok && m.str.Match(v)
 }
 
+// CompileQuery compiles a matcher of query parameters, for those outside of routes.
+func CompileQuery(q *routev3.QueryParameterMatcher) (func(*message.Request) bool, error) {
+	m, err := compileQuery(q)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *message.Request) bool { return m.matches(queryOf(r.Path)) }, nil
+}
+
 // queryOf is what follows the first "?" of a path.
 func queryOf(path string) string {
 	if i := strings.IndexByte(path, '?'); i >= 0 {

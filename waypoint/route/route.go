@@ -158,6 +158,10 @@ func (o *Options) compileAction(r *Route, a *routev3.RouteAction) (err error) {
 	if r.forward, err = compileForward(a, r.match, r.Host); err != nil {
 		return err
 	}
+	r.forward.IncludeHostLimits = a.GetIncludeVhRateLimits().GetValue()
+	if r.forward.Limits, err = o.compileLimits(a.GetRateLimits()); err != nil {
+		return err
+	}
 	switch c := a.GetClusterSpecifier().(type) {
 	case *routev3.RouteAction_Cluster:
 		if c.Cluster == "" {

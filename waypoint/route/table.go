@@ -29,6 +29,15 @@ const defaultMaxBody = 4096
 type Options struct {
 	// Filter compiles the configuration of an HTTP filter for a part of the table; nil keeps it as it is.
 	Filter func(name string, config *anypb.Any) (any, error)
+	// Limits compiles the rate_limits of a virtual host or of a route, of which there are some; nil: they are left out.
+	Limits func([]*routev3.RateLimit) (any, error)
+}
+
+func (o *Options) compileLimits(list []*routev3.RateLimit) (any, error) {
+	if len(list) == 0 || o.Limits == nil {
+		return nil, nil
+	}
+	return o.Limits(list)
 }
 
 // Table is a compiled RouteConfiguration. It is immutable.
@@ -63,6 +72,8 @@ type wildcards struct {
 type VirtualHost struct {
 	Name   string
 	Routes []*Route
+	// Limits is what Options.Limits made of rate_limits; nil without any.
+	Limits any
 
 	table                                *Table
 	tls                                  routev3.VirtualHost_TlsRequirementType
@@ -146,6 +157,9 @@ func (t *Table) compileHost(p *routev3.VirtualHost, o *Options) error {
 		return err
 	}
 	if vh.filters, err = o.compileFilters(p.GetTypedPerFilterConfig()); err != nil {
+		return err
+	}
+	if vh.Limits, err = o.compileLimits(p.GetRateLimits()); err != nil {
 		return err
 	}
 	if vh.retry, err = compileRetry(p.GetRetryPolicy()); err != nil {

@@ -82,9 +82,19 @@ func attribute(key, value string) *commonpb.KeyValue {
 	return &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: strings.ToValidUTF8(value, "?")}}}
 }
 
+// stateOf is a tracestate that may be told; "" of one that is malformed (W3C Trace Context 3.3.1: printable ASCII).
+func stateOf(s string) string {
+	for i := range len(s) {
+		if s[i] < 0x20 && s[i] != '\t' || s[i] > 0x7e {
+			return ""
+		}
+	}
+	return s
+}
+
 func (s *Span) otlp() *tracepb.Span {
 	p := &tracepb.Span{
-		TraceId: s.Trace[:], SpanId: s.Span[:], TraceState: s.State, Name: s.Name, Kind: tracepb.Span_SPAN_KIND_SERVER,
+		TraceId: s.Trace[:], SpanId: s.Span[:], TraceState: stateOf(s.State), Name: strings.ToValidUTF8(s.Name, "?"), Kind: tracepb.Span_SPAN_KIND_SERVER,
 		StartTimeUnixNano: uint64(s.Start.UnixNano()), EndTimeUnixNano: uint64(s.End.UnixNano()), Attributes: make([]*commonpb.KeyValue, len(s.Tags)),
 	}
 	if s.Parent != [8]byte{} {

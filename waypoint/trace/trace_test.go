@@ -6,7 +6,9 @@ import (
 	"testing"
 
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -133,4 +135,24 @@ func FuzzContextsThatAreWrittenAreReadAgain(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A client chooses what its tracestate says; protobuf takes no string that is not UTF-8, and a batch is one message.
+func TestAHostileTracestateDoesNotCostOthersTheirSpans(t *testing.T) {
+	s := &otlp{service: "w", post: &post{cluster: "otel", host: "otel", path: "/v1/traces"}}
+	for _, state := range []string{"vendor=\xff", "a=\x01", "ok=1"} {
+		c, err := s.Call([]*Span{{Context: Context{State: state}, Name: "x\xff"}, {Name: "another's"}})
+		if err != nil {
+			t.Errorf("%q: %v", state, err)
+			continue
+		}
+		var m tracepb.TracesData
+		if err := proto.Unmarshal(c.Body, &m); err != nil {
+			t.Fatal(err)
+		}
+		spans := m.GetResourceSpans()[0].GetScopeSpans()[0].GetSpans()
+		if want := map[string]string{"ok=1": "ok=1"}[state]; len(spans) != 2 || spans[0].GetTraceState() != want {
+			t.Errorf("%q: %v", state, spans)
+		}
+	}
 }

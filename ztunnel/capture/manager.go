@@ -67,10 +67,20 @@ type Config struct {
 	Retry time.Duration
 	// Verify is the pause between checks of every pod's redirection. 0 means 30 s.
 	Verify time.Duration
+	// Cluster knows the pods that a CNI plugin asks for. nil refuses such requests.
+	Cluster Cluster
 	// ProxyUID is the user that proxies run as. The zero value is root.
 	ProxyUID uint32
 	// Logger, nil for none.
 	Logger *slog.Logger
+}
+
+// Cluster knows a pod that is being started, of which a CNI plugin knows only the name.
+type Cluster interface {
+	// Resolve describes the pod; it may block until the cluster's word has arrived.
+	Resolve(ctx context.Context, s podsock.Sandbox) (podsock.Pod, error)
+	// Admitted is called when the pod is captured, or left alone. It does not block.
+	Admitted(p podsock.Pod)
 }
 
 // Manager captures the pods of a node. It is safe for concurrent use.
@@ -184,6 +194,11 @@ func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, e
 // Remove is told that a pod is gone. It blocks until nothing of it remains here and the proxies know. Unknown pods are no
 // error.
 func (m *Manager) Remove(ctx context.Context, uid string) error {
+	return m.remove(ctx, uid, func(podsock.Pod) bool { return true })
+}
+
+// remove is Remove if the pod is still the one that is meant.
+func (m *Manager) remove(ctx context.Context, uid string, meant func(podsock.Pod) bool) error {
 	m.mu.Lock()
 	p := m.pods[uid]
 	m.mu.Unlock()
@@ -192,7 +207,7 @@ func (m *Manager) Remove(ctx context.Context, uid string) error {
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
-	if p.removed {
+	if p.removed || !meant(p.spec) {
 		return nil
 	}
 	if err := m.discard(ctx, p); err != nil {
@@ -203,6 +218,36 @@ func (m *Manager) Remove(ctx context.Context, uid string) error {
 	p.removed = true
 	delete(m.pods, uid)
 	return nil
+}
+
+// SetSandbox is Set for a pod that a CNI plugin is starting.
+func (m *Manager) SetSandbox(ctx context.Context, s podsock.Sandbox) (podsock.Result, error) {
+	if m.cfg.Cluster == nil {
+		return podsock.Result{}, refuse("this capture is told of pods by others and cannot look up pod %s/%s itself", s.Namespace, s.Name)
+	}
+	p, err := m.cfg.Cluster.Resolve(ctx, s)
+	if err != nil {
+		return podsock.Result{}, fmt.Errorf("look up pod %s/%s: %w", s.Namespace, s.Name, err)
+	}
+	res, err := m.Set(ctx, &p)
+	if err == nil {
+		m.cfg.Cluster.Admitted(p)
+	}
+	return res, err
+}
+
+// RemoveSandbox is Remove for a pod whose sandbox is gone, unless it has another one by now.
+func (m *Manager) RemoveSandbox(ctx context.Context, s podsock.Sandbox) error {
+	meant := func(p podsock.Pod) bool { return p.Namespace == s.Namespace && p.Name == s.Name && p.Netns == s.Netns }
+	m.mu.Lock()
+	uid := ""
+	for _, p := range m.pods {
+		if meant(p.spec) {
+			uid = p.spec.UID
+		}
+	}
+	m.mu.Unlock()
+	return m.remove(ctx, uid, meant)
 }
 
 // List returns all pods in the order of their UIDs.

@@ -84,35 +84,50 @@ func (m *Manager) handler() http.Handler {
 	mux.HandleFunc("POST /v1/pods/add", set)
 	mux.HandleFunc("POST /v1/pods/update", set)
 	mux.HandleFunc("POST /v1/pods/remove", m.serveRemove)
+	mux.HandleFunc("POST /v1/sandboxes/add", func(w http.ResponseWriter, r *http.Request) {
+		s, err := decode[podsock.Sandbox](r.Body)
+		if err != nil {
+			answer(w, nil, err)
+			return
+		}
+		res, err := m.SetSandbox(r.Context(), s)
+		answer(w, res, err)
+	})
+	mux.HandleFunc("POST /v1/sandboxes/remove", func(w http.ResponseWriter, r *http.Request) {
+		s, err := decode[podsock.Sandbox](r.Body)
+		if err == nil {
+			err = m.RemoveSandbox(r.Context(), s)
+		}
+		answer(w, podsock.Result{Result: podsock.Removed}, err)
+	})
 	mux.HandleFunc("GET /v1/pods", func(w http.ResponseWriter, _ *http.Request) { answer(w, m.List(), nil) })
 	mux.HandleFunc("GET /metrics", m.ServeMetrics)
 	return mux
 }
 
 func (m *Manager) serveSet(w http.ResponseWriter, r *http.Request) {
-	p, err := decodePod(r.Body)
+	p, err := decode[podsock.Pod](r.Body)
 	if err != nil {
 		answer(w, nil, err)
 		return
 	}
-	res, err := m.Set(r.Context(), p)
+	res, err := m.Set(r.Context(), &p)
 	answer(w, res, err)
 }
 
 func (m *Manager) serveRemove(w http.ResponseWriter, r *http.Request) {
-	p, err := decodePod(r.Body)
+	p, err := decode[podsock.Pod](r.Body)
 	if err == nil {
 		err = m.Remove(r.Context(), p.UID)
 	}
 	answer(w, podsock.Result{Result: podsock.Removed}, err)
 }
 
-func decodePod(body io.Reader) (*podsock.Pod, error) {
-	p := &podsock.Pod{}
-	if err := json.NewDecoder(io.LimitReader(body, maxBody)).Decode(p); err != nil {
-		return nil, refuse("decode pod: %w", err)
+func decode[T podsock.Pod | podsock.Sandbox](body io.Reader) (v T, err error) {
+	if err := json.NewDecoder(io.LimitReader(body, maxBody)).Decode(&v); err != nil {
+		return v, refuse("decode pod: %w", err)
 	}
-	return p, nil
+	return v, nil
 }
 
 // answer sends v, or err: 422 for what will be refused again, 503 for what may go better later.

@@ -5,6 +5,8 @@
 //	POST /v1/pods/update  Pod       -> Result   labels or annotations changed: enrol or un-enrol
 //	POST /v1/pods/remove  {"uid"}   -> Result   the pod is gone; unknown pods too
 //	GET  /v1/pods                   -> []State
+//	POST /v1/sandboxes/add     Sandbox -> Result   a pod is being started: as for pods/add, when capture knows the pod itself
+//	POST /v1/sandboxes/remove  Sandbox -> Result   this sandbox of the pod is gone; a later one is not touched
 //	GET  /metrics                   -> Prometheus text
 //
 // Every request may be repeated. What cannot be done is answered with a status of 400 or above and {"error","retry"}.
@@ -39,6 +41,19 @@ type Pod struct {
 	NamespaceLabels map[string]string `json:"namespaceLabels,omitempty"`
 	// HostNetwork pods are never captured.
 	HostNetwork bool `json:"hostNetwork,omitempty"`
+}
+
+// Sandbox is what a CNI plugin knows of a pod that is being started. The rest capture asks the cluster.
+type Sandbox struct {
+	// UID is the pod's UID; "" from container runtimes that do not tell it.
+	UID string `json:"uid,omitempty"`
+	// Namespace and Name are the pod's.
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Netns is the path of the sandbox's network namespace.
+	Netns string `json:"netns"`
+	// Addresses are the pod's, which the cluster does not know yet.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // Results of a request.
@@ -110,6 +125,19 @@ func (c *Client) Update(ctx context.Context, p *Pod) (Result, error) { return c.
 // Remove tells that a pod is gone.
 func (c *Client) Remove(ctx context.Context, uid string) (Result, error) {
 	return c.post(ctx, "remove", &Pod{UID: uid})
+}
+
+// AddSandbox has a pod that is being started captured, or skipped if the cluster says so. Blocks until it is. A refusal is
+// an *Error.
+func (c *Client) AddSandbox(ctx context.Context, s *Sandbox) (Result, error) {
+	var out Result
+	err := c.do(ctx, http.MethodPost, "/v1/sandboxes/add", s, &out)
+	return out, err
+}
+
+// RemoveSandbox tells that a pod's sandbox is gone. One that took its place is not touched.
+func (c *Client) RemoveSandbox(ctx context.Context, s *Sandbox) error {
+	return c.do(ctx, http.MethodPost, "/v1/sandboxes/remove", s, &Result{})
 }
 
 // List returns all pods that capture knows.

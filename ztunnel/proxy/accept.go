@@ -127,11 +127,11 @@ func (a *acceptor) Abort(error) {
 // accept takes up to acceptBudget connections and reports whether more may be waiting.
 func (a *acceptor) accept() bool {
 	for range acceptBudget {
-		if a.w.p.fds.full(a.fd.Fd()) {
+		if a.w.p.fds.Full(a.fd.Fd()) {
 			a.shed(unix.EMFILE)
 			return false
 		}
-		fd, sa, err := unix.Accept4(a.fd.Fd(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, peer, err := loop.Accept(a.fd.Fd())
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
@@ -146,9 +146,8 @@ func (a *acceptor) accept() bool {
 		default: // the peer is gone again: ECONNABORTED and the like
 			continue
 		}
-		a.w.p.fds.accepted(fd)
-		local, err := localAddr(fd)
-		peer := loop.AddrPort(sa)
+		a.w.p.fds.Accepted(fd)
+		local, err := loop.LocalAddr(fd) // with our redirection, the original destination
 		if err != nil || !peer.IsValid() {
 			unix.Close(fd)
 			continue
@@ -170,7 +169,7 @@ func (a *acceptor) accept() bool {
 
 // shed has the listener rest: what comes waits in its queue.
 func (a *acceptor) shed(err error) {
-	if skipped, ok := a.w.p.fds.warned.now(a.w.loop.Now()); ok {
+	if skipped, ok := a.w.p.fds.Warned.Now(a.w.loop.Now()); ok {
 		a.w.p.log.Warn("out of descriptors or memory, new connections wait", "err", err, "pod", a.pod.Name, "namespace", a.pod.Namespace, "skipped", skipped)
 	}
 	a.w.loop.Start(&a.pause, shedPause, a)
@@ -178,15 +177,6 @@ func (a *acceptor) shed(err error) {
 
 // Expired implements loop.TimerHandler: the pause is over.
 func (a *acceptor) Expired(*loop.Timer) { a.fd.Wake() }
-
-// localAddr is the address that the connection was made to: with our redirection, the original destination.
-func localAddr(fd int) (netip.AddrPort, error) {
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}, err
-	}
-	return loop.AddrPort(sa), nil
-}
 
 // tuneAccepted sets the options of accepted connections, on one of them or on the listener, from which they have them.
 // Tunnels end with a FIN, what carries an application's bytes with a RST unless its end is in order.

@@ -94,7 +94,7 @@ func TestRootADrainServesATunnelWhosePeerIsInTheMiddleOfItsHandshake(t *testing.
 	}
 	w := n2.proxy.workers[0]
 	wait(t, "the tunnel to be accepted", func() (ok bool) {
-		w.loop.OnLoop(func() { ok = len(w.hellos) == 1 })
+		w.loop.OnLoop(func() { ok = w.hellos.Len() == 1 })
 		return ok
 	})
 	go n2.stop()

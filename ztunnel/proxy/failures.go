@@ -80,9 +80,12 @@ func (e clientGoneError) Unwrap() error { return e.err }
 // copyError is what the log says of the end of a joined connection: resets and the like by the applications are a
 // normal end (H19).
 func copyError(err error) error {
+	if err == nil {
+		return nil
+	}
 	var se *hbone.StreamError
 	switch {
-	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ENOTCONN):
 		return nil
 	case errors.As(err, &se) && se.Remote && (se.Code == hbone.CodeCancel || se.Code == hbone.CodeNo || se.Code == hbone.CodeConnect):
@@ -95,6 +98,9 @@ func copyError(err error) error {
 
 // flagOf is the response flag (9.4).
 func flagOf(err error) telemetry.Flag {
+	if err == nil { // before the variables, which are on the heap
+		return telemetry.OK
+	}
 	var (
 		denied  deniedError
 		changed policyChangedError
@@ -104,7 +110,7 @@ func flagOf(err error) telemetry.Flag {
 		h2      *hbone.ConnError
 	)
 	switch {
-	case err == nil, errors.Is(err, errDrained):
+	case errors.Is(err, errDrained):
 		return telemetry.OK
 	case errors.As(err, &denied), errors.As(err, &changed):
 		return telemetry.Denied

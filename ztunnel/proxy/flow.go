@@ -28,8 +28,8 @@ type flow struct {
 	source, destination     *workload.Workload
 	service                 *workload.Service
 	sourceID, destinationID spiffe.ID
-	// claimed is what the peer says of itself, used where the table does not know it.
-	claimed Baggage
+	// claimed is what the peer says of itself, used where the table does not know it; nil where that is not needed.
+	claimed *Baggage
 
 	rec record
 }

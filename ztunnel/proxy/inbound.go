@@ -90,7 +90,7 @@ func (h inboundHandler) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 	t := st.Conn().Tag().(*peerTunnel)
 	c := &inbound{st: st, t: t}
 	c.authority = req.Authority
-	c.hints = hintsOf(req)
+	c.claimed, c.hints = hintsOf(req)
 	c.peer, c.orig, c.actual = t.peer, t.local, t.local
 	c.sourceID, c.security = t.id, mutualTLS
 	c.begin(h.w, t.pod, c, inboundDir)
@@ -167,30 +167,28 @@ func (c *inbound) describe(v *workload.View) {
 	if c.hints.network == "" || strings.EqualFold(c.hints.network, network) {
 		c.source = v.Workload(network, c.peer.Addr())
 	}
-	c.claimed = c.hints.baggage
 	c.service = TargetService(v, c.destination, c.hints.host, c.actual.Port())
 }
 
-// hints are what a peer says about the connection. They are for reports only.
+// hints are what a peer says about the connection, besides its baggage. They are for reports only.
 type hints struct {
-	baggage Baggage
 	host    string // of the service that the client meant
 	network string // of the client
 }
 
-func hintsOf(req *hbone.Request) hints {
-	var h hints
+func hintsOf(req *hbone.Request) (g *Baggage, h hints) {
+	g = &Baggage{}
 	for _, f := range req.Header {
 		switch f.Name {
 		case HeaderBaggage:
-			h.baggage.Parse(f.Value)
+			g.Parse(f.Value)
 		case HeaderForwarded:
 			h.host = ForwardedHost(f.Value)
 		case HeaderForwardedNetwork:
 			h.network = f.Value
 		}
 	}
-	return h
+	return g, h
 }
 
 // retry implements parked.
@@ -230,6 +228,10 @@ func (c *inbound) dialed(err error) {
 	}
 	c.st.Accept(h)
 	c.joined = true
+	c.hints = hints{} // they keep the request's text alive
+	if c.source != nil {
+		c.claimed = nil
+	}
 	c.st.Join(&c.up.fd, c)
 }
 

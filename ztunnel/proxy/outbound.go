@@ -18,12 +18,18 @@ import (
 // then opened as a tunnel stream, a plain connection or a connection into a pod of this node, then joined, then over.
 type outbound struct {
 	flow
-	app  loop.FD
+	*attempt // nil once it is joined
+	app      loop.FD
+	up       *dial  // plain and same-node
+	dest     *inPod // same-node: what the destination reports
+	join     *loop.Join
+	st       *hbone.Stream
+}
+
+// attempt is what an outbound connection needs until it is joined. Most connections are idle most of their life: they should
+// be small.
+type attempt struct {
 	wait loop.Timer // for the pod's record
-	up   dial       // plain and same-node
-	dest *inPod     // same-node: what the destination reports
-	join *loop.Join
-	st   *hbone.Stream
 	// opening is the stream that was asked for and is not there yet.
 	opening *hbone.Opening
 
@@ -38,7 +44,7 @@ const maxElsewhere = 2
 
 // takeOutbound begins with an accepted connection. Descriptor fd is taken over.
 func (w *worker) takeOutbound(pod *Pod, fd int, peer, orig netip.AddrPort) {
-	o := &outbound{}
+	o := &outbound{attempt: &attempt{}}
 	if err := w.loop.Register(&o.app, fd, o); err != nil {
 		unix.Close(fd)
 		return
@@ -166,6 +172,7 @@ func (o *outbound) openPlain() {
 		o.fail(connectError{addr: o.actual, err: err})
 		return
 	}
+	o.up = &dial{}
 	o.up.start(o.w, fd, o)
 }
 
@@ -183,6 +190,7 @@ func (o *outbound) dialed(err error) {
 	}
 	o.up.fd.ResetOnClose()
 	o.join = loop.NewJoin(&o.app, &o.up.fd, nil, o)
+	o.attempt = nil
 }
 
 // Joined implements loop.JoinHandler.
@@ -207,22 +215,22 @@ func (o *outbound) request() *hbone.Request {
 	if o.service != nil {
 		host = o.service.Hostname
 	}
-	baggage := BaggageOf(o.source)
+	var buf [256]byte
 	return &hbone.Request{
 		Authority: o.authority,
 		Header: []hbone.HeaderField{
-			{Name: HeaderBaggage, Value: baggage.String()},
-			{Name: HeaderForwarded, Value: string(AppendForwarded(nil, o.peer, host))},
-			{Name: HeaderTraceparent, Value: string(AppendTraceparent(nil, o.w.rand))},
+			{Name: HeaderBaggage, Value: o.pod.baggage(o.source)},
+			{Name: HeaderForwarded, Value: string(AppendForwarded(buf[:0], o.peer, host))},
+			{Name: HeaderTraceparent, Value: string(AppendTraceparent(buf[:0], o.w.rand))},
 		},
 	}
 }
 
 // StreamOpened implements hbone.OpenHandler.
 func (o *outbound) StreamOpened(st *hbone.Stream, _ *hbone.Response) {
-	o.opening = nil
 	o.st = st
 	st.Join(&o.app, streamJoin{o})
+	o.attempt = nil
 }
 
 // StreamFailed implements hbone.OpenHandler.
@@ -328,6 +336,7 @@ func (o *outbound) enterPod() {
 		o.fail(connectError{addr: o.actual, err: err})
 		return
 	}
+	o.up = &dial{}
 	o.up.start(o.w, fd, o)
 }
 
@@ -357,7 +366,9 @@ func (o *outbound) fail(err error) {
 	}
 	o.w.unpark(o)
 	o.wait.Stop()
-	o.up.abandon()
+	if o.up != nil {
+		o.up.abandon()
+	}
 	o.app.Reset()
 	o.finishBoth(err, 0, 0)
 }

@@ -32,6 +32,25 @@ type Pod struct {
 	refs atomic.Int32
 	// gone is how the pod has left the table, if it has.
 	gone atomic.Uint32
+	// described is the latest result of baggage.
+	described atomic.Pointer[description]
+}
+
+// description is the value of the baggage header that goes with a record.
+type description struct {
+	record *workload.Workload
+	value  string
+}
+
+// baggage is the value of the header that describes the pod by its record. Any goroutine.
+func (p *Pod) baggage(record *workload.Workload) string {
+	d := p.described.Load()
+	if d == nil || d.record != record {
+		g := BaggageOf(record)
+		d = &description{record, g.String()}
+		p.described.Store(d)
+	}
+	return d.value
 }
 
 // newPod makes a Pod of what capture hands over, on duplicates of its descriptors.

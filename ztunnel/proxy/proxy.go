@@ -24,12 +24,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
 	"github.com/ambit-mesh/ambit/internal/svid"
@@ -129,9 +129,9 @@ type Proxy struct {
 	next atomic.Uint32
 	// accepting and connecting bound the handshakes under way. They are two, so that slow peers cannot keep our own pods
 	// from connecting. awaiting bounds those that wait for a pod's certificate before.
-	accepting            *turns
+	accepting            *handshake.Turns
 	connecting, awaiting chan struct{}
-	fds                  *descriptors
+	fds                  *handshake.Descriptors
 	// done is closed when Run ends; ctx of everything that a connection starts.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -164,11 +164,11 @@ func New(cfg Config) (*Proxy, error) {
 		cfg: cfg, log: cfg.Logger,
 		connecting: make(chan struct{}, maxHandshakes), awaiting: make(chan struct{}, maxWaiting),
 	}
-	p.accepting = &turns{
-		max: maxHandshakes, perPeer: handshakesPerPeer, maxQueue: maxWaiting, slow: slowHandshake, start: p.goHelper, byPeer: map[netip.Addr]int{},
-	}
+	p.accepting = handshake.NewTurns(handshake.TurnsConfig{
+		Max: maxHandshakes, PerPeer: handshakesPerPeer, Queue: maxWaiting, Slow: slowHandshake, Start: p.goHelper,
+	})
 	var err error
-	if p.fds, err = newDescriptors(); err != nil {
+	if p.fds, err = handshake.NewDescriptors(); err != nil {
 		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -251,9 +251,9 @@ func (p *Proxy) busy() bool {
 	}
 	n := 0
 	for _, w := range p.workers {
-		w.loop.OnLoop(func() { n += w.beginning() })
+		w.loop.OnLoop(func() { n += w.hellos.Younger(slowHandshake) })
 	}
-	if n > 0 || len(p.awaiting) > 0 || p.accepting.busy() {
+	if n > 0 || len(p.awaiting) > 0 || p.accepting.Busy() {
 		return true
 	}
 	for _, w := range p.workers {

@@ -21,7 +21,8 @@ func (r *record) open(f *flow) {
 	if r.series != nil {
 		return
 	}
-	l := telemetry.Labels{Security: f.security.label(), Source: f.sourcePeer(), Dest: peerOf(f.destination, f.destinationID)}
+	l := &f.w.labels
+	*l = telemetry.Labels{Security: f.security.label(), Source: f.sourcePeer(), Dest: peerOf(f.destination, f.destinationID)}
 	if f.direction == inboundDir {
 		l.Reporter = telemetry.Destination
 	}
@@ -31,7 +32,7 @@ func (r *record) open(f *flow) {
 	if s := f.service; s != nil {
 		l.Service, l.ServiceName, l.ServiceNamespace = s.Hostname, s.Name, s.Namespace
 	}
-	r.series = f.w.p.cfg.Metrics.TCP(&l)
+	r.series = f.w.p.cfg.Metrics.TCP(l)
 	r.series.Opened()
 }
 
@@ -76,8 +77,8 @@ func (r *record) close(f *flow, err error, fromClient, toClient int64) {
 	}
 	if w := f.source; w != nil {
 		rec.SrcWorkload, rec.SrcNamespace, rec.SrcCluster = w.Name, w.Namespace, w.Cluster
-	} else {
-		rec.SrcWorkload, rec.SrcNamespace, rec.SrcCluster = f.claimed.WorkloadName, f.claimed.Namespace, f.claimed.Cluster
+	} else if c := f.claimed; c != nil {
+		rec.SrcWorkload, rec.SrcNamespace, rec.SrcCluster = c.WorkloadName, c.Namespace, c.Cluster
 	}
 	if w := f.destination; w != nil {
 		rec.DstWorkload, rec.DstNamespace, rec.DstCluster = w.Name, w.Namespace, w.Cluster
@@ -165,10 +166,10 @@ func (f *flow) sourcePeer() telemetry.Peer {
 	if f.security == plaintext {
 		id = spiffe.ID{}
 	}
-	if f.source != nil {
+	c := f.claimed
+	if f.source != nil || c == nil {
 		return peerOf(f.source, id)
 	}
-	c := &f.claimed
 	return telemetry.Peer{
 		Workload: c.WorkloadName, Namespace: c.Namespace, CanonicalService: c.ServiceName, CanonicalRevision: c.Revision,
 		Principal: principal(id), Cluster: c.Cluster, Region: c.Region, Zone: c.Zone,

@@ -32,7 +32,7 @@ func TestRootMeshPeersThatSayNothingCostNoGoroutineAndKeepNobodyOut(t *testing.T
 	before := runtime.NumGoroutine()
 	open(2*maxHandshakes, "") // silent
 	w := m.nodes["n2"].proxy.workers[0]
-	waiting := func() (n int) { w.loop.OnLoop(func() { n = len(w.hellos) }); return n }
+	waiting := func() (n int) { w.loop.OnLoop(func() { n = w.hellos.Len() }); return n }
 	for end := time.Now().Add(5 * time.Second); waiting() < 2*maxHandshakes; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections were accepted", waiting())

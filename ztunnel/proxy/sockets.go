@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
@@ -28,7 +29,7 @@ type Sockets interface {
 type redirected struct {
 	exempt *redirect.Exempt
 	setup  zds.Setup
-	fds    *descriptors
+	fds    *handshake.Descriptors
 }
 
 // appTries bounds how often a connection to an application is begun with another source port.
@@ -57,7 +58,7 @@ func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if fd >= r.fds.dial {
+	if !r.fds.MayDial(fd) {
 		unix.Close(fd)
 		return -1, unix.EMFILE
 	}

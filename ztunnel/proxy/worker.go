@@ -6,8 +6,10 @@ import (
 	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/hbone"
+	"github.com/ambit-mesh/ambit/internal/handshake"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -24,13 +26,15 @@ type worker struct {
 	server *hbone.Server
 	// flows are all connections, a list through flow.prev and next.
 	flows flowList
+	// labels are those of the connection that begins.
+	labels telemetry.Labels
 	// parked wait for a change of the workload table.
 	parked []parked
 	// guards hold, for each pod with inbound connections here, its policy and those connections.
 	guards    map[*Pod]*guard
 	acceptors map[*Pod][]*acceptor
 	// hellos are tunnels whose peer has not begun the handshake.
-	hellos map[*hello]struct{}
+	hellos *handshake.Silent
 
 	// any goroutine
 	open   atomic.Int32
@@ -48,7 +52,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}, hellos: map[*hello]struct{}{}}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), guards: map[*Pod]*guard{}, acceptors: map[*Pod][]*acceptor{}, hellos: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
 	pc := p.cfg.Pool
 	pc.Dial = w.dialTunnel
 	w.pool = hbone.NewPool(l, pc)

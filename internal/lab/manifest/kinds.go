@@ -69,6 +69,7 @@ var kinds = []*Kind{
 	{Name: "VirtualService", Plural: "virtualservices", Short: []string{"vs"}, Groups: istioNet, check: protoSpec(&networking.VirtualService{})},
 	{Name: "DestinationRule", Plural: "destinationrules", Short: []string{"dr"}, Groups: istioNet, check: protoSpec(&networking.DestinationRule{})},
 	{Name: "Telemetry", Plural: "telemetries", Short: []string{"telemetry"}, Groups: []string{"telemetry.istio.io"}, check: protoSpec(&telemetry.Telemetry{})},
+	{Name: "EnvoyFilter", Plural: "envoyfilters", Groups: istioNet, check: protoSpec(&networking.EnvoyFilter{})},
 	{Name: "GatewayClass", Plural: "gatewayclasses", Short: []string{"gc"}, Groups: gatewayAPI, Cluster: true},
 	{Name: "Gateway", Plural: "gateways", Short: []string{"gtw"}, Groups: gatewayAPI},
 	{Name: "HTTPRoute", Plural: "httproutes", Groups: gatewayAPI},

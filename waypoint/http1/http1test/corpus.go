@@ -1,14 +1,21 @@
-package http1
+// Package http1test is what a proxy of HTTP/1 is attacked with, and what it may let through, for tests.
+package http1test
 
-import "strings"
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
 
-// attack is one input of the smuggling corpus. status is what a client is answered first; 200 means that the requests in
-// seen, and nothing else, reach the backend, each in canonical form.
-type attack struct {
-	name   string
-	in     string
-	status int
-	seen   []string // method, target, body
+// Attack is one input of the smuggling corpus. Status is what a client is answered first; 200 means that the requests in
+// Seen, and nothing else, reach the backend, each in canonical form.
+type Attack struct {
+	Name   string
+	In     string
+	Status int
+	Seen   []string // method, target, body
 }
 
 // get is a GET with the lines in its head.
@@ -34,9 +41,9 @@ var (
 	hello   = []string{"POST / hello"}
 )
 
-// corpus is B9 to B13 of ecosystem.md, and what was published about smuggling: length against coding (CL.TE, TE.CL, TE.TE,
+// Corpus is B9 to B13 of ecosystem.md, and what was published about smuggling: length against coding (CL.TE, TE.CL, TE.TE,
 // CL.0, 0.CL), line ends, folding, chunks, targets, hosts, changes of protocol.
-var corpus = []attack{
+var Corpus = []Attack{
 	// Content-Length against Transfer-Encoding
 	{"CL.TE", post("0\r\n\r\n"+inner, "Content-Length: 6", "Transfer-Encoding: chunked"), 400, nil},
 	{"TE.CL", post("5\r\nhello\r\n0\r\n\r\n", "Transfer-Encoding: chunked", "Content-Length: 4"), 400, nil},
@@ -284,4 +291,53 @@ var corpus = []attack{
 	// HTTP/1.0
 	{"HTTP/1.0 with a bad Host", "GET / HTTP/1.0\r\nHost: a b\r\n\r\n", 400, nil},
 	{"HTTP/1.0 kept", "GET / HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n", 200, onlyGet},
+}
+
+// canonicalHead is the only form in which a head leaves the codec.
+var canonicalHead = regexp.MustCompile(`^[!-~]+ [!-~]+ HTTP/1\.1\r\nhost: [!-~]*\r\n([!#$%&'*+.^_|~0-9a-z` + "`" + `-]+: ([^\x00-\x08\x0a-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?\r\n)*\r\n`)
+
+var (
+	lengthLine = regexp.MustCompile(`\r\ncontent-length: ([0-9]+)`)
+	chunkLine  = regexp.MustCompile(`^(([1-9a-f][0-9a-f]*)\r\n)`)
+)
+
+// Canonical checks what reached a backend, byte by byte: heads in one form, one framing each, chunks without extensions.
+func Canonical(raw []byte) error {
+	for len(raw) > 0 {
+		head := canonicalHead.Find(raw)
+		if head == nil {
+			return fmt.Errorf("no canonical head in %.200q", raw)
+		}
+		raw = raw[len(head):]
+		lengths := lengthLine.FindAllSubmatch(head, -1)
+		codings := bytes.Count(head, []byte("\r\ntransfer-encoding: chunked\r\n"))
+		switch {
+		case len(lengths)+codings > 1 || bytes.Count(head, []byte("\r\ntransfer-encoding:")) != codings || bytes.Count(head, []byte("\r\nhost:")) != 1:
+			return fmt.Errorf("two framings or hosts in %.200q", head)
+		case codings == 1:
+			for !bytes.HasPrefix(raw, []byte("0\r\n")) {
+				x := chunkLine.FindSubmatch(raw)
+				if x == nil {
+					return fmt.Errorf("no canonical chunk in %.200q", raw)
+				}
+				n, _ := strconv.ParseInt(string(x[2]), 16, 64)
+				if raw = raw[len(x[1]):]; int64(len(raw)) < n+2 || string(raw[n:n+2]) != "\r\n" {
+					return fmt.Errorf("chunk not whole in %.200q", raw)
+				}
+				raw = raw[n+2:]
+			}
+			end := bytes.Index(raw, []byte("\r\n\r\n"))
+			if end < 0 {
+				return fmt.Errorf("no end of the chunks in %.200q", raw)
+			}
+			raw = raw[end+4:]
+		case len(lengths) == 1:
+			n, _ := strconv.Atoi(string(lengths[0][1]))
+			if len(raw) < n {
+				return fmt.Errorf("body not whole")
+			}
+			raw = raw[n:]
+		}
+	}
+	return nil
 }

@@ -1,4 +1,4 @@
-package proxy
+package handshake
 
 import (
 	"testing"
@@ -25,7 +25,7 @@ func TestAcceptingPausesBeforeTheLastDescriptorsAndGoesOnWhenSomeAreFree(t *test
 		}
 	}()
 	for len(used) == 0 || used[len(used)-1] < d.accept {
-		if d.full(probe) {
+		if d.Full(probe) {
 			t.Fatalf("full after %d", len(used))
 		}
 		fd, err := unix.FcntlInt(uintptr(probe), unix.F_DUPFD_CLOEXEC, 0)
@@ -33,25 +33,25 @@ func TestAcceptingPausesBeforeTheLastDescriptorsAndGoesOnWhenSomeAreFree(t *test
 			t.Fatal(err)
 		}
 		used = append(used, fd)
-		d.accepted(fd)
+		d.Accepted(fd)
 	}
-	if !d.full(probe) {
+	if !d.Full(probe) {
 		t.Error("not full at the limit")
 	}
 	for len(used) > 0 && used[len(used)-1] >= probe {
 		unix.Close(used[len(used)-1])
 		used = used[:len(used)-1]
 	}
-	if d.full(probe) {
+	if d.Full(probe) {
 		t.Error("full though descriptors are free again")
 	}
 }
 
 func TestAMessageIsSaidSeldom(t *testing.T) {
-	var s seldom
+	var s Seldom
 	said := 0
 	for at := time.Duration(0); at < 25*time.Second; at += 50 * time.Millisecond {
-		if skipped, ok := s.now(at); ok {
+		if skipped, ok := s.Now(at); ok {
 			said++
 			if want := int64(199); said > 1 && skipped != want {
 				t.Errorf("%d were skipped, want %d", skipped, want)

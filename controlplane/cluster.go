@@ -1,0 +1,108 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
+)
+
+// Cluster is what the control plane writes to. Of several replicas only the one that leads writes. Methods may block
+// for some seconds.
+type Cluster interface {
+	// Lead calls lead whenever this replica leads, until its context ends; it blocks until ctx ends.
+	Lead(ctx context.Context, lead func(context.Context)) error
+	// PublishRoot makes sure that each namespace of the objects has the root certificates (PEM).
+	PublishRoot(ctx context.Context, objects *kube.Objects, root []byte) error
+	// Report tells the owners of objects what is wrong with them: the complete list, each time.
+	Report(ctx context.Context, problems []kube.Problem) error
+	// PublishStatus writes conditions and addresses to objects: the complete set, each time.
+	PublishStatus(ctx context.Context, status map[kube.Key]translate.Status) error
+}
+
+// retryWrite is the pause after a write that failed.
+const retryWrite = 5 * time.Second
+
+// writer writes to the cluster what follows from the newest objects. Safe for any goroutine.
+type writer struct {
+	cluster Cluster
+	log     *slog.Logger
+	due     chan struct{} // cap 1
+
+	mu       sync.Mutex
+	objects  *kube.Objects  // nil before the first set; guarded by mu
+	problems []kube.Problem // guarded by mu
+	root     []byte         // guarded by mu
+
+	status map[kube.Key]translate.Status // guarded by mu
+}
+
+func newWriter(c Cluster, log *slog.Logger) *writer {
+	return &writer{cluster: c, log: log, due: make(chan struct{}, 1)}
+}
+
+// run writes while this replica leads, until ctx ends.
+func (w *writer) run(ctx context.Context) error {
+	if w.cluster == nil {
+		return nil
+	}
+	return w.cluster.Lead(ctx, w.lead)
+}
+
+// take notes a set of objects, what is wrong with them, and what should be written to them.
+func (w *writer) take(objects *kube.Objects, problems []kube.Problem, status map[kube.Key]translate.Status) {
+	w.mu.Lock()
+	w.objects, w.problems, w.status = objects, problems, status
+	w.mu.Unlock()
+	w.wake()
+}
+
+// takeRoot notes the root certificates.
+func (w *writer) takeRoot(pem []byte) {
+	w.mu.Lock()
+	w.root = pem
+	w.mu.Unlock()
+	w.wake()
+}
+
+func (w *writer) wake() {
+	select {
+	case w.due <- struct{}{}:
+	default:
+	}
+}
+
+// lead writes now and whenever something changes, and again after a failure.
+func (w *writer) lead(ctx context.Context) {
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	troubled := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.due:
+		case <-retry.C:
+		}
+		w.mu.Lock()
+		objects, problems, root, status := w.objects, w.problems, w.root, w.status
+		w.mu.Unlock()
+		if objects == nil || root == nil {
+			continue
+		}
+		err := errors.Join(w.cluster.PublishRoot(ctx, objects, root), w.cluster.Report(ctx, problems), w.cluster.PublishStatus(ctx, status))
+		if err == nil || ctx.Err() != nil {
+			troubled = ""
+			continue
+		}
+		if text := err.Error(); text != troubled {
+			w.log.Error("not written to the cluster", slog.Any("err", err))
+			troubled = text
+		}
+		retry.Reset(retryWrite)
+	}
+}

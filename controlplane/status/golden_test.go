@@ -1,0 +1,112 @@
+package status
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/ambit-mesh/ambit/api/workloadpb"
+	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/translate"
+)
+
+var update = flag.Bool("update", false, "write the results into testdata")
+
+// TestGolden reads testdata/*.txtar: a claim, the objects, and the statuses that come of them.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, path := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			a, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			objects, problems := kube.Decode(a.Files[0].Name, a.Files[0].Data)
+			for _, p := range problems {
+				t.Fatal(p.Error())
+			}
+			got := ""
+			for _, s := range compute(kube.NewObjects(objects...)) {
+				body, _, err := s.Render(nil, time.Unix(0, 0))
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := strings.ReplaceAll(string(body), `"lastTransitionTime":"1970-01-01T00:00:00Z",`, "")
+				got += fmt.Sprintf("# %s\n%s\n", s.Object, strings.NewReplacer(`{"message"`, "\n  {\"message\"", `"parents":`, "\n\"parents\":", `,"listeners"`, ",\n\"listeners\"").Replace(text))
+			}
+			if *update {
+				out := txtar.Archive{Comment: a.Comment, Files: []txtar.File{a.Files[0], {Name: "result", Data: []byte(got)}}}
+				if err := os.WriteFile(path, txtar.Format(&out), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(string(a.Files[1].Data), got); d != "" {
+				t.Errorf("result (-want +got); -update writes it:\n%s", d)
+			}
+		})
+	}
+}
+
+// compute goes the way of the control plane.
+func compute(objects *kube.Objects) []Status {
+	result := translate.Build(translate.Config{}, objects)
+	var addresses []*workloadpb.Address
+	for _, name := range slices.Sorted(maps.Keys(result.Addresses)) {
+		addresses = append(addresses, result.Addresses[name].Message.(*workloadpb.Address))
+	}
+	x := envoy.NewIndex(envoy.Config{}, objects, addresses)
+	problems := result.Problems
+	for _, name := range x.Waypoints() {
+		problems = append(problems, x.Build(name, nil).Problems...)
+	}
+	return Compute(Input{Objects: objects, Translated: result.Status, Routes: x.RouteParents(), Problems: problems, ClusterDomain: "cluster.local"})
+}
+
+func TestAConditionKeepsItsTimeUntilItsStatusChanges(t *testing.T) {
+	s := Status{Object: kube.Key{Kind: kube.KindService, Name: kube.Name{Namespace: "demo", Name: "x"}}}
+	render := func(old []byte, status, message string, at int64) ([]byte, bool) {
+		t.Helper()
+		s.Conditions = nil
+		if status != "" {
+			s.Conditions = append(s.Conditions, condition("istio.io/WaypointBound", envoy.Verdict{OK: status == "True", Reason: "R", Message: message}, 0))
+		}
+		body, changed, err := s.Render(old, time.Unix(at, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body, changed
+	}
+	foreign := []byte(`{"conditions":[{"type":"Somebody/Else","status":"True"}],"loadBalancer":{}}`)
+	one, changed := render(foreign, "True", "a", 1)
+	if !changed || !strings.Contains(string(one), "Somebody/Else") || !strings.Contains(string(one), "1970-01-01T00:00:01Z") {
+		t.Fatalf("first: %v %s", changed, one)
+	}
+	if again, changed := render(one, "True", "a", 2); changed || string(again) != string(one) {
+		t.Errorf("the same again: %s", again)
+	}
+	two, changed := render(one, "True", "b", 3)
+	if !changed || !strings.Contains(string(two), "1970-01-01T00:00:01Z") {
+		t.Errorf("another message: %s", two)
+	}
+	three, changed := render(two, "False", "b", 4)
+	if !changed || !strings.Contains(string(three), "1970-01-01T00:00:04Z") {
+		t.Errorf("another status: %s", three)
+	}
+	if gone, changed := render(three, "", "", 5); !changed || string(gone) != `{"conditions":[{"status":"True","type":"Somebody/Else"}],"loadBalancer":{}}` {
+		t.Errorf("taken back: %v %s", changed, gone)
+	}
+}

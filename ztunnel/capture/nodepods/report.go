@@ -1,0 +1,124 @@
+package nodepods
+
+import (
+	"context"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
+)
+
+var everything = labels.Everything()
+
+// report writes on the pod what came of it, and returns err.
+func (s *Source) report(ctx context.Context, p *corev1.Pod, res podsock.Result, err error) error {
+	want := ""
+	switch {
+	case err != nil && res.Result != podsock.Skipped:
+		want = pending
+	case err == nil && res.Result == podsock.Captured:
+		want = enabled
+	}
+	have := p.Annotations[annotation]
+	switch {
+	case want == pending:
+		s.tell(ctx, p, corev1.EventTypeWarning, "CaptureFailed", "not captured by the mesh: "+err.Error())
+	case want == enabled && have == pending:
+		s.tell(ctx, p, corev1.EventTypeNormal, "Captured", "the pod is in the mesh now")
+	}
+	if have != want {
+		if e := s.annotate(ctx, p, want); e != nil && err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// mayRemember asks for the Memory to be looked at.
+func (s *Source) mayRemember() {
+	select {
+	case s.remember <- struct{}{}:
+	default:
+	}
+}
+
+// keepMemory keeps the file for the CNI plugin true until ctx is done.
+func (s *Source) keepMemory(ctx context.Context) {
+	var written podsock.Memory
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.remember:
+			t.Reset(settle)
+			continue
+		case <-t.C:
+		}
+		if m := s.memory(); s.cfg.Memory != "" && !reflect.DeepEqual(m, written) {
+			if err := m.Write(s.cfg.Memory); err != nil {
+				s.log.Warn("what the CNI plugin is to know while capture is away was not written", "file", filepath.Base(s.cfg.Memory), "err", err)
+				t.Reset(maxBackoff)
+				continue
+			}
+			written = m
+		}
+	}
+}
+
+// memory is what is known of the namespaces now.
+func (s *Source) memory() podsock.Memory {
+	m := podsock.Memory{Namespaces: map[string]string{}}
+	spaces, _ := s.nsList.List(everything)
+	for _, ns := range spaces {
+		m.Namespaces[ns.Name] = podsock.ModeOutside
+		if wants(&podsock.Pod{NamespaceLabels: ns.Labels}) {
+			m.Namespaces[ns.Name] = podsock.ModeAmbient
+		}
+	}
+	pods, _ := s.podList.List(everything)
+	for _, p := range pods {
+		if m.Namespaces[p.Namespace] == podsock.ModeOutside && wants(&podsock.Pod{Labels: p.Labels}) {
+			m.Namespaces[p.Namespace] = podsock.ModeMixed
+		}
+	}
+	return m
+}
+
+// wants says that labels ask for the mesh. What else keeps a pod out is capture's to say.
+func wants(p *podsock.Pod) bool {
+	const mode, ambient = "istio.io/dataplane-mode", "ambient"
+	if own, ok := p.Labels[mode]; ok {
+		return own == ambient
+	}
+	return p.NamespaceLabels[mode] == ambient
+}
+
+// tell writes an event on a pod, unless its last one said the same.
+func (s *Source) tell(ctx context.Context, p *corev1.Pod, kind, reason, text string) {
+	s.mu.Lock()
+	same := s.told[p.UID] == reason+text
+	s.told[p.UID] = reason + text
+	s.mu.Unlock()
+	if same {
+		return
+	}
+	now := metav1.Now()
+	err := s.cfg.API.Event(ctx, &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: p.Name + ".", Namespace: p.Namespace},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
+		},
+		Reason: reason, Message: text, Type: kind, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Source: corev1.EventSource{Component: "ambit-capture", Host: s.cfg.Node}, ReportingController: "ambit-capture", ReportingInstance: s.cfg.Node,
+	})
+	if err != nil {
+		s.log.Warn("event not written", "pod", p.Namespace+"/"+p.Name, "reason", reason, "err", err)
+	}
+}

@@ -1,0 +1,100 @@
+package ztunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ambit-mesh/ambit/ztunnel/capture"
+	"github.com/ambit-mesh/ambit/ztunnel/capture/nodepods"
+	"github.com/ambit-mesh/ambit/ztunnel/cni"
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
+)
+
+// cluster is what capture does on a node of Kubernetes; nil elsewhere.
+type cluster struct {
+	source    *nodepods.Source
+	installer *cni.Installer
+}
+
+// newCluster returns nil if the pods come by pods.sock only.
+func newCluster(cfg *CaptureConfig, kernel capture.Kernel, log *slog.Logger) (*cluster, error) {
+	k := cfg.Kubernetes
+	if k == nil {
+		return nil, nil
+	}
+	api, err := nodepods.NewAPI(k.Kubeconfig, k.UserAgent)
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{source: nodepods.New(nodepods.Config{
+		API: api, Node: cfg.Node, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), Logger: log,
+		Find: nodepods.NewFinder(k.Proc, func(path string) ([]netip.Addr, error) {
+			ns, err := kernel.Open(path)
+			if err != nil {
+				return nil, err
+			}
+			defer ns.Close()
+			return kernel.Addrs(ns)
+		}),
+	})}
+	if k.CNIConfDir != "" {
+		dir := k.SocketDir
+		if dir == "" {
+			dir = cfg.RunDir
+		}
+		c.installer = &cni.Installer{
+			ConfDir: k.CNIConfDir, BinDir: k.CNIBinDir, Binary: k.CNIBinary, Logger: log,
+			Entry: cni.Config{Socket: filepath.Join(dir, capture.PodsSocket), Memory: filepath.Join(dir, podsock.MemoryFile), Agent: k.Agent},
+		}
+	}
+	return c, nil
+}
+
+// lookup is who knows the pods that the CNI plugin asks for.
+func (c *cluster) lookup() capture.Cluster {
+	if c == nil {
+		return nil
+	}
+	return c.source
+}
+
+// run watches the pods and keeps the plugin installed until ctx is done.
+func (c *cluster) run(ctx context.Context, m *capture.Manager) error {
+	if c == nil {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.source.Run(ctx, m) })
+	if c.installer != nil {
+		g.Go(func() error { return c.installer.Run(ctx) })
+	}
+	return g.Wait()
+}
+
+// ServeHTTP answers whether pods of the mesh can be started.
+func (c *cluster) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	if err := c.ready(); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}
+
+func (c *cluster) ready() error {
+	switch {
+	case c == nil:
+		return nil
+	case !c.source.Synced():
+		return errors.New("the pods of the node are not known yet")
+	case c.installer != nil && !c.installer.Installed():
+		return errors.New("the CNI plugin is not in the node's network configuration yet")
+	}
+	return nil
+}

@@ -1,0 +1,195 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+const (
+	settle  = 200 * time.Millisecond // after a change, before it is looked at
+	recheck = 30 * time.Second       // also without a change: a watch can be lost
+	war     = 5                      // rewrites in a row before somebody is told that another program undoes them
+)
+
+// Installer keeps the plugin in a node's network configuration: its binary, and its entry at the end of the configuration
+// that the container runtime takes.
+type Installer struct {
+	// ConfDir is the runtime's directory of network configurations, usually /etc/cni/net.d. Mandatory.
+	ConfDir string
+	// BinDir is the runtime's directory of plugins, usually /opt/cni/bin. Mandatory.
+	BinDir string
+	// Binary is the plugin's file to be copied there. Mandatory.
+	Binary string
+	// Entry is what the plugin is told. Name and version are those of the configuration it is put into.
+	Entry Config
+	// Logger, nil for none.
+	Logger *slog.Logger
+
+	installed atomic.Bool
+}
+
+// Installed says that the configuration that the runtime takes has the plugin. Any goroutine.
+func (i *Installer) Installed() bool { return i.installed.Load() }
+
+// Run installs the plugin, waiting for a configuration to put it into if need be, and repairs it until ctx is done. Then it
+// leaves everything in place: new pods wait until the next Installer's capture is there. It returns an error only if it
+// cannot watch.
+func (i *Installer) Run(ctx context.Context) error {
+	log := i.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch the network configuration: %w", err)
+	}
+	defer w.Close()
+	for _, dir := range []string{i.ConfDir, i.BinDir} {
+		if err := os.MkdirAll(dir, 0o755); err == nil {
+			err = w.Add(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", dir, err)
+		}
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	rewrites, said := 0, ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.Events:
+			timer.Reset(settle)
+			continue
+		case err := <-w.Errors:
+			log.Warn("watch of the network configuration", "err", err)
+			timer.Reset(settle)
+			continue
+		case <-timer.C:
+		}
+		timer.Reset(recheck)
+		path, changed, err := i.Install()
+		state := path
+		switch {
+		case err != nil:
+			state = err.Error()
+		case path == "":
+			state = "no network configuration in " + i.ConfDir + " yet: waiting for the cluster's own CNI plugin"
+		}
+		if state != said {
+			said = state
+			if err != nil || path == "" {
+				log.Warn("CNI plugin not installed", "cause", state)
+			}
+		}
+		if !changed {
+			rewrites = 0
+			continue
+		}
+		log.Info("CNI plugin installed", "configuration", path)
+		if rewrites++; rewrites == war {
+			log.Warn("another program keeps removing the CNI plugin from the network configuration: with Cilium set cni.exclusive=false",
+				"configuration", path)
+		}
+	}
+}
+
+// Install does once what Run does, and may be repeated. path is the configuration that has the plugin, "" if there is none to
+// put it into; changed says that something had to be written. Blocks on files only.
+func (i *Installer) Install() (path string, changed bool, err error) {
+	defer func() { i.installed.Store(err == nil && path != "") }()
+	if changed, err = i.copyBinary(); err != nil {
+		return "", false, fmt.Errorf("install the plugin's binary: %w", err)
+	}
+	path, conf, err := primary(i.ConfDir)
+	if err != nil || path == "" {
+		return "", changed, err
+	}
+	entry := i.Entry
+	entry.Type = Name
+	next, err := withEntry(conf, &entry)
+	if err != nil {
+		return "", changed, fmt.Errorf("network configuration %s: %w", path, err)
+	}
+	list := strings.TrimSuffix(path, filepath.Ext(path)) + ".conflist"
+	if path != list || !bytes.Equal(next, conf) {
+		if err := rewrite(path, list, next); err != nil {
+			return "", changed, fmt.Errorf("write network configuration: %w", err)
+		}
+		changed = true
+	}
+	return list, changed, i.clean(list)
+}
+
+// rewrite writes the list that takes the place of the configuration at path.
+func rewrite(path, list string, conf []byte) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if err := replace(list, conf, st.Mode().Perm()); err != nil || path == list {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// Remove takes the plugin out of every configuration, and then its binary away.
+func (i *Installer) Remove() error {
+	i.installed.Store(false)
+	if err := i.clean(""); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(i.BinDir, Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the plugin's binary: %w", err)
+	}
+	return nil
+}
+
+// clean takes the plugin out of all configurations but one.
+func (i *Installer) clean(keep string) error {
+	files, err := configs(i.ConfDir)
+	if err != nil {
+		return fmt.Errorf("list network configurations: %w", err)
+	}
+	for _, path := range files {
+		if path == keep {
+			continue
+		}
+		conf, err := os.ReadFile(path)
+		if err != nil {
+			continue // somebody took it away
+		}
+		rest, changed, err := withoutEntry(conf)
+		if err != nil || !changed {
+			continue // not ours, or no configuration at all
+		}
+		if err := rewrite(path, path, rest); err != nil {
+			return fmt.Errorf("write network configuration: %w", err)
+		}
+	}
+	return nil
+}
+
+// copyBinary copies the plugin if it is not there or another one. A running one is not written to.
+func (i *Installer) copyBinary() (changed bool, err error) {
+	want, err := os.ReadFile(i.Binary)
+	if err != nil {
+		return false, err
+	}
+	to := filepath.Join(i.BinDir, Name)
+	if have, err := os.ReadFile(to); err == nil && bytes.Equal(have, want) {
+		return false, nil
+	}
+	return true, replace(to, want, 0o755)
+}
