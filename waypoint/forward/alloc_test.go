@@ -77,7 +77,7 @@ func ask1(c net.Conn, r *bufio.Reader, request []byte) error {
 	return err
 }
 
-func answer1(c net.Conn) {
+func tenBytes1(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReader(c)
 	reply := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n0123456789")
@@ -114,7 +114,7 @@ func frame2(r *bufio.Reader) (typ, flags byte, stream uint32, err error) {
 	return typ, flags, stream, err
 }
 
-func answer2(c net.Conn) {
+func tenBytes2(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReader(c)
 	if _, err := r.Discard(24); err != nil {
@@ -146,9 +146,9 @@ func TestARequestDoesNotAllocate(t *testing.T) {
 	const request1 = "GET /reviews/1?x=y HTTP/1.1\r\nHost: reviews:9080\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n"
 	for name, two := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
-			serve := answer1
+			serve := tenBytes1
 			if two {
-				serve = answer2
+				serve = tenBytes2
 			}
 			_, addr := plainRig(t, two, serve)
 			var c net.Conn

@@ -121,7 +121,7 @@ func TestALargeBodyGrowsNothing(t *testing.T) {
 // What an idle connection of a client takes, without its socket: no buffers, no goroutine.
 func TestAnIdleConnectionTakesLittleMemory(t *testing.T) {
 	const n, bound = 1000, 4 << 10
-	_, addr := plainRig(t, false, answer1)
+	_, addr := plainRig(t, false, tenBytes1)
 	live := func() uint64 {
 		var m runtime.MemStats
 		for range 3 { // pools let go of what they hold
