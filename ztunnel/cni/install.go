@@ -55,7 +55,8 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	defer w.Close()
 	for _, dir := range []string{i.ConfDir, i.BinDir} {
-		if err := os.MkdirAll(dir, 0o755); err == nil {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
 			err = w.Add(dir)
 		}
 		if err != nil {

@@ -186,6 +186,14 @@ func TestRemovalLeavesTheConfigurationAsItWas(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatCannotBeWatchedIsAnError(t *testing.T) {
+	h := newHost(t, nil)
+	h.BinDir = h.Binary // a file
+	if err := h.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "watch "+h.BinDir) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestWhatAnotherProgramUndoesIsRepaired(t *testing.T) {
 	h := newHost(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
