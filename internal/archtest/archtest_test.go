@@ -61,6 +61,7 @@ var siblings = map[string]string{
 	"controlplane/status -> controlplane/kube":         "statuses are of objects",
 	"controlplane/status -> controlplane/translate":    "what translation found out is said in the status",
 	"controlplane/status -> controlplane/envoy":        "what waypoints serve of a route is said in its status",
+	"controlplane/gateway -> controlplane/kube":        "waypoints are made of the frozen objects",
 	"controlplane/discovery -> controlplane/translate": "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":             "the CA asks which pods run on a node",
 	"controlplane/kube/apiserver -> controlplane/ca":   "tokens and the CA's secret are in the API server",
