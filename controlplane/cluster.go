@@ -10,7 +10,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
 // Cluster is what the control plane writes to. Of several replicas only the one that leads writes. Methods may block
@@ -24,8 +24,8 @@ type Cluster interface {
 	PublishRoot(ctx context.Context, objects *kube.Objects, root []byte) error
 	// Report tells the owners of objects what is wrong with them: the complete list, each time.
 	Report(ctx context.Context, problems []kube.Problem) error
-	// PublishStatus writes conditions and addresses to objects: the complete set, each time.
-	PublishStatus(ctx context.Context, status map[kube.Key]translate.Status) error
+	// PublishStatus writes to objects what became of them: the complete set, each time.
+	PublishStatus(ctx context.Context, list []status.Status) error
 }
 
 const (
@@ -42,12 +42,11 @@ type writer struct {
 	due     chan struct{} // cap 1
 
 	mu       sync.Mutex
-	objects  *kube.Objects  // nil before the first set; guarded by mu
-	problems []kube.Problem // guarded by mu
-	root     []byte         // guarded by mu
-	plan     *gateway.Plan  // guarded by mu
-
-	status map[kube.Key]translate.Status // guarded by mu
+	objects  *kube.Objects   // nil before the first set; guarded by mu
+	problems []kube.Problem  // guarded by mu
+	root     []byte          // guarded by mu
+	plan     *gateway.Plan   // guarded by mu
+	status   []status.Status // guarded by mu
 }
 
 func newWriter(c Cluster, log *slog.Logger) *writer {
@@ -63,9 +62,9 @@ func (w *writer) run(ctx context.Context) error {
 }
 
 // take notes a set of objects, what is wrong with them, what should be written to them, and which waypoints there should be.
-func (w *writer) take(objects *kube.Objects, problems []kube.Problem, status map[kube.Key]translate.Status, plan *gateway.Plan) {
+func (w *writer) take(objects *kube.Objects, problems []kube.Problem, list []status.Status, plan *gateway.Plan) {
 	w.mu.Lock()
-	w.objects, w.problems, w.status, w.plan = objects, problems, status, plan
+	w.objects, w.problems, w.status, w.plan = objects, problems, list, plan
 	w.mu.Unlock()
 	w.wake()
 }
@@ -99,14 +98,14 @@ func (w *writer) lead(ctx context.Context) {
 		case <-retry.C:
 		}
 		w.mu.Lock()
-		objects, problems, root, status, plan := w.objects, w.problems, w.root, w.status, w.plan
+		objects, problems, root, list, plan := w.objects, w.problems, w.root, w.status, w.plan
 		w.mu.Unlock()
 		if objects == nil || root == nil {
 			continue
 		}
 		err := w.cluster.PublishRoot(ctx, objects, root) // which pods of waypoints need
 		found, werr := waypoints.Reconcile(ctx, plan)
-		err = errors.Join(err, werr, w.cluster.Report(ctx, slices.Concat(problems, found)), w.cluster.PublishStatus(ctx, status))
+		err = errors.Join(err, werr, w.cluster.Report(ctx, slices.Concat(problems, found)), w.cluster.PublishStatus(ctx, list))
 		if err == nil || ctx.Err() != nil {
 			troubled = ""
 			retry.Reset(checkWrites)

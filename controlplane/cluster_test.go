@@ -12,7 +12,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
 // notebook is a Cluster that notes what is written.
@@ -74,7 +74,7 @@ func (n *notebook) fails(err error) {
 	n.fail = err
 }
 
-func (n *notebook) PublishStatus(context.Context, map[kube.Key]translate.Status) error { return nil }
+func (n *notebook) PublishStatus(context.Context, []status.Status) error { return nil }
 
 func TestOnlyALeaderWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -137,11 +137,12 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 		texts[i] = p.Error()
 	}
 	f.s.problems.Store(&texts)
-	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
+	list := status.Compute(status.Input{
 		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation, f.plan.Problems),
 		ClusterDomain: f.s.cfg.Waypoint.ClusterDomain,
-	}), time.Now())
-	f.s.writer.take(snap.Objects, standing, f.status, f.plan)
+	})
+	f.s.statuses.update(snap.Objects, list, time.Now())
+	f.s.writer.take(snap.Objects, standing, list, f.plan)
 }
 
 // logNew logs the problems that were not there before.

@@ -66,6 +66,7 @@ var siblings = map[string]string{
 	"controlplane/discovery -> controlplane/translate":    "discovery serves what translation made",
 	"controlplane/ca -> controlplane/kube":                "the CA asks which pods run on a node",
 	"controlplane/kube/apiserver -> controlplane/gateway": "what waypoints are customised by is kept of ConfigMaps",
+	"controlplane/kube/apiserver -> controlplane/status":  "statuses are rendered into those that are in the API server",
 	"controlplane/kube/apiserver -> controlplane/ca":      "tokens and the CA's secret are in the API server",
 
 	"controlplane/kube/apiserver -> controlplane/translate": "translation says what is written to objects",
