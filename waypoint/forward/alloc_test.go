@@ -49,7 +49,7 @@ func plainRig(t testing.TB, two bool, serve func(net.Conn)) (*rig, string) {
 		options = h2
 	}
 	r.cluster("reviews", options, ln.Addr().String())
-	r.routes(`[{"match": {"prefix": "/a"}, "route": {"cluster": "reviews"}}, {"match": {"path": "/b"}, "route": {"cluster": "reviews"}},
+	r.routes(`[{"match": {"prefix": "/a"}, "route": {"cluster": "reviews", "timeout": "0s"}}, {"match": {"path": "/b"}, "route": {"cluster": "reviews"}},
 	 {"match": {"prefix": "/"}, "route": {"cluster": "reviews", "timeout": "15s", "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2}}}]`)
 	logs, err := accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, `{"name": "f", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stdout"}}`)})
 	if err != nil {
@@ -77,7 +77,7 @@ func ask1(c net.Conn, r *bufio.Reader, request []byte) error {
 	return err
 }
 
-func answer1(c net.Conn) {
+func tenBytes1(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReader(c)
 	reply := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n0123456789")
@@ -114,7 +114,7 @@ func frame2(r *bufio.Reader) (typ, flags byte, stream uint32, err error) {
 	return typ, flags, stream, err
 }
 
-func answer2(c net.Conn) {
+func tenBytes2(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReader(c)
 	if _, err := r.Discard(24); err != nil {
@@ -146,9 +146,9 @@ func TestARequestDoesNotAllocate(t *testing.T) {
 	const request1 = "GET /reviews/1?x=y HTTP/1.1\r\nHost: reviews:9080\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n"
 	for name, two := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
-			serve := answer1
+			serve := tenBytes1
 			if two {
-				serve = answer2
+				serve = tenBytes2
 			}
 			_, addr := plainRig(t, two, serve)
 			var c net.Conn

@@ -77,7 +77,7 @@ func TestALargeBodyGrowsNothing(t *testing.T) {
 	buf := make([]byte, chunk)
 	most := uint64(0)
 	send := func(size int64) {
-		fmt.Fprintf(c, "POST /big HTTP/1.1\r\nHost: reviews:9080\r\nContent-Length: %d\r\n\r\n", size)
+		fmt.Fprintf(c, "POST /a/big HTTP/1.1\r\nHost: reviews:9080\r\nContent-Length: %d\r\n\r\n", size)
 		for left := size; left > 0; {
 			n, err := c.Write(buf[:min(int64(len(buf)), left)])
 			if err != nil {
@@ -121,7 +121,7 @@ func TestALargeBodyGrowsNothing(t *testing.T) {
 // What an idle connection of a client takes, without its socket: no buffers, no goroutine.
 func TestAnIdleConnectionTakesLittleMemory(t *testing.T) {
 	const n, bound = 1000, 4 << 10
-	_, addr := plainRig(t, false, answer1)
+	_, addr := plainRig(t, false, tenBytes1)
 	live := func() uint64 {
 		var m runtime.MemStats
 		for range 3 { // pools let go of what they hold

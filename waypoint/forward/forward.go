@@ -1,7 +1,8 @@
 // Package forward moves the requests of a waypoint: from HBONE tunnels of clients, through the chain that the listener
 // names, to an endpoint of a cluster, most often through HBONE again.
 //
-//   - accept.go: tunnels and their handshakes. inbound.go: one CONNECT, its chain and protocol (sniff.go).
+//   - accept.go: tunnels and their handshakes. inbound.go: one CONNECT, its chain and protocol (sniff.go). handover.go: the
+//     connections of one tunnel are spread over the workers. plain.go: connections without a tunnel, for benchmarks.
 //   - exchange.go: one HTTP request, from its head to the last byte of the answer; attempt.go: one try of it.
 //   - upstream.go: connections to endpoints, HTTP/1 and HTTP/2, kept for later requests. reach.go: how one is made; tunnel.go:
 //     HBONE to a pod; tls.go: TLS to an endpoint, and proxyproto.go: what tells it of the client.

@@ -70,6 +70,9 @@ func (w *worker) ServeConnect(st *hbone.Stream, req *hbone.Request) {
 		st.Reject(404)
 		return
 	}
+	if o := w.p.lighter(w); o != nil && target.HTTP != nil && w.handOver(o, st, p, to.AddrPort(), snap, target) {
+		return
+	}
 	st.Accept(nil)
 	w.take(st.Pipe(), p, to.AddrPort(), snap, target)
 }
@@ -80,6 +83,7 @@ func (w *worker) take(pipe loop.Pipe, p *peer, dest netip.AddrPort, snap *Snapsh
 		w: w, peer: p, client: filter.Peer{Principal: p.name, Addr: p.addr}, dest: dest, snap: snap, target: target, pipe: pipe,
 	}
 	w.conns[c] = struct{}{}
+	w.carried.Add(1)
 	w.open.Add(1)
 	c.begin()
 }
@@ -297,6 +301,7 @@ func (c *inbound) end() {
 	c.quiet.Stop()
 	c.age.Stop()
 	delete(c.w.conns, c)
+	c.w.carried.Add(-1)
 	c.w.open.Add(-1)
 }
 

@@ -46,8 +46,9 @@ type worker struct {
 	draining       bool
 
 	// any goroutine
-	open  atomic.Int32
-	waits atomic.Int32 // requests that have waited for endpoints
+	open    atomic.Int32 // connections and requests under way
+	carried atomic.Int32 // connections
+	waits   atomic.Int32 // requests that have waited for endpoints
 }
 
 func newWorker(p *Proxy, id int) (*worker, error) {
