@@ -48,7 +48,7 @@ var floors = map[string]int{
 	"controlplane":       3,
 	"internal/lab":       4,
 	"cmd":                4,
-	"deploy/images":      4,
+	"deploy":             4,
 	"test":               5,
 }
 
