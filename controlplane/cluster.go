@@ -4,28 +4,36 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
 // Cluster is what the control plane writes to. Of several replicas only the one that leads writes. Methods may block
 // for some seconds.
 type Cluster interface {
+	// Writer is what waypoints are made with.
+	gateway.Writer
 	// Lead calls lead whenever this replica leads, until its context ends; it blocks until ctx ends.
 	Lead(ctx context.Context, lead func(context.Context)) error
 	// PublishRoot makes sure that each namespace of the objects has the root certificates (PEM).
 	PublishRoot(ctx context.Context, objects *kube.Objects, root []byte) error
 	// Report tells the owners of objects what is wrong with them: the complete list, each time.
 	Report(ctx context.Context, problems []kube.Problem) error
-	// PublishStatus writes conditions and addresses to objects: the complete set, each time.
-	PublishStatus(ctx context.Context, status map[kube.Key]translate.Status) error
+	// PublishStatus writes to objects what became of them: the complete set, each time.
+	PublishStatus(ctx context.Context, list []status.Status) error
 }
 
-// retryWrite is the pause after a write that failed.
-const retryWrite = 5 * time.Second
+const (
+	// retryWrite is the pause after a write that failed.
+	retryWrite = 5 * time.Second
+	// checkWrites is when what was written is looked at again though nothing changed.
+	checkWrites = 10 * time.Minute
+)
 
 // writer writes to the cluster what follows from the newest objects. Safe for any goroutine.
 type writer struct {
@@ -34,11 +42,11 @@ type writer struct {
 	due     chan struct{} // cap 1
 
 	mu       sync.Mutex
-	objects  *kube.Objects  // nil before the first set; guarded by mu
-	problems []kube.Problem // guarded by mu
-	root     []byte         // guarded by mu
-
-	status map[kube.Key]translate.Status // guarded by mu
+	objects  *kube.Objects   // nil before the first set; guarded by mu
+	problems []kube.Problem  // guarded by mu
+	root     []byte          // guarded by mu
+	plan     *gateway.Plan   // guarded by mu
+	status   []status.Status // guarded by mu
 }
 
 func newWriter(c Cluster, log *slog.Logger) *writer {
@@ -53,10 +61,10 @@ func (w *writer) run(ctx context.Context) error {
 	return w.cluster.Lead(ctx, w.lead)
 }
 
-// take notes a set of objects, what is wrong with them, and what should be written to them.
-func (w *writer) take(objects *kube.Objects, problems []kube.Problem, status map[kube.Key]translate.Status) {
+// take notes a set of objects, what is wrong with them, what should be written to them, and which waypoints there should be.
+func (w *writer) take(objects *kube.Objects, problems []kube.Problem, list []status.Status, plan *gateway.Plan) {
 	w.mu.Lock()
-	w.objects, w.problems, w.status = objects, problems, status
+	w.objects, w.problems, w.status, w.plan = objects, problems, list, plan
 	w.mu.Unlock()
 	w.wake()
 }
@@ -80,6 +88,7 @@ func (w *writer) wake() {
 func (w *writer) lead(ctx context.Context) {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	waypoints := gateway.NewController(w.cluster) // which knows nothing: another replica may have led meanwhile
 	troubled := ""
 	for {
 		select {
@@ -89,14 +98,17 @@ func (w *writer) lead(ctx context.Context) {
 		case <-retry.C:
 		}
 		w.mu.Lock()
-		objects, problems, root, status := w.objects, w.problems, w.root, w.status
+		objects, problems, root, list, plan := w.objects, w.problems, w.root, w.status, w.plan
 		w.mu.Unlock()
 		if objects == nil || root == nil {
 			continue
 		}
-		err := errors.Join(w.cluster.PublishRoot(ctx, objects, root), w.cluster.Report(ctx, problems), w.cluster.PublishStatus(ctx, status))
+		err := w.cluster.PublishRoot(ctx, objects, root) // which pods of waypoints need
+		found, werr := waypoints.Reconcile(ctx, plan)
+		err = errors.Join(err, werr, w.cluster.Report(ctx, slices.Concat(problems, found)), w.cluster.PublishStatus(ctx, list))
 		if err == nil || ctx.Err() != nil {
 			troubled = ""
+			retry.Reset(checkWrites)
 			continue
 		}
 		if text := err.Error(); text != troubled {

@@ -10,8 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
 // notebook is a Cluster that notes what is written.
@@ -22,6 +23,8 @@ type notebook struct {
 	roots    []string
 	problems int
 	fail     error
+
+	gateway.Writer // of which there is no need without Gateways
 }
 
 func (n *notebook) Lead(ctx context.Context, lead func(context.Context)) error {
@@ -71,7 +74,7 @@ func (n *notebook) fails(err error) {
 	n.fail = err
 }
 
-func (n *notebook) PublishStatus(context.Context, map[kube.Key]translate.Status) error { return nil }
+func (n *notebook) PublishStatus(context.Context, []status.Status) error { return nil }
 
 func TestOnlyALeaderWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -89,7 +92,7 @@ func TestOnlyALeaderWrites(t *testing.T) {
 			}
 		}
 		w.takeRoot([]byte("one"))
-		w.take(kube.NewObjects(), make([]kube.Problem, 2), nil)
+		w.take(kube.NewObjects(), make([]kube.Problem, 2), nil, &gateway.Plan{})
 		written("before it leads", 0)
 		n.leading <- true
 		time.Sleep(time.Second)

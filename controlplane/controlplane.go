@@ -29,6 +29,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 	"github.com/ambit-mesh/ambit/internal/xds"
@@ -54,6 +55,9 @@ type Config struct {
 	Vault ca.Vault
 	// Cluster is what is written to; nil = nothing is.
 	Cluster Cluster
+	// Waypoint says how waypoints are made of Gateways, in Cluster; without an image none are. TrustDomain, ClusterID and
+	// RootNamespace follow those of the control plane.
+	Waypoint gateway.Settings
 	// MaxCertTTL bounds the certificates' lifetime; 0 = 90 days.
 	MaxCertTTL time.Duration
 	// TrustDomain and ClusterID of the mesh; "" = cluster.local and Kubernetes.
@@ -80,6 +84,8 @@ func (c Config) withDefaults() Config {
 	set(&c.TrustDomain, "cluster.local")
 	set(&c.ClusterID, "Kubernetes")
 	set(&c.RootNamespace, "istio-system")
+	c.Waypoint.TrustDomain, c.Waypoint.ClusterID, c.Waypoint.RootNamespace = c.TrustDomain, c.ClusterID, c.RootNamespace
+	c.Waypoint = c.Waypoint.WithDefaults()
 	if c.TrustedNodeAccounts == nil {
 		c.TrustedNodeAccounts = []string{c.RootNamespace + "/ztunnel"}
 	}

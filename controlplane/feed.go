@@ -12,14 +12,12 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/status"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
-
-// clusterDomain ends the host names of Services.
-const clusterDomain = "cluster.local"
 
 // feed carries objects from the source to the proxies.
 type feed struct {
@@ -32,13 +30,15 @@ type feed struct {
 	translator  *translate.Translator
 	objects     *kube.Objects
 	translation []kube.Problem // of the translation, as last listed
+	planner     *gateway.Planner
+	plan        *gateway.Plan
 	routing     []kube.Problem // of waypoints
 
 	status map[kube.Key]translate.Status // as last listed
 }
 
 func newFeed(s *server, cfg translate.Config) *feed {
-	return &feed{s: s, arrived: make(chan struct{}, 1), translator: translate.NewTranslator(cfg)}
+	return &feed{s: s, arrived: make(chan struct{}, 1), translator: translate.NewTranslator(cfg), plan: &gateway.Plan{}, planner: gateway.NewPlanner(s.cfg.Waypoint)}
 }
 
 // deliver is for kube.Source.Run.
@@ -126,17 +126,23 @@ func (f *feed) report(snap kube.Snapshot, reported bool) {
 	before := f.routing
 	f.routing = f.s.waypoints.problems()
 	f.logNew(before, f.routing)
-	standing := slices.Concat(snap.Problems, f.translation, f.routing)
+	unplanned := f.plan
+	f.plan = f.planner.Update(snap.Objects)
+	if unplanned != f.plan {
+		f.logNew(unplanned.Problems, f.plan.Problems)
+	}
+	standing := slices.Concat(snap.Problems, f.translation, f.routing, f.plan.Problems)
 	texts := make([]string, len(standing))
 	for i, p := range standing {
 		texts[i] = p.Error()
 	}
 	f.s.problems.Store(&texts)
-	f.s.statuses.update(snap.Objects, status.Compute(status.Input{
-		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation),
-		ClusterDomain: clusterDomain,
-	}), time.Now())
-	f.s.writer.take(snap.Objects, standing, f.status)
+	list := status.Compute(status.Input{
+		Objects: snap.Objects, Translated: f.status, Routes: f.s.waypoints.routeParents(), Problems: slices.Concat(f.routing, f.translation, f.plan.Problems),
+		ClusterDomain: f.s.cfg.Waypoint.ClusterDomain,
+	})
+	f.s.statuses.update(snap.Objects, list, time.Now())
+	f.s.writer.take(snap.Objects, standing, list, f.plan)
 }
 
 // logNew logs the problems that were not there before.

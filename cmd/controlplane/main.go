@@ -4,6 +4,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,8 +17,11 @@ import (
 	"syscall"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/ambit-mesh/ambit/controlplane"
 	"github.com/ambit-mesh/ambit/controlplane/ca"
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/kube/apiserver"
 )
@@ -49,6 +53,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 type flags struct {
 	manifests, kubeconfig, replica, listen, admin, tokenKey, accounts, aliases, level string
 
+	waypointResources string
+	waypointReplicas  int
+
 	inCluster bool
 }
 
@@ -72,6 +79,15 @@ func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
 	fs.StringVar(&cfg.RootNamespace, "root-namespace", "istio-system", "namespace of mesh-wide policies")
 	fs.StringVar(&f.accounts, "trusted-node-accounts", "", "service accounts (namespace/name, comma-separated) of node proxies; empty = ztunnel of the root namespace")
 	fs.DurationVar(&cfg.MaxCertTTL, "max-cert-ttl", 0, "longest lifetime of certificates; 0 = 90 days")
+	fs.StringVar(&cfg.Waypoint.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of services")
+	w := &cfg.Waypoint
+	fs.StringVar(&w.Image, "waypoint-image", "", "image of the waypoints that are made of Gateways; empty = none are made")
+	fs.StringVar((*string)(&w.PullPolicy), "waypoint-pull-policy", "", "pull policy of the image: Always, IfNotPresent or Never; empty = the cluster's default")
+	fs.StringVar(&f.waypointResources, "waypoint-resources", "", "resources of a waypoint, JSON: {\"requests\": {\"cpu\": \"100m\"}, \"limits\": {}}")
+	fs.IntVar(&f.waypointReplicas, "waypoint-replicas", 1, "instances of a waypoint that has no autoscaler")
+	fs.DurationVar(&w.Drain, "waypoint-drain-timeout", 30*time.Second, "how long requests of a waypoint that ends may go on")
+	fs.StringVar(&w.LogLevel, "waypoint-log-level", "info", "level of waypoints, and levels of scopes")
+	fs.StringVar(&w.ControlPlane, "waypoint-control-plane", "", "URL at which waypoints reach the control plane; empty = the service ambit-controlplane of the root namespace")
 	fs.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
 	if err := fs.Parse(args); err != nil {
 		return cfg, err
@@ -111,6 +127,9 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 			cfg.TrustDomainAliases = append(cfg.TrustDomainAliases, td)
 		}
 	}
+	if err := f.waypoint(&cfg.Waypoint); err != nil {
+		return err
+	}
 	switch chosen := f.sources(); {
 	case len(chosen) == 0:
 		return errors.New("one of --in-cluster, --kubeconfig=FILE and --manifests=DIR is required: where the objects come from")
@@ -121,6 +140,34 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 	}
 	return f.cluster(cfg)
 }
+
+// waypoint checks the flags about waypoints.
+func (f flags) waypoint(s *gateway.Settings) error {
+	switch s.PullPolicy {
+	case "", corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever:
+	default:
+		return fmt.Errorf("--waypoint-pull-policy=%s: want Always, IfNotPresent or Never", s.PullPolicy)
+	}
+	if f.waypointReplicas < 1 || f.waypointReplicas > maxReplicas {
+		return fmt.Errorf("--waypoint-replicas=%d: want 1 to %d", f.waypointReplicas, maxReplicas)
+	}
+	s.Replicas = int32(f.waypointReplicas)
+	if s.Drain < time.Second {
+		return fmt.Errorf("--waypoint-drain-timeout=%s: want at least 1s", s.Drain)
+	}
+	if f.waypointResources == "" {
+		return nil
+	}
+	d := json.NewDecoder(strings.NewReader(f.waypointResources))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&s.Resources); err != nil {
+		return fmt.Errorf("--waypoint-resources=%s: want requests and limits: %w", f.waypointResources, err)
+	}
+	return nil
+}
+
+// maxReplicas is what is certainly meant as something else.
+const maxReplicas = 1000
 
 // sources lists the flags that say where objects come from.
 func (f flags) sources() []string {

@@ -41,6 +41,11 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{append([]string{"--log-level=loud"}, good...), "--log-level=loud: want debug"},
 		{append([]string{"--max-cert-ttl=-1s"}, good...), "--max-cert-ttl=-1s"},
 		{append([]string{"--trusted-node-accounts=a"}, good...), `--trusted-node-accounts=a: want namespace/serviceaccount, got "a"`},
+		{append([]string{"--waypoint-pull-policy=Often"}, good...), "--waypoint-pull-policy=Often: want Always, IfNotPresent or Never"},
+		{append([]string{"--waypoint-replicas=0"}, good...), "--waypoint-replicas=0: want 1 to 1000"},
+		{append([]string{"--waypoint-drain-timeout=1ms"}, good...), "--waypoint-drain-timeout=1ms: want at least 1s"},
+		{append([]string{`--waypoint-resources={"limit": {}}`}, good...), `unknown field "limit"`},
+		{append([]string{`--waypoint-resources={"limits": {"cpu": "many"}}`}, good...), "--waypoint-resources="},
 		{append(good, "stray"), `unexpected argument "stray"`},
 		{[]string{"--nonsense"}, "flag provided but not defined"},
 	}

@@ -16,6 +16,8 @@ import (
 const (
 	waypointClass = "istio-waypoint"
 	labelGateway  = "gateway.networking.k8s.io/gateway-name"
+	labelManaged  = "gateway.istio.io/managed"
+	managedByMesh = "istio.io-mesh-controller"
 	meshPort      = 15008
 	meshProtocol  = "HBONE"
 )
@@ -43,6 +45,18 @@ func (c *computer) gateway(g *gatewayv1.Gateway) {
 	accepted := envoy.Verdict{OK: true, Reason: string(gatewayv1.GatewayReasonAccepted), Message: "Resource accepted"}
 	if !slices.ContainsFunc(g.Spec.Listeners, mesh) {
 		accepted = envoy.Verdict{Reason: string(gatewayv1.GatewayReasonListenersNotValid), Message: fmt.Sprintf("no listener has port %d and protocol %s: nothing will use this waypoint", meshPort, meshProtocol)}
+	}
+	for _, p := range c.problems[kube.KeyOf(g)] {
+		if p.Severity != kube.Rejected {
+			continue
+		}
+		accepted = envoy.Verdict{Reason: string(gatewayv1.GatewayReasonInvalid)}
+		if strings.HasPrefix(p.Field, "spec.infrastructure.parametersRef") {
+			accepted.Reason = string(gatewayv1.GatewayReasonInvalidParameters)
+		}
+		p.Object = kube.Key{}
+		accepted.Message = p.Error()
+		break
 	}
 	programmed := c.programmed(g, s)
 	s.Conditions = append(s.Conditions, condition(typeAccepted, accepted, g.Generation), condition(typeProgrammed, programmed, g.Generation))
@@ -90,6 +104,9 @@ func (c *computer) programmed(g *gatewayv1.Gateway, s *Status) envoy.Verdict {
 		return notYet("Service %s/%s of the waypoint does not exist", g.Namespace, name)
 	}
 	if len(g.Spec.Addresses) == 0 {
+		if svc.Labels[labelManaged] != managedByMesh {
+			return notYet("Service %s/%s is not the waypoint's", g.Namespace, name) // nor may traffic go there
+		}
 		for _, ip := range svc.Spec.ClusterIPs {
 			if ip != corev1.ClusterIPNone {
 				add(gatewayv1.IPAddressType, ip)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
@@ -69,7 +70,7 @@ func compute(objects *kube.Objects) []Status {
 		addresses = append(addresses, result.Addresses[name].Message.(*workloadpb.Address))
 	}
 	x := envoy.NewIndex(envoy.Config{}, objects, addresses)
-	problems := result.Problems
+	problems := slices.Concat(result.Problems, gateway.NewPlanner(gateway.Settings{Image: "waypoint"}).Update(objects).Problems)
 	for _, name := range x.Waypoints() {
 		problems = append(problems, x.Build(name, nil).Problems...)
 	}

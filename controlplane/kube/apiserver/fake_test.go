@@ -65,6 +65,7 @@ func newFake(t *testing.T, manifests ...string) *fakeServer {
 		peerAuthentications: "PeerAuthenticationList", secrets: "SecretList", leases: "LeaseList", events: "EventList",
 		definitions: "CustomResourceDefinitionList", tokenReviews: "TokenReviewList",
 	}
+	lists[schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}] = "GatewayList"
 	for gvr, kind := range builtIn {
 		lists[gvr] = kind + "List"
 	}

@@ -1,9 +1,12 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -14,15 +17,22 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
-// conditions are those that this control plane writes (1.10), and on which kinds. Others in the same lists are others'.
-var conditions = map[kube.Kind][]string{
-	kube.KindService:             {"istio.io/WaypointBound"},
-	kube.KindServiceEntry:        {"istio.io/WaypointBound", "istio.io/WaypointMissing"},
-	kube.KindWorkloadEntry:       {"istio.io/WaypointBound"},
-	kube.KindAuthorizationPolicy: {"ZtunnelAccepted", "WaypointAccepted"},
+// judged are the kinds whose statuses are written (1.10, 5.3), and whether what we wrote is taken back when nothing is to
+// be said any more. It is not of Gateways and their classes: their conditions have names that all controllers use, and an
+// object that is no longer ours is another's.
+var judged = map[kube.Kind]bool{
+	kube.KindService: true, kube.KindServiceEntry: true, kube.KindWorkloadEntry: true,
+	kube.KindAuthorizationPolicy: true, kube.KindRequestAuthentication: true, kube.KindTelemetry: true, kube.KindEnvoyFilter: true,
+	kube.KindHTTPRoute: true, kube.KindGRPCRoute: true, kube.KindTCPRoute: true, kube.KindTLSRoute: true,
+	kube.KindGateway: false, kube.KindGatewayClass: false,
+}
+
+// marks are in a status of which a part is ours.
+var marks = [][]byte{
+	[]byte(`"istio.io/Waypoint`), []byte(`"WaypointAccepted"`), []byte(`"ZtunnelAccepted"`), []byte(`"` + string(status.Controller) + `"`),
 }
 
 const (
@@ -30,6 +40,8 @@ const (
 	relistAfter = 10 * time.Minute
 	// maxStatuses bounds the objects that one call writes; the rest follows with the next.
 	maxStatuses = 500
+	// writeTries is how often a status is written when somebody else changes the object meanwhile.
+	writeTries = 3
 )
 
 // Statuses writes to objects what became of them. Safe for any goroutine; one call at a time.
@@ -39,57 +51,70 @@ type Statuses struct {
 
 	mu     sync.Mutex
 	served map[kube.Kind]schema.GroupVersionResource // guarded by mu
-	have   map[kube.Key][]translate.Condition        // in the cluster; guarded by mu
+	have   map[kube.Key]status.Status                // in the cluster; guarded by mu
 	listed time.Time                                 // when have was read; guarded by mu
 }
 
 // NewStatuses makes a writer.
 func NewStatuses(c *Client) *Statuses { return &Statuses{client: c, now: time.Now} }
 
-// PublishStatus implements a part of controlplane.Cluster: it brings the conditions and automatic addresses of objects
-// to what they should be, and takes away our conditions from those that should have none. The argument is complete each
-// time. Objects that are right already cost no request.
-func (s *Statuses) PublishStatus(ctx context.Context, want map[kube.Key]translate.Status) error {
+// PublishStatus implements a part of controlplane.Cluster: it brings the statuses of objects to what they should be, and
+// takes ours away from those that should have none. The argument is complete each time. Objects that are right already
+// cost no request.
+func (s *Statuses) PublishStatus(ctx context.Context, list []status.Status) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	want := make(map[kube.Key]status.Status, len(list))
+	for _, w := range list {
+		want[w.Object] = w
+	}
 	if s.now().Sub(s.listed) > relistAfter {
-		if err := s.list(ctx); err != nil {
-			return fmt.Errorf("list conditions: %w", err)
+		if err := s.list(ctx, want); err != nil {
+			return fmt.Errorf("list statuses: %w", err)
 		}
 	}
-	var due []kube.Key
-	for key, status := range want {
-		if _, ours := s.served[key.Kind]; ours && (len(status.Addresses) > 0 || !slices.Equal(s.have[key], status.Conditions)) {
-			due = append(due, key)
+	var due []status.Status
+	for key, w := range want {
+		if _, ok := s.served[key.Kind]; ok && !reflect.DeepEqual(s.have[key], w) {
+			due = append(due, w)
 		}
 	}
 	for key := range s.have {
-		if _, wanted := want[key]; !wanted {
-			due = append(due, key)
+		if _, wanted := want[key]; wanted {
+			continue
+		}
+		if judged[key.Kind] {
+			due = append(due, status.Status{Object: key})
+		} else {
+			delete(s.have, key)
 		}
 	}
-	slices.SortFunc(due, kube.Key.Compare)
+	slices.SortFunc(due, func(a, b status.Status) int { return a.Object.Compare(b.Object) })
 	var errs []error
-	for i, key := range due {
+	for i, w := range due {
 		if i == maxStatuses || ctx.Err() != nil {
 			errs = append(errs, errors.New("too many objects to write at once"))
 			break
 		}
-		if err := s.write(ctx, key, want[key]); err != nil {
-			errs = append(errs, fmt.Errorf("write status of %s: %w", key, err))
+		if err := s.write(ctx, w); err != nil {
+			errs = append(errs, fmt.Errorf("write status of %s: %w", w.Object, err))
+			continue
+		}
+		if _, wanted := want[w.Object]; !wanted {
+			delete(s.have, w.Object)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// list reads which objects have conditions of ours.
-func (s *Statuses) list(ctx context.Context) error {
+// list reads which objects have the status that they should have, and which have one of ours and should have none.
+func (s *Statuses) list(ctx context.Context, want map[kube.Key]status.Status) error {
 	served, err := s.client.served(ctx)
 	if err != nil {
 		return err
 	}
-	have, ours := map[kube.Key][]translate.Condition{}, map[kube.Kind]schema.GroupVersionResource{}
-	for kind := range conditions {
+	have, ours := map[kube.Key]status.Status{}, map[kube.Kind]schema.GroupVersionResource{}
+	for kind := range judged {
 		gvr, ok := served[kind]
 		if !ok {
 			continue
@@ -103,8 +128,20 @@ func (s *Statuses) list(ctx context.Context) error {
 		}
 		for i := range list.Items {
 			key := kube.Key{Kind: kind, Name: kube.Name{Namespace: list.Items[i].GetNamespace(), Name: list.Items[i].GetName()}}
-			if c := oursOf(kind, &list.Items[i]); len(c) > 0 {
-				have[key] = c
+			old, err := statusOf(&list.Items[i])
+			if err != nil {
+				return err
+			}
+			w, wanted := want[key]
+			if !wanted {
+				w = status.Status{Object: key}
+			}
+			_, differs, err := w.Render(old, s.now())
+			switch {
+			case err != nil:
+				return err
+			case wanted && !differs, !wanted && differs && judged[kind] && slices.ContainsFunc(marks, func(m []byte) bool { return bytes.Contains(old, m) }):
+				have[key] = w
 			}
 		}
 	}
@@ -112,84 +149,53 @@ func (s *Statuses) list(ctx context.Context) error {
 	return nil
 }
 
-// oursOf reads the conditions of an object that are of our types.
-func oursOf(kind kube.Kind, u *unstructured.Unstructured) []translate.Condition {
-	var out []translate.Condition
-	list, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
-	for _, c := range list {
-		c, _ := c.(map[string]any)
-		text := func(field string) string { v, _ := c[field].(string); return v }
-		if slices.Contains(conditions[kind], text("type")) {
-			out = append(out, translate.Condition{Type: text("type"), Status: text("status"), Reason: text("reason"), Message: text("message")})
-		}
+func statusOf(u *unstructured.Unstructured) ([]byte, error) {
+	if u.Object["status"] == nil {
+		return nil, nil
 	}
-	return out
+	return json.Marshal(u.Object["status"])
 }
 
 // write brings one object to what it should be. That it is gone is no error.
-func (s *Statuses) write(ctx context.Context, key kube.Key, want translate.Status) error {
+func (s *Statuses) write(ctx context.Context, w status.Status) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	r := s.client.dynamic.Resource(s.served[key.Kind]).Namespace(key.Namespace)
-	u, err := r.Get(ctx, key.Name.Name, metav1.GetOptions{})
-	if err == nil && s.merge(key.Kind, u, want) {
-		_, err = r.UpdateStatus(ctx, u, metav1.UpdateOptions{FieldManager: Manager})
+	r := s.client.dynamic.Resource(s.served[w.Object.Kind]).Namespace(w.Object.Namespace)
+	var err error
+	for range writeTries {
+		var u *unstructured.Unstructured
+		if u, err = r.Get(ctx, w.Object.Name.Name, metav1.GetOptions{}); err != nil {
+			break
+		}
+		var changed bool
+		if changed, err = s.merge(u, w); err == nil && changed {
+			_, err = r.UpdateStatus(ctx, u, metav1.UpdateOptions{FieldManager: Manager})
+		}
+		if !apierrors.IsConflict(err) {
+			break
+		}
 	}
-	switch {
-	case apierrors.IsNotFound(err):
-		delete(s.have, key)
-		return nil
-	case err != nil:
+	if err != nil && !apierrors.IsNotFound(err) {
 		return err
-	case len(want.Conditions) == 0:
-		delete(s.have, key)
-	default:
-		s.have[key] = want.Conditions
 	}
+	s.have[w.Object] = w
 	return nil
 }
 
 // merge puts a status into an object and says whether that changed it.
-func (s *Statuses) merge(kind kube.Kind, u *unstructured.Unstructured, want translate.Status) bool {
-	before, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
-	changed := !slices.Equal(oursOf(kind, u), want.Conditions)
-	if changed {
-		old := map[any]map[string]any{}
-		var list []any
-		for _, c := range before {
-			if m, _ := c.(map[string]any); m != nil {
-				old[m["type"]] = m
-				if name, _ := m["type"].(string); !slices.Contains(conditions[kind], name) {
-					list = append(list, c)
-				}
-			}
-		}
-		for _, c := range want.Conditions {
-			since := any(s.now().UTC().Format(time.RFC3339))
-			if o := old[c.Type]; o["status"] == c.Status && o["lastTransitionTime"] != nil {
-				since = o["lastTransitionTime"]
-			}
-			m := map[string]any{"type": c.Type, "status": c.Status, "reason": c.Reason, "message": c.Message, "lastTransitionTime": since}
-			if g := u.GetGeneration(); g > 0 {
-				m["observedGeneration"] = g
-			}
-			list = append(list, m)
-		}
-		_ = unstructured.SetNestedSlice(u.Object, list, "status", "conditions") // list holds JSON values only
+func (s *Statuses) merge(u *unstructured.Unstructured, w status.Status) (bool, error) {
+	old, err := statusOf(u)
+	if err != nil {
+		return false, err
 	}
-	addresses, _, _ := unstructured.NestedSlice(u.Object, "status", "addresses")
-	for _, a := range want.Addresses {
-		known := slices.ContainsFunc(addresses, func(v any) bool {
-			m, _ := v.(map[string]any)
-			return m["host"] == a.Host && m["value"] == a.Address
-		})
-		if !known {
-			addresses = append(addresses, map[string]any{"host": a.Host, "value": a.Address})
-			changed = true
-		}
+	body, changed, err := w.Render(old, s.now())
+	if err != nil || !changed {
+		return false, err
 	}
-	if len(addresses) > 0 {
-		_ = unstructured.SetNestedSlice(u.Object, addresses, "status", "addresses") // as above
+	var now map[string]any
+	if err := json.Unmarshal(body, &now); err != nil {
+		return false, err
 	}
-	return changed
+	u.Object["status"] = now
+	return true, nil
 }

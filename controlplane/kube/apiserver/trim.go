@@ -1,15 +1,18 @@
 package apiserver
 
-import "github.com/ambit-mesh/ambit/controlplane/kube"
+import (
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+)
 
 // keptMetadata is what of an object's metadata is read. Its generation changes with the spec only.
 var keptMetadata = []string{
 	"name", "namespace", "uid", "labels", "annotations", "ownerReferences", "creationTimestamp", "deletionTimestamp", "generation",
 }
 
-// keptData are the keys of ConfigMaps that are read: mesh-wide settings, roots of backends, and the mesh's root as we
-// wrote it.
-var keptData = []string{"mesh", "ca.crt", rootKey}
+// keptData are the keys of ConfigMaps that are read: mesh-wide settings, roots of backends, the mesh's root as we wrote it,
+// and what is laid over the objects of waypoints.
+var keptData = append([]string{"mesh", "ca.crt", rootKey}, gateway.OverlayKeys...)
 
 // trim removes from an object, as the API server holds it, what nobody here reads. So a heartbeat of a node or a new
 // condition of a route is no change, and 10,000 pods cost memory for their addresses and ports and not for their

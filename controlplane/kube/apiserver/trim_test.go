@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
@@ -85,6 +86,22 @@ func TestWaypointsGetTheSameOfTrimmedObjects(t *testing.T) {
 	for path, objects := range cases {
 		if d := cmp.Diff(waypoint(objects), waypoint(trimmed(t, objects))); d != "" {
 			t.Errorf("%s (-whole +trimmed):\n%s", path, d)
+		}
+	}
+}
+
+func TestGatewaysBecomeTheSameOfTrimmedObjects(t *testing.T) {
+	for path, objects := range objectsOf(t, "../../gateway/testdata/*.txtar") {
+		settings := gateway.Settings{Image: "waypoint"}
+		whole := gateway.NewPlanner(settings).Update(kube.NewObjects(objects...))
+		small := gateway.NewPlanner(settings).Update(kube.NewObjects(trimmed(t, objects)...))
+		if d := cmp.Diff(whole.Problems, small.Problems); d != "" {
+			t.Errorf("%s: problems (-whole +trimmed):\n%s", path, d)
+		}
+		for i, w := range small.Waypoints {
+			if d := cmp.Diff(whole.Waypoints[i].Objects, w.Objects); d != "" {
+				t.Errorf("%s: %s (-whole +trimmed):\n%s", path, w.Gateway.Name, d)
+			}
 		}
 	}
 }

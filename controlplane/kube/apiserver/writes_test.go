@@ -17,10 +17,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	ktesting "k8s.io/client-go/testing"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
-	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/controlplane/status"
 )
 
 // versioned makes the fake number the versions of Secrets and Leases and refuse writes to an old one, as an API server.
@@ -308,16 +309,28 @@ func TestOneReplicaLeads(t *testing.T) {
 	})
 }
 
-func TestConditionsAreWrittenOnce(t *testing.T) {
+func TestStatusesAreWrittenOnce(t *testing.T) {
 	const theirs = "2026-01-01T00:00:00Z"
+	gateways := schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
 	services := schema.GroupVersionResource{Version: "v1", Resource: "services"}
 	s := newFake(t, `{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, status: {conditions: [{type: other, status: "True", lastTransitionTime: "`+theirs+`"}]}}`,
-		`{apiVersion: v1, kind: Service, metadata: {name: old, namespace: shop}, status: {conditions: [{type: istio.io/WaypointBound, status: "True", reason: WaypointAccepted}]}}`)
-	web := kube.Key{Kind: kube.KindService, Name: kube.Name{Namespace: "shop", Name: "web"}}
-	bound := translate.Condition{Type: "istio.io/WaypointBound", Status: "True", Reason: "WaypointAccepted", Message: "bound"}
+		`{apiVersion: v1, kind: Service, metadata: {name: old, namespace: shop}, status: {conditions: [{type: istio.io/WaypointBound, status: "True", reason: WaypointAccepted}]}}`,
+		`{apiVersion: v1, kind: Service, metadata: {name: foreign, namespace: shop}, status: {conditions: [{type: Programmed, status: "True", reason: Theirs}]}}`)
+	s.create(t, gateways, `{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: ingress, namespace: shop}, status: {conditions: [{type: Programmed, status: "True", reason: Theirs}]}}`)
+	s.create(t, gateways, `{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: wp, namespace: shop}}`)
+	s.serve(gateways, "Gateway")
+	condition := func(kind, reason string) metav1.Condition {
+		return metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: reason}
+	}
+	web := status.Status{Object: kube.Key{Kind: kube.KindService, Name: kube.Name{Namespace: "shop", Name: "web"}}, Conditions: []metav1.Condition{condition("istio.io/WaypointBound", "WaypointAccepted")}}
+	wp := status.Status{
+		Object:     kube.Key{Kind: kube.KindGateway, Name: kube.Name{Namespace: "shop", Name: "wp"}},
+		Conditions: []metav1.Condition{condition("Programmed", "Programmed")},
+		Addresses:  []gatewayv1.GatewayStatusAddress{{Type: new(gatewayv1.HostnameAddressType), Value: "wp.shop.svc.cluster.local"}},
+	}
 	w := NewStatuses(s.client())
-	conditionsOf := func(name string) string {
-		u, err := s.Resource(services).Namespace("shop").Get(t.Context(), name, metav1.GetOptions{})
+	conditionsOf := func(gvr schema.GroupVersionResource, name string) string {
+		u, err := s.Resource(gvr).Namespace("shop").Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,20 +340,43 @@ func TestConditionsAreWrittenOnce(t *testing.T) {
 			c := c.(map[string]any)
 			out = append(out, fmt.Sprint(c["type"], "=", c["status"], " ", c["reason"]))
 		}
+		if addresses, _, _ := unstructured.NestedSlice(u.Object, "status", "addresses"); len(addresses) > 0 {
+			out = append(out, fmt.Sprint(addresses))
+		}
 		return strings.Join(out, ", ")
 	}
-	publish := func(want map[kube.Key]translate.Status) {
+	publish := func(want ...status.Status) {
 		t.Helper()
 		if err := w.PublishStatus(t.Context(), want); err != nil {
 			t.Fatal(err)
 		}
 	}
-	publish(map[kube.Key]translate.Status{web: {Conditions: []translate.Condition{bound}}})
-	expect(t, "web", conditionsOf("web"), "other=True <nil>, istio.io/WaypointBound=True WaypointAccepted")
-	expect(t, "a service that is bound no more", conditionsOf("old"), "")
+	conflicts := 1
+	s.PrependReactor("update", "gateways", func(ktesting.Action) (bool, runtime.Object, error) {
+		if conflicts--; conflicts >= 0 {
+			return true, nil, apierrors.NewConflict(gateways.GroupResource(), "wp", errors.New("changed"))
+		}
+		return false, nil, nil
+	})
+	publish(web, wp)
+	const foreign = "Programmed=True Theirs"
+	expect(t, "web", conditionsOf(services, "web"), "other=True <nil>, istio.io/WaypointBound=True WaypointAccepted")
+	expect(t, "wp", conditionsOf(gateways, "wp"), "Programmed=True Programmed, [map[type:Hostname value:wp.shop.svc.cluster.local]]")
+	expect(t, "a service that is bound no more", conditionsOf(services, "old"), "")
+	expect(t, "somebody else's service", conditionsOf(services, "foreign"), foreign)
+	expect(t, "somebody else's Gateway", conditionsOf(gateways, "ingress"), foreign)
 	s.ClearActions()
-	publish(map[kube.Key]translate.Status{web: {Conditions: []translate.Condition{bound}}})
+	publish(web, wp)
 	expect(t, "requests when nothing changed", len(s.Actions()), 0)
-	publish(nil)
-	expect(t, "web at the end", conditionsOf("web"), "other=True <nil>")
+	w.now = func() time.Time { return time.Now().Add(2 * relistAfter) }
+	publish(web, wp)
+	writes := 0
+	for _, a := range s.Actions() {
+		if a.GetVerb() == "update" {
+			writes++
+		}
+	}
+	expect(t, "writes after listing again", writes, 0)
+	publish()
+	expect(t, "web at the end", conditionsOf(services, "web"), "other=True <nil>")
 }
