@@ -15,12 +15,13 @@ import (
 
 const (
 	waypointClass = "istio-waypoint"
-	// waypointController is that of the class.
-	waypointController gatewayv1.GatewayController = "istio.io/mesh-controller"
-	labelGateway                                   = "gateway.networking.k8s.io/gateway-name"
-	meshPort                                       = 15008
-	meshProtocol                                   = "HBONE"
+	labelGateway  = "gateway.networking.k8s.io/gateway-name"
+	meshPort      = 15008
+	meshProtocol  = "HBONE"
 )
+
+// waypointController is that of the class.
+const waypointController gatewayv1.GatewayController = "istio.io/mesh-controller"
 
 // class accepts the class of waypoints.
 func (c *computer) class(g *gatewayv1.GatewayClass) {

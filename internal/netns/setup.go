@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	vishnetns "github.com/vishvananda/netns"
@@ -179,12 +180,51 @@ func (n *NS) SetSysctls(values map[string]string) error {
 	return n.Do(func() error {
 		for k, v := range values {
 			// /proc/sys/net shows the namespace of the thread that opens it.
-			if err := os.WriteFile(sysctlPath(k), []byte(v), 0); err != nil {
+			err := os.WriteFile(sysctlPath(k), []byte(v), 0)
+			if errors.Is(err, unix.EROFS) {
+				err = writeOwnProc(sysctlPath(k), []byte(v))
+			}
+			if err != nil {
 				return fmt.Errorf("set %s: %w", k, err)
 			}
 		}
 		return nil
 	})
+}
+
+// ownProc is a /proc of our own, without a place in the file system, mounted when it is first needed: containers have
+// /proc/sys read-only. It stays open.
+var ownProc = sync.OnceValues(func() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open proc: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("make proc: %w", err)
+	}
+	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount proc: %w", err)
+	}
+	return mnt, nil
+})
+
+// writeOwnProc writes a file of /proc by way of ownProc.
+func writeOwnProc(path string, value []byte) error {
+	proc, err := ownProc()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Openat(proc, strings.TrimPrefix(path, "/proc/"), unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, value); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // Sysctl reads a setting below net.

@@ -147,6 +147,7 @@ func TestTheLimitsOfARouteAndOfItsVirtualHostAreThoseOfTheFilter(t *testing.T) {
 		r := &routev3.Route{
 			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				//lint:ignore SA1019 it is deprecated, and still in use
 				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "reviews"}, RateLimits: c.route, IncludeVhRateLimits: wrapperspb.Bool(c.include),
 			}},
 		}

@@ -29,7 +29,10 @@ func withEntry(conf []byte, entry *Config) ([]byte, error) {
 	if plugins = without(plugins); len(plugins) == 0 {
 		return nil, errors.New("no plugin in it but ours")
 	}
-	b, err := json.Marshal(entry)
+	b, err := json.Marshal(struct {
+		Type string `json:"type"`
+		*Config
+	}{Name, entry})
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ type Installer struct {
 	BinDir string
 	// Binary is the plugin's file to be copied there. Mandatory.
 	Binary string
-	// Entry is what the plugin is told. Name and version are those of the configuration it is put into.
+	// Entry is what the plugin is told.
 	Entry Config
 	// Logger, nil for none.
 	Logger *slog.Logger
@@ -55,7 +55,8 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	defer w.Close()
 	for _, dir := range []string{i.ConfDir, i.BinDir} {
-		if err := os.MkdirAll(dir, 0o755); err == nil {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
 			err = w.Add(dir)
 		}
 		if err != nil {
@@ -116,9 +117,7 @@ func (i *Installer) Install() (path string, changed bool, err error) {
 	if err != nil || path == "" {
 		return "", changed, err
 	}
-	entry := i.Entry
-	entry.Type = Name
-	next, err := withEntry(conf, &entry)
+	next, err := withEntry(conf, &i.Entry)
 	if err != nil {
 		return "", changed, fmt.Errorf("network configuration %s: %w", path, err)
 	}

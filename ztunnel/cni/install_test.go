@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,9 @@ func TestThePluginBecomesTheLastOfTheChainAndWhatOthersWroteStays(t *testing.T) 
 		Later   bool
 		Plugins []json.RawMessage
 	}
+	if c, err := parse(append([]byte(`{"cniVersion":"1.0.0","name":"pods",`), last(t, b)[1:]...)); err != nil || !reflect.DeepEqual(c.Config, h.Entry) {
+		t.Errorf("the plugin reads %+v, %v", c, err)
+	}
 	if err := json.Unmarshal(b, &list); err != nil || !list.Later || !strings.Contains(string(list.Plugins[0]), "2.50") {
 		t.Errorf("%v: %s", err, b)
 	}
@@ -105,6 +109,16 @@ func TestThePluginBecomesTheLastOfTheChainAndWhatOthersWroteStays(t *testing.T) 
 	if got := h.files(); got != "10-a.conflist 20-b.conflist" {
 		t.Error(got)
 	}
+}
+
+// last is the last plugin's entry in a list.
+func last(t *testing.T, conf []byte) []byte {
+	t.Helper()
+	var list struct{ Plugins []json.RawMessage }
+	if err := json.Unmarshal(conf, &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Plugins[len(list.Plugins)-1]
 }
 
 func TestAConfigurationOfOnePluginBecomesAList(t *testing.T) {
@@ -169,6 +183,14 @@ func TestRemovalLeavesTheConfigurationAsItWas(t *testing.T) {
 	}
 	if err := h.Remove(); err != nil {
 		t.Errorf("again: %v", err)
+	}
+}
+
+func TestADirectoryThatCannotBeWatchedIsAnError(t *testing.T) {
+	h := newHost(t, nil)
+	h.BinDir = h.Binary // a file
+	if err := h.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "watch "+h.BinDir) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -42,15 +42,20 @@ const (
 	notReady = 50                     // CNI's code of STATUS: the plugin cannot serve ADD
 )
 
-// Config is the plugin's entry in a network configuration.
+// Config is what the plugin is told in its entry of a network configuration, besides what each plugin is.
 type Config struct {
-	types.PluginConf
 	// Socket is capture's socket for pods. Mandatory.
 	Socket string `json:"socket"`
 	// Memory is the file that capture leaves for the time it is away (package podsock). "" means none: then every pod waits.
 	Memory string `json:"memory,omitempty"`
 	// Agent are the pods of the mesh's node agent, as namespace/name-prefix: they pass unseen, or the node could not boot.
 	Agent []string `json:"agent,omitempty"`
+}
+
+// conf is the plugin's whole entry. It is only decoded: types.PluginConf encodes itself and nothing beside it.
+type conf struct {
+	types.PluginConf
+	Config
 }
 
 // kubeArgs is what Kubernetes says of the pod in CNI_ARGS.
@@ -73,8 +78,8 @@ func Funcs() skel.CNIFuncs {
 // Versions are the versions of CNI that the plugin speaks.
 func Versions() version.PluginInfo { return version.All }
 
-func parse(stdin []byte) (*Config, error) {
-	c := &Config{}
+func parse(stdin []byte) (*conf, error) {
+	c := &conf{}
 	if err := json.Unmarshal(stdin, c); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "decode network configuration: "+err.Error(), "")
 	}
@@ -100,7 +105,7 @@ func sandbox(args *skel.CmdArgs) (s podsock.Sandbox, ok bool, err error) {
 }
 
 // result is what the chain has made so far, which is also what it has made after us.
-func (c *Config) result() (types.Result, []netip.Addr, error) {
+func (c *conf) result() (types.Result, []netip.Addr, error) {
 	if c.PrevResult == nil { // no plugin before us
 		r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 		return r, nil, nil
@@ -150,14 +155,18 @@ func add(args *skel.CmdArgs) error {
 // admit returns nil when the pod may start: it is captured, or is none of ours.
 func (c *Config) admit(ctx context.Context, s podsock.Sandbox) error {
 	client, begun := podsock.NewClient(c.Socket), time.Now()
+	var last *podsock.Error // what capture has said
 	for {
 		_, err := client.AddSandbox(ctx, &s)
 		var refused *podsock.Error
+		if errors.As(err, &refused) {
+			last = refused
+		}
 		switch {
 		case err == nil:
 			return nil
-		case errors.As(err, &refused) && (!refused.Retry || ctx.Err() != nil):
-			return failure("pod %s/%s is not captured: %s", s.Namespace, s.Name, refused.Text)
+		case last != nil && (!last.Retry || ctx.Err() != nil):
+			return failure("pod %s/%s is not captured: %s", s.Namespace, s.Name, last.Text)
 		case refused == nil: // nobody is there: a pod outside the mesh need not wait
 			outside, why := podsock.ReadMemory(c.Memory).Outside(s.Namespace)
 			if outside {

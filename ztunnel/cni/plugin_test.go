@@ -135,6 +135,26 @@ func TestAPodIsAskedForAgainUntilItIsCaptured(t *testing.T) {
 	}
 }
 
+func TestAPodThatIsNotCapturedInTimeSaysWhy(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	calls := 0
+	n := newNode(t, func(string) (int, string) {
+		if calls++; calls == 2 {
+			cancel() // the time is over before capture answers again
+		}
+		return 503, `{"error":"redirect pod: no such table","retry":true}`
+	})
+	c, err := parse(n.args.StdinData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, _ := sandbox(&n.args)
+	if err := c.admit(ctx, s); err == nil || !strings.Contains(err.Error(), "pod shop/web-0 is not captured: redirect pod: no such table") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestWhileCaptureIsAwayOnlyPodsKnownToBeOutsideTheMeshStart(t *testing.T) {
 	for mode, want := range map[string]string{
 		podsock.ModeOutside: "", podsock.ModeMixed: "by their own label", podsock.ModeAmbient: `namespace "shop" is in the mesh`,
