@@ -80,7 +80,10 @@ kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go mo
 
 kube-mesh: images ## install the mesh on what kube-up started, from our chart; needs helm
 	test/kube/cluster import out/images/ambit-*.tar
-	eval "$$(test/kube/cluster env)"; helm upgrade --install ambit deploy/chart --namespace istio-system --create-namespace \
+	eval "$$(test/kube/cluster env)"; \
+	kubectl apply --server-side -f "$$($(GO) list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/standard" \
+	-f "$$($(GO) list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" >/dev/null && \
+	helm upgrade --install ambit deploy/chart --namespace istio-system --create-namespace \
 	--set image.registry=$(REGISTRY),image.tag=$(VERSION) --wait --timeout 3m
 
 kube-down: ## stop it and remove what it made, but for what was built

@@ -129,16 +129,14 @@ func TestRootSoakNoRequestIsLostWhileEverythingChanges(t *testing.T) {
 	defer cancel()
 	wg.Go(func() { load = q.run(ctx) })
 	changes := 0
-	wg.Go(func() { // changes
-		tick := time.NewTicker(time.Second / time.Duration(perSecond))
-		defer tick.Stop()
-		for ; ctx.Err() == nil; changes++ {
+	wg.Go(func() { // changes, which catch up when they are late
+		for begin := time.Now(); ctx.Err() == nil; changes++ {
+			due := begin.Add(time.Duration(changes) * time.Second / time.Duration(perSecond))
+			if pause(ctx, time.Until(due), time.Minute); ctx.Err() != nil {
+				return
+			}
 			if err := m.change(ctx, changes); err != nil && ctx.Err() == nil {
 				t.Errorf("change %d: %v", changes, err)
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
 			}
 		}
 	})

@@ -38,6 +38,19 @@ spec:
 // late is a pod that is created while a node's capture is away.
 const late = `{apiVersion: v1, kind: Pod, metadata: {name: late, namespace: NAMESPACE}, spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: echo, image: IMAGE, args: [echo]}]}}`
 
+// waypoint is a waypoint for the servers, and a policy that only it can enforce.
+const waypoint = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: km-shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-delete, namespace: km-shop}
+spec: {targetRefs: [{kind: Service, group: "", name: server}], action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}
+`
+
 // meshWorld is an application in a cluster with the mesh in it.
 type meshWorld struct {
 	t      *testing.T
@@ -129,6 +142,7 @@ func TestRootAMeshInKubernetes(t *testing.T) {
 		}
 		eventually(t, "the line at the server's node", m.logged(`src.identity="spiffe://cluster.local/ns/km-shop/sa/default"`, "dst.hbone_addr=", `src.workload="client"`, `direction="inbound"`))
 	})
+	t.Run("a Gateway becomes a waypoint that enforces policy on requests", m.gateway)
 	t.Run("a running pod is captured when its namespace is labelled, and let go again", func(t *testing.T) {
 		must(t, "", "label", "namespace", "km-outside", "istio.io/dataplane-mode=ambient")
 		eventually(t, "the outsider's annotation", m.redirection("km-outside", "outsider", "enabled"))
@@ -143,6 +157,23 @@ func TestRootAMeshInKubernetes(t *testing.T) {
 		}
 	})
 	t.Run("while a node has no capture pods of the mesh wait and say why, others start", m.captureAway)
+}
+
+func (m *meshWorld) gateway(t *testing.T) {
+	m.apply(waypoint)
+	must(t, "", "-n", "km-shop", "wait", "--for=condition=Programmed", "gateway/waypoint", "--timeout=90s")
+	must(t, "", "-n", "km-shop", "label", "service", "server", "istio.io/use-waypoint=waypoint")
+	eventually(t, "DELETE to be refused by the waypoint", func() error {
+		out, err := kubectl(t.Context(), "", "-n", "km-shop", "exec", "client", "--", "/ambit", "echo", "client", "--json", "--fresh", "--method=DELETE", "--timeout=5s", "http://server.km-shop/")
+		if !strings.Contains(out, "status 403") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if n := m.ask("km-shop", "client", 20); n != 20 {
+		t.Errorf("%d of 20 GETs answered", n)
+	}
+	must(t, "", "-n", "km-shop", "label", "service", "server", "istio.io/use-waypoint-")
 }
 
 func (m *meshWorld) captureAway(t *testing.T) {

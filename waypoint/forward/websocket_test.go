@@ -242,7 +242,9 @@ func pump2(fr *http2.Framer, to *io.PipeWriter) {
 			return
 		}
 		if d, ok := f.(*http2.DataFrame); ok {
-			to.Write(d.Data())
+			if len(d.Data()) > 0 { // an empty write would be a read of nothing
+				to.Write(d.Data())
+			}
 			if d.StreamEnded() {
 				to.Close()
 				return
