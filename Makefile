@@ -9,7 +9,7 @@ REGISTRY ?= ghcr.io/ambit-mesh
 UNIT_FLAGS ?= -timeout 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-down test-kube diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-mesh kube-down test-kube diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ demo: build ## a mesh on this machine, claim by claim; needs root
 
 kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go modules the first time; needs root
 	test/kube/cluster up
+
+kube-mesh: images ## install the mesh on what kube-up started, from our chart; needs helm
+	test/kube/cluster import out/images/ambit-*.tar
+	eval "$$(test/kube/cluster env)"; helm upgrade --install ambit deploy/chart --namespace istio-system --create-namespace \
+	--set image.registry=$(REGISTRY),image.tag=$(VERSION) --wait --timeout 3m
 
 kube-down: ## stop it and remove what it made, but for what was built
 	test/kube/cluster down

@@ -28,7 +28,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
-// Of EnvoyFilter a closed part is served: rate limits, and changes of headers and timeouts (docs/decisions/0004). All else
+// Of EnvoyFilter a closed part is served: rate limits, and changes of headers and timeouts (docs/decisions/0007). All else
 // is refused, and the object with it: a patch that is half applied is none.
 
 const (

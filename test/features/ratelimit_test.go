@@ -103,7 +103,7 @@ func descriptor(actions string) string { return "rate_limits: [{actions: [" + ac
 
 const limitedStatus = "status=429"
 
-// rateLimits are limits said with EnvoyFilter (docs/decisions/0004).
+// rateLimits are limits said with EnvoyFilter (docs/decisions/0007).
 func rateLimits() []group {
 	return []group{
 		{title: "limit the rate of requests, locally", features: localLimits()},

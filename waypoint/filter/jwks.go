@@ -26,7 +26,7 @@ type jwks struct{ keys []jose.JSONWebKey }
 
 // parseJWKS reads a JSON Web Key Set (RFC 7517 section 5). Keys that cannot verify anything here are left out; a set in
 // which there is none is an error only if it is not a set at all. A key whose "use" is not signatures is left out if there
-// is another (decision 0004).
+// is another (decision 0006).
 func parseJWKS(b []byte) (*jwks, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`

@@ -337,7 +337,7 @@ func TestAKeyForEncryptionVerifiesAsInEnvoy(t *testing.T) {
 	}
 }
 
-// TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures (RFC 7517 section 4.2, decision 0004).
+// TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures (RFC 7517 section 4.2, decision 0006).
 func TestAKeyForEncryptionSignsNothingIfThereIsOneForSignatures(t *testing.T) {
 	const sig, enc, unsaid = "sig", "enc", ""
 	for _, c := range []struct {

@@ -1,0 +1,175 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// shop is an application on both nodes: two servers, a client, and an outsider in a namespace of its own.
+const shop = `
+{apiVersion: v1, kind: Namespace, metadata: {name: km-shop, labels: {istio.io/dataplane-mode: ambient}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: km-outside}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: server, namespace: km-shop}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: server}}
+  template:
+    metadata: {labels: {app: server}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: server}}}]
+      containers: [{name: echo, image: IMAGE, args: [echo], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}}]
+---
+{apiVersion: v1, kind: Service, metadata: {name: server, namespace: km-shop}, spec: {selector: {app: server}, ports: [{name: http, port: 80, targetPort: 8080}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: km-shop}, spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: echo, image: IMAGE, args: [echo]}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: outsider, namespace: km-outside}, spec: {nodeName: node2, terminationGracePeriodSeconds: 1, containers: [{name: echo, image: IMAGE, args: [echo]}]}}
+`
+
+// late is a pod that is created while a node's capture is away.
+const late = `{apiVersion: v1, kind: Pod, metadata: {name: late, namespace: NAMESPACE}, spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: echo, image: IMAGE, args: [echo]}]}}`
+
+// meshWorld is an application in a cluster with the mesh in it.
+type meshWorld struct {
+	t      *testing.T
+	system string // namespace of the mesh
+	image  string
+}
+
+func newMeshWorld(t *testing.T) *meshWorld {
+	requireCluster(t)
+	m := &meshWorld{t: t, system: "istio-system", image: "localhost/ambit-ambit:dev"}
+	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
+		m.image = v
+	}
+	if out, err := kubectl(t.Context(), "", "-n", m.system, "get", "daemonset", "ztunnel"); err != nil {
+		t.Skipf("the mesh is not installed (make kube-mesh does it): %v %s", err, out)
+	}
+	t.Cleanup(func() {
+		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "delete", "--ignore-not-found", "--wait=false", "namespace", "km-shop", "km-outside"); err != nil {
+			t.Log(err)
+		}
+	})
+	m.apply(shop)
+	m.ready("km-shop", "client")
+	m.ready("km-outside", "outsider")
+	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/server", "--timeout=60s")
+	return m
+}
+
+func (m *meshWorld) apply(manifest string) {
+	m.t.Helper()
+	apply(m.t, strings.ReplaceAll(manifest, "IMAGE", m.image))
+}
+
+func (m *meshWorld) ready(namespace, pod string) {
+	m.t.Helper()
+	must(m.t, "", "-n", namespace, "wait", "--for=condition=Ready", "pod/"+pod, "--timeout=60s")
+}
+
+// ask makes n connections from a pod to the servers and returns how many were answered.
+func (m *meshWorld) ask(namespace, pod string, n int) int {
+	m.t.Helper()
+	out := must(m.t, "", "-n", namespace, "exec", pod, "--", "/ambit", "echo", "client", "--json", "--fresh", "--timeout=5s", fmt.Sprintf("--count=%d", n), "http://server.km-shop/")
+	var sum struct{ OK int }
+	if err := json.Unmarshal([]byte(out), &sum); err != nil {
+		m.t.Fatalf("%v: %s", err, out)
+	}
+	return sum.OK
+}
+
+// redirection is the annotation by which capture says what it did.
+func (m *meshWorld) redirection(namespace, pod, want string) func() error {
+	return func() error {
+		got, err := kubectl(m.t.Context(), "", "-n", namespace, "get", "pod", pod, "-o", `jsonpath={.metadata.annotations.ambient\.istio\.io/redirection}`)
+		if err != nil || got != want {
+			return fmt.Errorf("redirection of %s/%s is %q, want %q: %w", namespace, pod, got, want, err)
+		}
+		return nil
+	}
+}
+
+// logged waits for a connection's line that has all the words, in the log of any node's proxy.
+func (m *meshWorld) logged(words ...string) func() error {
+	return func() error {
+		out, err := kubectl(m.t.Context(), "", "-n", m.system, "logs", "-l", "app=ztunnel", "-c", "proxy", "--tail=200")
+		if err != nil {
+			return err
+		}
+	next:
+		for line := range strings.Lines(out) {
+			for _, w := range words {
+				if !strings.Contains(line, w) {
+					continue next
+				}
+			}
+			return nil
+		}
+		return fmt.Errorf("no line with %q", words)
+	}
+}
+
+func TestRootAMeshInKubernetes(t *testing.T) {
+	m := newMeshWorld(t)
+	t.Run("pods of an enrolled namespace are captured when they start", func(t *testing.T) {
+		eventually(t, "the client's annotation", m.redirection("km-shop", "client", "enabled"))
+	})
+	t.Run("requests cross the nodes in HBONE under the pods' identities", func(t *testing.T) {
+		if n := m.ask("km-shop", "client", 20); n != 20 {
+			t.Errorf("%d of 20 answered", n)
+		}
+		eventually(t, "the line at the server's node", m.logged(`src.identity="spiffe://cluster.local/ns/km-shop/sa/default"`, "dst.hbone_addr=", `src.workload="client"`, `direction="inbound"`))
+	})
+	t.Run("a running pod is captured when its namespace is labelled, and let go again", func(t *testing.T) {
+		must(t, "", "label", "namespace", "km-outside", "istio.io/dataplane-mode=ambient")
+		eventually(t, "the outsider's annotation", m.redirection("km-outside", "outsider", "enabled"))
+		if n := m.ask("km-outside", "outsider", 5); n != 5 {
+			t.Errorf("%d of 5 answered", n)
+		}
+		eventually(t, "the outsider's identity", m.logged(`src.identity="spiffe://cluster.local/ns/km-outside/sa/default"`))
+		must(t, "", "label", "namespace", "km-outside", "istio.io/dataplane-mode-")
+		eventually(t, "no annotation", m.redirection("km-outside", "outsider", ""))
+		if n := m.ask("km-outside", "outsider", 5); n != 5 {
+			t.Errorf("outside again %d of 5 answered", n)
+		}
+	})
+	t.Run("while a node has no capture pods of the mesh wait and say why, others start", m.captureAway)
+}
+
+func (m *meshWorld) captureAway(t *testing.T) {
+	pods := must(t, "", "-n", m.system, "get", "pods", "-l", "app=ztunnel", "--field-selector=spec.nodeName=node1", "-o", "name")
+	must(t, "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=none") // the DaemonSet leaves the node
+	back := func() {
+		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=linux"); err != nil {
+			t.Error(err)
+		}
+	}
+	defer back()
+	must(t, "", "-n", m.system, "wait", "--for=delete", pods, "--timeout=90s")
+	for _, ns := range []string{"km-shop", "km-outside"} {
+		m.apply(strings.ReplaceAll(late, "NAMESPACE", ns))
+	}
+	m.ready("km-outside", "late")
+	eventually(t, "an event", func() error {
+		out, err := kubectl(t.Context(), "", "-n", "km-shop", "get", "events", "--field-selector=involvedObject.name=late", "-o", "jsonpath={.items[*].message}")
+		if err != nil || !strings.Contains(out, "pod km-shop/late waits for ambit's capture on this node") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if phase := must(t, "", "-n", "km-shop", "get", "pod", "late", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
+		t.Errorf("the pod of the mesh is %s without capture", phase)
+	}
+	back()
+	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pod/late", "--timeout=120s")
+	eventually(t, "the pod's annotation", m.redirection("km-shop", "late", "enabled"))
+}
