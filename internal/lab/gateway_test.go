@@ -6,8 +6,14 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/controlplane/gateway"
 )
 
 const gatewayYAML = `
@@ -52,6 +58,74 @@ func TestGatewayBecomesWaypoint(t *testing.T) {
 	n := len(g.Status.Addresses)
 	if n != 3 || g.Status.Addresses[n-1].Value != "wp.default.svc.cluster.local" || g.Status.Conditions[1].Reason != "AddressNotAssigned" {
 		t.Errorf("got status %+v", g.Status)
+	}
+}
+
+// TestGatewayBecomesWhatItBecomesInACluster holds the lab's objects against those of the control plane: what a Gateway
+// is to ztunnel, to routes and to whoever looks must be the same.
+func TestGatewayBecomesWhatItBecomesInACluster(t *testing.T) {
+	l := gatewayPlan(t)
+	g := &gatewayv1.Gateway{}
+	if err := l.objects[key{Kind: "Gateway", Namespace: "default", Name: "wp"}].m.Decode(g); err != nil {
+		t.Fatal(err)
+	}
+	g.Spec.Infrastructure.ParametersRef = nil // the number of replicas
+	want, problems := gateway.Render(g, gateway.Settings{Image: "waypoint"})
+	for _, p := range problems {
+		t.Fatal(p.Error())
+	}
+	for _, u := range want {
+		o := l.objects[key{Kind: u.GetKind(), Namespace: "default", Name: "wp"}]
+		if o == nil {
+			t.Errorf("no %s", u.GetKind())
+			continue
+		}
+		contains(t, u.GetKind()+" labels", labelsOf(o.m.Data), labelsOf(u.Object), "app.kubernetes.io/managed-by")
+		switch u.GetKind() {
+		case "Service":
+			var s corev1.Service
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &s); err != nil {
+				t.Fatal(err)
+			}
+			for i, p := range s.Spec.Ports {
+				if got := o.svc.Spec.Ports[i]; got.Name != p.Name || got.Port != p.Port || *got.AppProtocol != *p.AppProtocol {
+					t.Errorf("port %+v, want %+v", got, p)
+				}
+			}
+			contains(t, "selector", o.svc.Spec.Selector, s.Spec.Selector)
+		case "Deployment":
+			var d appsv1.Deployment
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &d); err != nil {
+				t.Fatal(err)
+			}
+			got := o.deploy.Spec.Template
+			contains(t, "labels of pods", got.Labels, d.Spec.Template.Labels, "app.kubernetes.io/managed-by")
+			contains(t, "annotations of pods", got.Annotations, d.Spec.Template.Annotations)
+			env := map[string]bool{}
+			for _, e := range got.Spec.Containers[0].Env {
+				env[e.Name] = true
+			}
+			for _, e := range d.Spec.Template.Spec.Containers[0].Env {
+				if !env[e.Name] && e.Name != "CA_ADDRESS" { // which is a flag in the lab
+					t.Errorf("no variable %s", e.Name)
+				}
+			}
+		}
+	}
+}
+
+func labelsOf(o map[string]any) map[string]string {
+	u := unstructured.Unstructured{Object: o}
+	return u.GetLabels()
+}
+
+// contains checks that a map has all of another but for some keys.
+func contains(t *testing.T, what string, got, want map[string]string, but ...string) {
+	t.Helper()
+	for k, v := range want {
+		if got[k] != v && !slices.Contains(but, k) {
+			t.Errorf("%s: %s is %q, want %q", what, k, got[k], v)
+		}
 	}
 }
 
