@@ -272,10 +272,12 @@ func TestLinesWaitForOthersAndAreWrittenTogether(t *testing.T) {
 			w.Line([]byte("line\n"))
 			time.Sleep(50 * time.Millisecond)
 		}
+		synctest.Wait()
 		if out.writes != 0 {
 			t.Errorf("%d writes before the delay was over", out.writes)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if out.writes != 1 || out.bytes != 50 {
 			t.Errorf("%d writes of %d bytes, want one of all lines", out.writes, out.bytes)
 		}

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 )
 
 // identityHeader tells Envoy who the client is: the identity of a tunnel's client cannot be had without its certificate.
@@ -48,12 +49,7 @@ func startEnvoy(t *testing.T, bin string, main *listenerv3.Listener) (e *theirs,
 
 func tryEnvoy(t *testing.T, bin string, main *listenerv3.Listener) (*theirs, func(), error) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := ln.Addr().(*net.TCPAddr).AddrPort()
-	ln.Close()
+	at := envoytest.Addrs(t, 1)[0]
 	e := &theirs{at.String()}
 	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{Listeners: []*listenerv3.Listener{listenerAt(t, main, at)}}}
 	raw, err := proto.Marshal(b)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/hbone/hbonetest"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/looptls"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -51,12 +52,7 @@ func startWire(t *testing.T) *wire {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.addr = ln.Addr().(*net.TCPAddr).AddrPort()
-	ln.Close()
+	w.addr = envoytest.Addrs(t, 1)[0]
 	ended := make(chan error, 2)
 	go func() { ended <- certs.Run(ctx) }()
 	go func() { ended <- p.Run(ctx, w.addr) }()

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 )
 
 // theirs is a real Envoy. It has one listener for each client, with all recorded chains and the recorded choice among
@@ -38,7 +39,7 @@ func startEnvoy(t *testing.T, bin string, r *resources) *theirs {
 	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: r.clusters}}
 	var last netip.AddrPort
 	for _, c := range clients {
-		last = freeAddr(t)
+		last = envoytest.Addrs(t, 1)[0]
 		e.addrs[c] = last
 		b.StaticResources.Listeners = append(b.StaticResources.Listeners, listenerFor(t, r.main, c, last))
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/hbone/hbonetest"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
@@ -61,7 +62,7 @@ func startOurs(t *testing.T) *ours {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	o.addr = freeAddr(t)
+	o.addr = envoytest.Addrs(t, 1)[0]
 	ended := make(chan error, 2)
 	go func() { ended <- certs.Run(ctx) }()
 	go func() { ended <- p.Run(ctx, o.addr) }()
@@ -114,15 +115,4 @@ func (o *ours) dial(ctx context.Context, who client, to netip.AddrPort) (net.Con
 		return nil, err
 	}
 	return c, nil
-}
-
-// freeAddr is an address of this machine that nobody listens at.
-func freeAddr(t *testing.T) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort()
 }

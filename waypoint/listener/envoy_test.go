@@ -61,27 +61,14 @@ func tree(r *rand.Rand, ports []string) string {
 	return ips(none, es...)
 }
 
-// freePorts are ports on which nobody listens, most likely.
-func freePorts(t *testing.T, n int) []string {
-	t.Helper()
-	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		_, p, _ := net.SplitHostPort(l.Addr().String())
-		out = append(out, p)
-	}
-	return out
-}
-
 func TestEnvoyFindsTheSameChains(t *testing.T) {
 	bin := envoytest.Require(t)
 	const trees = 60
 	rnd := rand.New(rand.NewPCG(1, 9))
-	ports := freePorts(t, 2*trees)
+	var ports []string
+	for _, at := range envoytest.Addrs(t, 2*trees) {
+		ports = append(ports, fmt.Sprint(at.Port()))
+	}
 	var chains []string
 	for i := range 5 {
 		n := fmt.Sprint("c", i)
