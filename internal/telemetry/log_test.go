@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -273,31 +274,31 @@ func TestLinesWaitForOthersAndAreWrittenTogether(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 		synctest.Wait()
-		if out.writes != 0 {
-			t.Errorf("%d writes before the delay was over", out.writes)
+		if out.writes.Load() != 0 {
+			t.Errorf("%d writes before the delay was over", out.writes.Load())
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if out.writes != 1 || out.bytes != 50 {
-			t.Errorf("%d writes of %d bytes, want one of all lines", out.writes, out.bytes)
+		if out.writes.Load() != 1 || out.bytes.Load() != 50 {
+			t.Errorf("%d writes of %d bytes, want one of all lines", out.writes.Load(), out.bytes.Load())
 		}
 		w.Line(bytes.Repeat([]byte("x"), muchBytes+1)) // does not wait
 		synctest.Wait()
-		if out.writes != 2 {
+		if out.writes.Load() != 2 {
 			t.Error("much waits for more")
 		}
 		w.Line([]byte("last\n"))
 		cancel()
-		if err := <-done; err != nil || out.writes != 3 {
-			t.Errorf("%v, %d writes: what waits at the end is lost", err, out.writes)
+		if err := <-done; err != nil || out.writes.Load() != 3 {
+			t.Errorf("%v, %d writes: what waits at the end is lost", err, out.writes.Load())
 		}
 	})
 }
 
-type countingWriter struct{ writes, bytes int }
+type countingWriter struct{ writes, bytes atomic.Int64 }
 
 func (c *countingWriter) Write(p []byte) (int, error) {
-	c.writes++
-	c.bytes += len(p)
+	c.writes.Add(1)
+	c.bytes.Add(int64(len(p)))
 	return len(p), nil
 }
