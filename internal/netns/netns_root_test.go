@@ -207,6 +207,7 @@ func TestRootSysctlsAreOfTheNamespace(t *testing.T) {
 	netnstest.RequireRoot(t)
 	a, b := netnstest.New(t), netnstest.New(t)
 	netnstest.Must(t, a.SetSysctl("net.ipv4.ip_forward", "1"))
+	netnstest.Must(t, b.SetSysctl("net.ipv4.ip_forward", "0")) // a new namespace has the machine's
 	for n, want := range map[*netns.NS]string{a: "1", b: "0"} {
 		if v, err := n.Sysctl("net/ipv4/ip_forward"); err != nil || v != want {
 			t.Errorf("ip_forward is %q, %v, want %s", v, err, want)
