@@ -215,12 +215,13 @@ func (o *outbound) request() *hbone.Request {
 	if o.service != nil {
 		host = o.service.Hostname
 	}
-	var buf [256]byte
+	var buf [256]byte // one value at a time: in one expression both calls would come before the first conversion
+	forwarded := string(AppendForwarded(buf[:0], o.peer, host))
 	return &hbone.Request{
 		Authority: o.authority,
 		Header: []hbone.HeaderField{
 			{Name: HeaderBaggage, Value: o.pod.baggage(o.source)},
-			{Name: HeaderForwarded, Value: string(AppendForwarded(buf[:0], o.peer, host))},
+			{Name: HeaderForwarded, Value: forwarded},
 			{Name: HeaderTraceparent, Value: string(AppendTraceparent(buf[:0], o.w.rand))},
 		},
 	}
