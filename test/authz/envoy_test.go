@@ -7,9 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -34,60 +31,16 @@ const identityHeader = "x-test-identity"
 // the client's address is the connection's.
 type theirs struct{ addr string }
 
-// startEnvoy runs the Envoy that ENVOY_BIN names, until stop is called.
+// startEnvoy runs an Envoy until stop is called.
 func startEnvoy(t *testing.T, bin string, main *listenerv3.Listener) (e *theirs, stop func()) {
 	t.Helper()
-	var err error
-	for range 3 { // somebody else may have taken the port meanwhile
-		if e, stop, err = tryEnvoy(t, bin, main); err == nil {
-			return e, stop
-		}
-	}
-	t.Fatal(err)
-	return nil, nil
-}
-
-func tryEnvoy(t *testing.T, bin string, main *listenerv3.Listener) (*theirs, func(), error) {
-	t.Helper()
 	at := envoytest.Addrs(t, 1)[0]
-	e := &theirs{at.String()}
 	b := &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{Listeners: []*listenerv3.Listener{listenerAt(t, main, at)}}}
 	raw, err := proto.Marshal(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "envoy.pb")
-	if err := os.WriteFile(file, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	cmd := exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	stop := func() {
-		cmd.Process.Kill()
-		<-ended
-	}
-	t.Cleanup(func() { cmd.Process.Kill() })
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for range 2400 {
-		if c, err := net.Dial("tcp", e.addr); err == nil {
-			c.Close()
-			return e, stop, nil
-		}
-		select {
-		case err := <-ended:
-			return nil, nil, fmt.Errorf("Envoy ended: %v\n%.4000s", err, log.String())
-		case <-tick.C:
-		}
-	}
-	stop()
-	return nil, nil, fmt.Errorf("Envoy does not listen:\n%.4000s", log.String())
+	return &theirs{at.String()}, envoytest.Start(t, bin, "envoy.pb", raw, "tcp", at.String())
 }
 
 // listenerAt is main_internal, less the filter types that only Istio's build of Envoy has, at an address.

@@ -5,12 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -47,38 +43,8 @@ func startEnvoy(t *testing.T, bin string, r *resources) *theirs {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "envoy.pb")
-	if err := os.WriteFile(file, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	cmd := exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for range 1200 {
-		if c, err := net.Dial("tcp", last.String()); err == nil {
-			c.Close()
-			return e
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Envoy ended: %v\n%s", err, log.String())
-		case <-tick.C:
-		}
-	}
-	t.Fatalf("Envoy does not listen:\n%s", log.String())
-	return nil
+	envoytest.Start(t, bin, "envoy.pb", raw, "tcp", last.String())
+	return e
 }
 
 // listenerFor is main_internal, less the filter types that only Istio's build of Envoy has, at an address.

@@ -6,12 +6,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -104,8 +101,7 @@ func (s scenario) cluster(name string, addrs []string) string {
 func startEnvoy(t *testing.T, addrs []string) *http.Client {
 	t.Helper()
 	bin := envoytest.Require(t)
-	dir := t.TempDir()
-	sock := filepath.Join(dir, "s")
+	sock := filepath.Join(t.TempDir(), "s")
 	var clusters, routes []string
 	for i, s := range scenarios {
 		clusters = append(clusters, s.cluster(fmt.Sprint(i), addrs))
@@ -114,38 +110,10 @@ func startEnvoy(t *testing.T, addrs []string) *http.Client {
 	conf := `{"static_resources":{"clusters":[` + strings.Join(clusters, ",") + `],"listeners":[{"name":"l","address":{"pipe":{"path":"` + sock + `"}},"filter_chains":[{"filters":[{"name":"hcm","typed_config":{
 		` + types + `filters.network.http_connection_manager.v3.HttpConnectionManager","stat_prefix":"x","http_filters":[{"name":"router","typed_config":{` + types + `filters.http.router.v3.Router"}}],
 		"route_config":{"name":"r","virtual_hosts":[{"name":"v","domains":["*"],"routes":[` + strings.Join(routes, ",") + `]}]}}}]}]}]}}`
-	file := filepath.Join(dir, "envoy.json")
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	cmd := exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	for range 600 {
-		if c, err := net.Dial("unix", sock); err == nil {
-			c.Close()
-			return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", sock)
-			}}}
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Envoy ended: %v\n%s", err, log.String())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	t.Fatalf("Envoy does not listen:\n%s", log.String())
-	return nil
+	envoytest.Start(t, bin, "envoy.json", []byte(conf), "unix", sock)
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
+	}}}
 }
 
 func TestEnvoyChoosesAlike(t *testing.T) {

@@ -8,13 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/ambit-mesh/ambit/internal/envoytest"
 )
@@ -83,40 +79,7 @@ func TestEnvoyFindsTheSameChains(t *testing.T) {
 			conf = append(conf, `{"name":"`+p+`","address":{"socket_address":{"address":"0.0.0.0","port_value":`+p+`}},"filter_chains":[`+strings.Join(chains, ",")+`],"filter_chain_matcher":`+m+`}`)
 		}
 	}
-	dir := t.TempDir()
-	file := filepath.Join(dir, "envoy.json")
-	if err := os.WriteFile(file, []byte(`{"static_resources":{"listeners":[`+strings.Join(conf, ",")+`]}}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	cmd := exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	up := false
-	for range 600 {
-		if c, err := net.Dial("tcp", "127.0.0.1:"+ports[len(ports)-1]); err == nil {
-			c.Close()
-			up = true
-			break
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Envoy ended: %v\n%s", err, log.String())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	if !up {
-		t.Fatalf("Envoy does not listen:\n%s", log.String())
-	}
+	envoytest.Start(t, bin, "envoy.json", []byte(`{"static_resources":{"listeners":[`+strings.Join(conf, ",")+`]}}`), "tcp", "127.0.0.1:"+ports[len(ports)-1])
 	n, found, differ := 0, 0, 0
 	for i, l := range ours {
 		for _, p := range ports[2*i : 2*i+2] {

@@ -7,12 +7,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -62,36 +59,8 @@ func startEnvoy(t *testing.T, managers []*hcmv3.HttpConnectionManager) *envoy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(e.dir, "envoy.json")
-	if err := os.WriteFile(file, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	cmd := exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
-	})
-	for range 600 {
-		if c, err := net.Dial("unix", e.socket(len(managers)-1)); err == nil {
-			c.Close()
-			return e
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Envoy ended: %v\n%s", err, log.String())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	t.Fatalf("Envoy does not listen:\n%s", log.String())
-	return nil
+	envoytest.Start(t, bin, "envoy.json", raw, "unix", e.socket(len(managers)-1))
+	return e
 }
 
 func (e *envoy) socket(i int) string { return filepath.Join(e.dir, fmt.Sprint(i)) }
