@@ -110,13 +110,13 @@ func Loop(t testing.TB) *loop.Loop {
 	return l
 }
 
-// Dialer returns a function for PoolConfig.Dial.
+// Dialer returns a function for PoolConfig.Dial. It dials from the key's source address if there is one.
 func Dialer(l *loop.Loop, cfg *tls.Config) func(hbone.Key, any, func(int, *looptls.Conn, error)) {
 	return func(key hbone.Key, _ any, done func(int, *looptls.Conn, error)) {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			fd, err := Dial(ctx, key.Addr)
+			fd, err := dial(ctx, key.SourceIP, key.Addr)
 			if err != nil {
 				done(-1, nil, err)
 				return
@@ -134,7 +134,14 @@ func Dialer(l *loop.Loop, cfg *tls.Config) func(hbone.Key, any, func(int, *loopt
 
 // Dial connects by TCP and returns a non-blocking descriptor.
 func Dial(ctx context.Context, addr netip.AddrPort) (int, error) {
+	return dial(ctx, netip.Addr{}, addr)
+}
+
+func dial(ctx context.Context, from netip.Addr, addr netip.AddrPort) (int, error) {
 	var d net.Dialer
+	if from.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
+	}
 	c, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return -1, err

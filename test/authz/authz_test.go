@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ambit-mesh/ambit/waypoint/forward/forwardtest"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -48,7 +49,7 @@ type tally struct {
 func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 	bin := os.Getenv("ENVOY_BIN")
 	n, rounds := sizes(bin != "")
-	c := &tally{by: map[string]int{}, excused: map[string]int{}, wire: startWire(t)}
+	c := &tally{by: map[string]int{}, excused: map[string]int{}, wire: &wire{forwardtest.Start(t)}}
 	for round := range rounds {
 		m := &maker{rand.New(rand.NewPCG(43, uint64(round)))}
 		tokens, keys := m.tokens(t, 60)
@@ -56,7 +57,7 @@ func TestDecisionsAreThoseOfThePoliciesAndOfEnvoy(t *testing.T) {
 		as := normalizations[round%len(normalizations)]
 		main := translated(t, services, keys, as)
 		o := newOurs(t, main)
-		c.wire.serve(t, main)
+		c.wire.Serve(t, main, nil)
 		var e *theirs
 		stop := func() {}
 		if bin != "" {

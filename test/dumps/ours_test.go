@@ -4,22 +4,10 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/ambit-mesh/ambit/hbone"
-	"github.com/ambit-mesh/ambit/hbone/hbonetest"
-	"github.com/ambit-mesh/ambit/internal/envoytest"
-	"github.com/ambit-mesh/ambit/internal/loop"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
-	"github.com/ambit-mesh/ambit/internal/svid"
-	"github.com/ambit-mesh/ambit/internal/svid/svidtest"
-	"github.com/ambit-mesh/ambit/internal/telemetry"
-	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/waypoint/cluster"
-	"github.com/ambit-mesh/ambit/waypoint/forward"
-	"github.com/ambit-mesh/ambit/waypoint/listener"
+	"github.com/ambit-mesh/ambit/waypoint/forward/forwardtest"
 )
 
 // client is who sends requests: a service account, as namespace and name.
@@ -43,76 +31,29 @@ type side interface {
 
 // ours is our waypoint, in the test's process. Clients reach it through tunnels, as their ztunnel would.
 type ours struct {
-	addr  netip.AddrPort
-	snap  atomic.Pointer[forward.Snapshot]
-	pools map[client]*hbone.Pool
+	*forwardtest.Waypoint
+	clients map[client]*forwardtest.Client
 }
 
 func startOurs(t *testing.T) *ours {
 	t.Helper()
-	ca := svidtest.NewCA(t, "cluster.local")
-	id := ca.ID("demo", "waypoint")
-	certs := svid.NewManager(svid.Config{CA: ca})
-	o := &ours{pools: map[client]*hbone.Pool{}}
-	p, err := forward.New(forward.Config{
-		ID: id, Workers: 1, Snapshot: &o.snap, Certs: certs, Metrics: telemetry.NewRegistry(telemetry.Config{}),
-		Workloads: workload.NewStore(workload.Config{}), Lines: telemetry.NewWriter(telemetry.WriterConfig{Out: t.Output()}), DrainTimeout: time.Second,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	o.addr = envoytest.Addrs(t, 1)[0]
-	ended := make(chan error, 2)
-	go func() { ended <- certs.Run(ctx) }()
-	go func() { ended <- p.Run(ctx, o.addr) }()
-	t.Cleanup(func() {
-		cancel()
-		for range 2 {
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	l := hbonetest.Loop(t)
+	o := &ours{Waypoint: forwardtest.Start(t), clients: map[client]*forwardtest.Client{}}
 	for _, c := range clients {
-		cfg := svid.ClientConfig(ca.Issue(ca.ID(c.namespace, c.account)), []spiffe.ID{id}, svid.Options{})
-		o.pool(t, l, c, hbone.PoolConfig{Dial: hbonetest.Dialer(l, cfg)})
+		id, err := spiffe.New("cluster.local", c.namespace, c.account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.clients[c] = o.Client(t, id)
 	}
 	return o
-}
-
-func (o *ours) pool(t *testing.T, l *loop.Loop, c client, cfg hbone.PoolConfig) {
-	var p *hbone.Pool
-	l.OnLoop(func() { p = hbone.NewPool(l, cfg) })
-	t.Cleanup(func() { l.OnLoop(p.Close) })
-	o.pools[c] = p
 }
 
 // serve makes the waypoint serve resources; only main_internal counts of the listeners.
 func (o *ours) serve(t *testing.T, r *resources) {
 	t.Helper()
-	main, err := listener.Compile(r.main)
-	if err != nil {
-		t.Fatal(err)
-	}
-	set := cluster.NewSet(cluster.SetConfig{})
-	var list []*cluster.Config
-	for _, p := range r.clusters {
-		c, err := cluster.Compile(p)
-		if err != nil {
-			t.Fatalf("%s: %v", p.GetName(), err)
-		}
-		list = append(list, c)
-	}
-	set.Update(list, nil)
-	o.snap.Store(&forward.Snapshot{Listener: main, Clusters: set.View()})
+	o.Serve(t, r.main, r.clusters)
 }
 
 func (o *ours) dial(ctx context.Context, who client, to netip.AddrPort) (net.Conn, error) {
-	c, _, err := o.pools[who].OpenConn(ctx, hbone.Key{Addr: o.addr}, nil, &hbone.Request{Authority: to.String()})
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
+	return o.clients[who].Dial(ctx, netip.Addr{}, to)
 }
