@@ -8,6 +8,7 @@ import (
 	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 )
 
 func TestNamesAreLookedUpInTheFamiliesOfTheWaypoint(t *testing.T) {
@@ -17,15 +18,12 @@ func TestNamesAreLookedUpInTheFamiliesOfTheWaypoint(t *testing.T) {
 		"{type: Hostname, value: waypoint.demo.svc.cluster.local}, {type: IPAddress, value: 'fd00::9'}":                                     clusterv3.Cluster_V6_ONLY,
 		"{type: Hostname, value: waypoint.demo.svc.cluster.local}, {type: IPAddress, value: 10.0.0.9}, {type: IPAddress, value: 'fd00::9'}": clusterv3.Cluster_V4_PREFERRED,
 	} {
-		objects, problems := kube.Decode("x", []byte(`
+		objects := kubetest.Decode(t, `
 {apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: waypoint, namespace: demo}, spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}, status: {addresses: [`+addresses+`]}}
 ---
 {apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: dns, namespace: demo}, spec: {hosts: [example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}}
 ---
-{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: any, namespace: demo}, spec: {hosts: ["*.example.org"], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DYNAMIC_DNS}}`))
-		for _, p := range problems {
-			t.Fatal(p.Error())
-		}
+{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: any, namespace: demo}, spec: {hosts: ["*.example.org"], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DYNAMIC_DNS}}`)
 		r := testIndex(Config{}, objects).Build(kube.Name{Namespace: "demo", Name: "waypoint"}, nil)
 		seen := 0
 		for _, c := range r.Clusters {

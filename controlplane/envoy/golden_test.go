@@ -3,76 +3,33 @@ package envoy
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 )
-
-var update = flag.Bool("update", false, "write the results into testdata")
 
 // TestGolden reads testdata/*.txtar: a claim, the objects, the addresses that translate would make of them, optionally
 // MeshConfig, and what the waypoint demo/waypoint gets, less what every waypoint has.
 func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			a, err := txtar.ParseFile(path)
-			if err != nil {
+	kubetest.Golden(t, func(t *testing.T, c *kubetest.Case) string {
+		cfg := Config{}
+		if mesh := c.File("mesh.yaml"); mesh != nil {
+			var err error
+			if cfg.Mesh, err = ParseMesh(mesh); err != nil {
 				t.Fatal(err)
 			}
-			var objects []kube.Object
-			var want []byte
-			cfg := Config{}
-			out := txtar.Archive{Comment: a.Comment}
-			for _, f := range a.Files {
-				switch f.Name {
-				case "objects.yaml":
-					list, problems := kube.Decode(f.Name, f.Data)
-					for _, p := range problems {
-						t.Fatal(p.Error())
-					}
-					objects = append(objects, list...)
-				case "mesh.yaml":
-					if cfg.Mesh, err = ParseMesh(f.Data); err != nil {
-						t.Fatal(err)
-					}
-				case "result":
-					want = f.Data
-					continue
-				default:
-					t.Fatalf("unknown file %q", f.Name)
-				}
-				out.Files = append(out.Files, f)
-			}
-			got := render(t, testIndex(cfg, objects))
-			if *update {
-				out.Files = append(out.Files, txtar.File{Name: "result", Data: []byte(got)})
-				if err := os.WriteFile(path, txtar.Format(&out), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("result (-want +got); -update writes it:\n%s", d)
-			}
-		})
-	}
+		}
+		return render(t, testIndex(cfg, c.Objects))
+	})
 }
 
 // render writes what of a waypoint's resources is its own.
@@ -207,8 +164,7 @@ func prune(v any) any {
 }
 
 // testIndex makes the index without translate: services and pods as simple as the cases need them.
-func testIndex(cfg Config, objects []kube.Object) *Index {
-	set := kube.NewObjects(objects...)
+func testIndex(cfg Config, set *kube.Objects) *Index {
 	waypoint := &workloadpb.GatewayAddress{
 		Destination: &workloadpb.GatewayAddress_Hostname{Hostname: &workloadpb.NamespacedHostname{Namespace: "demo", Hostname: "waypoint.demo.svc.cluster.local"}},
 	}

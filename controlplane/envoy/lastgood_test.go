@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 )
 
 const lastGoodBase = `
@@ -25,11 +26,7 @@ status: {addresses: [{type: Hostname, value: waypoint.demo.svc.cluster.local}]}
 
 func buildYAML(t *testing.T, text string, last *Resources) *Resources {
 	t.Helper()
-	list, problems := kube.Decode("f.yaml", []byte(lastGoodBase+text))
-	for _, p := range problems {
-		t.Fatal(p.Error())
-	}
-	return testIndex(Config{}, list).Build(kube.Name{Namespace: "demo", Name: "waypoint"}, last)
+	return testIndex(Config{}, kubetest.Decode(t, lastGoodBase+text)).Build(kube.Name{Namespace: "demo", Name: "waypoint"}, last)
 }
 
 func rewriteRule(host, substitution string) string {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 )
 
 // shelf is an API server of a few objects that notes what is done.
@@ -67,7 +68,7 @@ func TestObjectsFollowTheirGateway(t *testing.T) {
 		step := func(what, manifests, want string) {
 			t.Helper()
 			if manifests != "" {
-				objects = set(t, manifests)
+				objects = kubetest.Decode(t, manifests)
 			}
 			if problems, err := c.Reconcile(t.Context(), p.Update(objects)); err != nil || len(problems) > 0 {
 				t.Errorf("%s: %v, %v", what, err, problems)
@@ -96,7 +97,7 @@ func TestAServiceOrPodThatGoesIsLookedAt(t *testing.T) {
 	s := &shelf{objects: map[string]*unstructured.Unstructured{}}
 	p, c := NewPlanner(Settings{Image: "wp:1"}), NewController(s)
 	pod := "---\n{apiVersion: v1, kind: Pod, metadata: {name: wp-1, namespace: demo, labels: {gateway.networking.k8s.io/gateway-name: wp}}, spec: {containers: [{name: c, image: i}]}}\n"
-	objects := set(t, class+fmt.Sprintf(gate, Class, "")+pod)
+	objects := kubetest.Decode(t, class+fmt.Sprintf(gate, Class, "")+pod)
 	if _, err := c.Reconcile(t.Context(), p.Update(objects)); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func TestWhatIsSomebodyElsesIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &shelf{objects: map[string]*unstructured.Unstructured{"Deployment demo/wp": d}}
-		problems, err := NewController(s).Reconcile(t.Context(), NewPlanner(Settings{Image: "wp:1"}).Update(set(t, class+fmt.Sprintf(gate, Class, ""))))
+		problems, err := NewController(s).Reconcile(t.Context(), NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ""))))
 		if err == nil || len(problems) != 1 || !strings.Contains(problems[0].Error(), "Gateway demo/wp: metadata.name: Deployment demo/wp was not made for this Gateway and is left as it is") {
 			t.Errorf("%s: %v, %v", owner, err, problems)
 		}
@@ -131,7 +132,7 @@ func TestWhatIsSomebodyElsesIsLeft(t *testing.T) {
 			t.Errorf("%s: %s", owner, got)
 		}
 		// Nor is it deleted when the Gateway asks for nothing.
-		plan := NewPlanner(Settings{Image: "wp:1"}).Update(set(t, class+fmt.Sprintf(gate, Class, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]")))
+		plan := NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]")))
 		if _, err := NewController(s).Reconcile(t.Context(), plan); err != nil || s.did() != "" {
 			t.Errorf("%s: touched, %v", owner, err)
 		}
@@ -142,7 +143,7 @@ func TestAFailureIsTriedAgainLaterAndLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &shelf{objects: map[string]*unstructured.Unstructured{}, fail: errors.New("no")}
 		p, c := NewPlanner(Settings{Image: "wp:1"}), NewController(s)
-		objects := set(t, class+fmt.Sprintf(gate, Class, ""))
+		objects := kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ""))
 		start := time.Now()
 		var tries []time.Duration
 		for range 60 {
@@ -158,14 +159,14 @@ func TestAFailureIsTriedAgainLaterAndLater(t *testing.T) {
 			t.Errorf("tries at %v, want %v", tries, want)
 		}
 		s.fail = nil
-		if _, err := c.Reconcile(t.Context(), p.Update(set(t, class+fmt.Sprintf(gate, Class, ", infrastructure: {labels: {a: b}}")))); err != nil {
+		if _, err := c.Reconcile(t.Context(), p.Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ", infrastructure: {labels: {a: b}}")))); err != nil {
 			t.Errorf("a Gateway that changed waits: %v", err)
 		}
 	})
 }
 
 func TestWithoutAnImageNothingIsMade(t *testing.T) {
-	if plan := NewPlanner(Settings{}).Update(set(t, fmt.Sprintf(gate, Class, ""))); len(plan.Waypoints) > 0 {
+	if plan := NewPlanner(Settings{}).Update(kubetest.Decode(t, fmt.Sprintf(gate, Class, ""))); len(plan.Waypoints) > 0 {
 		t.Errorf("planned: %v", plan.Waypoints)
 	}
 }

@@ -1,65 +1,35 @@
 package status
 
 import (
-	"flag"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/tools/txtar"
-
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/envoy"
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
 )
 
-var update = flag.Bool("update", false, "write the results into testdata")
-
 // TestGolden reads testdata/*.txtar: a claim, the objects, and the statuses that come of them.
 func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			a, err := txtar.ParseFile(path)
+	kubetest.Golden(t, func(t *testing.T, c *kubetest.Case) string {
+		got := ""
+		for _, s := range compute(c.Objects) {
+			body, _, err := s.Render(nil, time.Unix(0, 0))
 			if err != nil {
 				t.Fatal(err)
 			}
-			objects, problems := kube.Decode(a.Files[0].Name, a.Files[0].Data)
-			for _, p := range problems {
-				t.Fatal(p.Error())
-			}
-			got := ""
-			for _, s := range compute(kube.NewObjects(objects...)) {
-				body, _, err := s.Render(nil, time.Unix(0, 0))
-				if err != nil {
-					t.Fatal(err)
-				}
-				text := strings.ReplaceAll(string(body), `"lastTransitionTime":"1970-01-01T00:00:00Z",`, "")
-				got += fmt.Sprintf("# %s\n%s\n", s.Object, strings.NewReplacer(`{"message"`, "\n  {\"message\"", `"parents":`, "\n\"parents\":", `,"listeners"`, ",\n\"listeners\"").Replace(text))
-			}
-			if *update {
-				out := txtar.Archive{Comment: a.Comment, Files: []txtar.File{a.Files[0], {Name: "result", Data: []byte(got)}}}
-				if err := os.WriteFile(path, txtar.Format(&out), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(a.Files[1].Data), got); d != "" {
-				t.Errorf("result (-want +got); -update writes it:\n%s", d)
-			}
-		})
-	}
+			text := strings.ReplaceAll(string(body), `"lastTransitionTime":"1970-01-01T00:00:00Z",`, "")
+			got += fmt.Sprintf("# %s\n%s\n", s.Object, strings.NewReplacer(`{"message"`, "\n  {\"message\"", `"parents":`, "\n\"parents\":", `,"listeners"`, ",\n\"listeners\"").Replace(text))
+		}
+		return got
+	})
 }
 
 // compute goes the way of the control plane.

@@ -4,75 +4,30 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
 )
-
-var update = flag.Bool("update", false, "write the results into testdata")
 
 // TestGolden reads testdata/*.txtar: a claim, the objects, and what is made of them. Addresses are written as text, and
 // what is the same in nearly all workloads is left out.
 func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, path := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
-			a, err := txtar.ParseFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := txtar.Archive{Comment: a.Comment}
-			var objects []kube.Object
-			var want txtar.File
-			cfg := Config{}
-			for _, f := range a.Files {
-				switch f.Name {
-				case "config.yaml":
-					out.Files = append(out.Files, f)
-					if err := yaml.UnmarshalStrict(f.Data, &cfg); err != nil {
-						t.Fatal(err)
-					}
-				case "objects.yaml":
-					out.Files = append(out.Files, f)
-					var problems []kube.Problem
-					if objects, problems = kube.Decode(f.Name, f.Data); len(problems) > 0 {
-						t.Fatal(problems[0].Error())
-					}
-				case "result":
-					want = f
-				default:
-					t.Fatalf("unknown file %q", f.Name)
-				}
-			}
-			got := render(t, Build(cfg, kube.NewObjects(objects...)))
-			if *update {
-				out.Files = append(out.Files, txtar.File{Name: "result", Data: []byte(got)})
-				if err := os.WriteFile(path, txtar.Format(&out), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(want.Data), got); d != "" {
-				t.Errorf("result (-want +got); -update writes it:\n%s", d)
-			}
-		})
-	}
+	kubetest.Golden(t, func(t *testing.T, c *kubetest.Case) string {
+		cfg := Config{}
+		if err := yaml.UnmarshalStrict(c.File("config.yaml"), &cfg); err != nil {
+			t.Fatal(err)
+		}
+		return render(t, Build(cfg, c.Objects))
+	})
 }
 
 // boring are the values that are left out of a rendered workload.

@@ -127,6 +127,7 @@ var siblings = map[string]string{
 	"waypoint/forward/forwardtest -> waypoint/forward":      "a package's test double knows the package",
 	"waypoint/forward/forwardtest -> waypoint/cluster":      "a package's test double configures the package",
 	"waypoint/forward/forwardtest -> waypoint/listener":     "a package's test double configures the package",
+	"controlplane/kube/kubetest -> controlplane/kube":       "a package's test support knows the package",
 	"internal/svid/svidtest -> internal/svid":               "a package's test double knows the package",
 	"hbone/hbonetest -> hbone":                              "a package's test double knows the package",
 	"internal/xds/xdstest -> internal/xds":                  "a package's test double knows the package",
