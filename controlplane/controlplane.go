@@ -13,8 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,6 +30,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/translate"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
 
@@ -202,11 +201,11 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		defer admin.Close()
 	}
 	if s.cfg.RootCAOut != "" {
-		if err := writeFile(s.cfg.RootCAOut, s.authority.RootPEM()); err != nil {
+		if err := atomicfile.Write(s.cfg.RootCAOut, s.authority.RootPEM(), 0o644); err != nil {
 			return fmt.Errorf("write root certificates: %w", err)
 		}
 		s.authority.Watch(func(rootPEM []byte) {
-			if err := writeFile(s.cfg.RootCAOut, rootPEM); err != nil {
+			if err := atomicfile.Write(s.cfg.RootCAOut, rootPEM, 0o644); err != nil {
 				s.log.Error("root certificates not written", slog.String("file", s.cfg.RootCAOut), slog.Any("err", err))
 			}
 		})
@@ -311,23 +310,6 @@ func serverIPs(addr net.Addr) ([]netip.Addr, error) {
 		}
 	}
 	return ips, nil
-}
-
-// writeFile replaces a file that others read, by a rename. Its directory must exist.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }
 
 // ParseAccounts reads a comma-separated list of namespace/serviceaccount.

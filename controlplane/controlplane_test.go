@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -130,7 +131,7 @@ func start(t testing.TB, src kube.Source) (*server, string, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(rootFile, s.authority.RootPEM()); err != nil {
+	if err := os.WriteFile(rootFile, s.authority.RootPEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 // Files of an authority: Istio's names (Secret cacerts), then cert-manager's (2.4).
@@ -202,21 +204,9 @@ func (a *Authority) save(ctx context.Context, s state) error {
 	return nil
 }
 
-// write replaces a file of mode 0600 by a rename, after its content has reached the disk.
+// write replaces a file of the authority, which nobody else may read.
 func write(dir, name string, data []byte) error {
-	f, err := os.CreateTemp(dir, "."+name+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, name))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return atomicfile.Write(filepath.Join(dir, name), data, 0o600)
 }
 
 // reloadLocked reads a plugged-in authority and puts it in force when it is whole and differs. Roots that are no longer

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 const (
@@ -137,7 +139,7 @@ func rewrite(path, list string, conf []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := replace(list, conf, st.Mode().Perm()); err != nil || path == list {
+	if err := atomicfile.Write(list, conf, st.Mode().Perm()); err != nil || path == list {
 		return err
 	}
 	return os.Remove(path)
@@ -190,5 +192,5 @@ func (i *Installer) copyBinary() (changed bool, err error) {
 	if have, err := os.ReadFile(to); err == nil && bytes.Equal(have, want) {
 		return false, nil
 	}
-	return true, replace(to, want, 0o755)
+	return true, atomicfile.Write(to, want, 0o755)
 }

@@ -4,7 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
+
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 // MemoryFile is the name of the Memory in capture's run directory.
@@ -57,19 +58,7 @@ func (m Memory) Write(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode namespaces: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write namespaces: %w", err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
+	if err := atomicfile.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("write namespaces: %w", err)
 	}
 	return nil
