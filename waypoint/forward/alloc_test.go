@@ -12,6 +12,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
 	"github.com/ambit-mesh/ambit/waypoint/listener"
@@ -20,26 +21,7 @@ import (
 // plainRig is a rig with a plain port for the service, in front of a server that answers all the same.
 func plainRig(t testing.TB, two bool, serve func(net.Conn)) (*rig, string) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go serve(c)
-		}
-	}()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := free.Addr().(*net.TCPAddr).AddrPort()
-	free.Close()
+	at := envoytest.Addrs(t, 1)[0]
 	r := newRigWith(t, func(c *Config) {
 		c.Plain = []PlainPort{{Listen: at, As: vip}}
 		c.Lines = telemetry.NewWriter(telemetry.WriterConfig{Out: io.Discard})
@@ -48,7 +30,7 @@ func plainRig(t testing.TB, two bool, serve func(net.Conn)) (*rig, string) {
 	if two {
 		options = h2
 	}
-	r.cluster("reviews", options, ln.Addr().String())
+	r.cluster("reviews", options, script(t, serve))
 	r.routes(`[{"match": {"prefix": "/a"}, "route": {"cluster": "reviews", "timeout": "0s"}}, {"match": {"path": "/b"}, "route": {"cluster": "reviews"}},
 	 {"match": {"prefix": "/"}, "route": {"cluster": "reviews", "timeout": "15s", "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2}}}]`)
 	logs, err := accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, `{"name": "f", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stdout"}}`)})

@@ -87,20 +87,11 @@ func TestAnAnswerThatIsCutOffIsNotTakenForWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				c.Read(make([]byte, 1000))
-				io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nhalf of it") // ends with the connection
-				c.(*tls.Conn).NetConn().Close()                        // and that without close_notify
-			}()
-		}
-	}()
+	scriptOn(t, ln, func(c net.Conn) {
+		c.Read(make([]byte, 1000))
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nhalf of it") // ends with the connection
+		c.(*tls.Conn).NetConn().Close()                        // and that without close_notify
+	})
 	r.cluster("reviews", toTLS("x.example", "", ""), ln.Addr().String())
 	r.routes(toReviews)
 	resp, err := r.client().Get("http://reviews:9080/")

@@ -25,33 +25,18 @@ func TestH2SpecPassesThroughTheWaypoint(t *testing.T) {
 	only := *r.snap.Load().Listener.Lookup(vip)
 	only.HTTP = nil // an invalid preface would otherwise be taken for HTTP/1, and be answered with 400
 	r.target(&only)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				s, err := r.dial(t.Context(), vip)
-				if err != nil {
-					return
-				}
-				defer s.Close()
-				go func() {
-					io.Copy(s, c)
-					s.(interface{ CloseWrite() error }).CloseWrite()
-				}()
-				io.Copy(c, s)
-			}()
+	_, port, _ := net.SplitHostPort(script(t, func(c net.Conn) {
+		s, err := r.dial(t.Context(), vip)
+		if err != nil {
+			return
 		}
-	}()
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
+		defer s.Close()
+		go func() {
+			io.Copy(s, c)
+			s.(interface{ CloseWrite() error }).CloseWrite()
+		}()
+		io.Copy(c, s)
+	}))
 	out, err := exec.Command(bin, "-h", "127.0.0.1", "-p", port, "-o", "3").CombinedOutput()
 	text := string(out)
 	t.Log(text[max(0, strings.LastIndex(text, "Finished")):])

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/hbone"
 	"github.com/ambit-mesh/ambit/hbone/hbonetest"
+	"github.com/ambit-mesh/ambit/internal/envoytest"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/svid"
 	"github.com/ambit-mesh/ambit/internal/svid/svidtest"
@@ -70,12 +72,7 @@ func newRigWith(t testing.TB, change func(*Config)) *rig {
 		t.Fatal(err)
 	}
 	r.proxy = p
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.addr = ln.Addr().(*net.TCPAddr).AddrPort()
-	ln.Close()
+	r.addr = envoytest.Addrs(t, 1)[0]
 	go func() { done <- p.Run(ctx, r.addr) }()
 	r.stop = func() {
 		cancel()
@@ -185,3 +182,50 @@ func (t targets) Lookup(to netip.AddrPort) *listener.Target { return t[to] }
 func keyOf(r *rig) hbone.Key { return hbone.Key{Addr: r.addr} }
 
 func requestTo(authority string) *hbone.Request { return &hbone.Request{Authority: authority} }
+
+// script is a server that handles each connection with f, which may leave it open, until the test ends.
+func script(t testing.TB, f func(net.Conn)) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scriptOn(t, ln, f)
+	return ln.Addr().String()
+}
+
+// scriptOn is script on a listener, which it closes.
+func scriptOn(t testing.TB, ln net.Listener, f func(net.Conn)) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	open := map[net.Conn]bool{} // nil when the test has ended
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			if open == nil {
+				c.Close()
+			} else {
+				open[c] = true
+			}
+			mu.Unlock()
+			wg.Go(func() {
+				f(c)
+				c.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for c := range open {
+			c.Close()
+		}
+		open = nil
+		mu.Unlock()
+		wg.Wait()
+	})
+}

@@ -15,28 +15,14 @@ import (
 func TestAConnectionThatWasToldApartIsNotToldApartAgainWhileItWaits(t *testing.T) {
 	r := newRig(t)
 	a := newAuthority(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
 	got, began, shake := make(chan string, 10), make(chan struct{}, 10), make(chan struct{})
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			began <- struct{}{}
-			go func() {
-				defer c.Close()
-				<-shake
-				b, _ := io.ReadAll(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{a.issue("db.example")}}))
-				got <- string(b)
-			}()
-		}
-	}()
-	r.cluster("db", toTLS("", "file-root:"+a.file, ""), ln.Addr().String())
+	addr := script(t, func(c net.Conn) {
+		began <- struct{}{}
+		<-shake
+		b, _ := io.ReadAll(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{a.issue("db.example")}}))
+		got <- string(b)
+	})
+	r.cluster("db", toTLS("", "file-root:"+a.file, ""), addr)
 	r.routes(toReviews)
 	both := *r.snap.Load().Listener.Lookup(vip)
 	both.TCP = raw(t, "db")
@@ -62,21 +48,7 @@ func TestAConnectionThatWasToldApartIsNotToldApartAgainWhileItWaits(t *testing.T
 
 func TestAConnectionIsCountedWhileItIsOpen(t *testing.T) {
 	r := newRig(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
-	r.cluster("db", "", ln.Addr().String())
+	r.cluster("db", "", script(t, func(c net.Conn) { io.Copy(c, c) }))
 	r.target(&listener.Target{TCP: raw(t, "db")})
 	c, err := r.dial(t.Context(), vip)
 	if err != nil {
@@ -132,18 +104,7 @@ func TestConnectionsOfOneClientGoToOneEndpointWhereItsAddressDecides(t *testing.
 	const n = 4
 	var addrs []string
 	for i := range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { ln.Close() })
-		addrs = append(addrs, ln.Addr().String())
-		go func() { // ends with the listener
-			for c, err := ln.Accept(); err == nil; c, err = ln.Accept() {
-				io.WriteString(c, strconv.Itoa(i))
-				c.Close()
-			}
-		}()
+		addrs = append(addrs, script(t, func(c net.Conn) { io.WriteString(c, strconv.Itoa(i)) }))
 	}
 	r.cluster("db", `"lb_policy": "MAGLEV"`, addrs...)
 	seen := func(hash bool) map[string]int {

@@ -343,21 +343,11 @@ func countingTLS(t *testing.T, cfg *tls.Config) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				io.WriteString(c, "server first\n")
-				n, err := io.Copy(io.Discard, c)
-				fmt.Fprint(c, n, err)
-			}()
-		}
-	}()
+	scriptOn(t, ln, func(c net.Conn) {
+		io.WriteString(c, "server first\n")
+		n, err := io.Copy(io.Discard, c)
+		fmt.Fprint(c, n, err)
+	})
 	return ln.Addr().String()
 }
 

@@ -293,26 +293,11 @@ func TestATunnelsOtherDirectionGoesOnWhenTheEndpointHasEnded(t *testing.T) {
 
 func TestATCPConnectionIsRelayedWithHalfClose(t *testing.T) {
 	r := newRig(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				io.WriteString(c, "server first\n")
-				b, _ := io.ReadAll(c)
-				fmt.Fprintf(c, "%d", len(b))
-			}()
-		}
-	}()
-	r.cluster("db", "", ln.Addr().String())
+	r.cluster("db", "", script(t, func(c net.Conn) {
+		io.WriteString(c, "server first\n")
+		b, _ := io.ReadAll(c)
+		fmt.Fprintf(c, "%d", len(b))
+	}))
 	r.target(&listener.Target{TCP: raw(t, "db")})
 	for _, n := range []int{0, 10, 5 << 20} {
 		c, err := r.dial(t.Context(), vip)
@@ -339,26 +324,11 @@ func TestATCPConnectionIsRelayedWithHalfClose(t *testing.T) {
 func TestAnUnnamedPortIsToldByItsFirstBytesOrByTheirAbsence(t *testing.T) {
 	r := newRig(t)
 	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, q *http.Request) { io.WriteString(w, "http") }))
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(c, "tcp")
-			c.(*net.TCPConn).CloseWrite()
-			go func() {
-				io.Copy(io.Discard, c)
-				c.Close()
-			}()
-		}
-	}()
-	r.cluster("raw", "", ln.Addr().String())
+	r.cluster("raw", "", script(t, func(c net.Conn) {
+		io.WriteString(c, "tcp")
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, c)
+	}))
 	r.routes(toReviews)
 	both := *r.snap.Load().Listener.Lookup(vip)
 	both.TCP = raw(t, "raw")
