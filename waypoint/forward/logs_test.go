@@ -13,8 +13,6 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/accesslog"
@@ -29,29 +27,12 @@ const otelLog = `{"name": "otel", "typed_config": {"@type": "type.googleapis.com
 
 func TestACollectorIsToldOfRequestsThatAreLogged(t *testing.T) {
 	r := newRig(t)
-	got := make(chan *logspb.LogsData, 16)
-	s := grpc.NewServer()
-	s.RegisterService(&grpc.ServiceDesc{
-		ServiceName: "opentelemetry.proto.collector.logs.v1.LogsService", HandlerType: (*any)(nil),
-		Methods: []grpc.MethodDesc{{MethodName: "Export", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-			m := &logspb.LogsData{}
-			if err := dec(m); err != nil {
-				return nil, err
-			}
-			got <- m
-			return &emptypb.Empty{}, nil
-		}}},
-	}, nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go s.Serve(l)
-	t.Cleanup(s.Stop)
-	r.cluster("otel", h2, l.Addr().String())
+	addr, got := collector[logspb.LogsData](t, "logs")
+	r.cluster("otel", h2, addr)
 	r.cluster("reviews", "", backend(t, func(http.ResponseWriter, *http.Request) {}))
 	r.routes(toReviews)
 	h := *r.snap.Load().Listener.(targets)[vip].HTTP
+	var err error
 	if h.Logs, err = accesslog.Compile([]*accesslogv3.AccessLog{parse(t, &accesslogv3.AccessLog{}, otelLog)}); err != nil {
 		t.Fatal(err)
 	}

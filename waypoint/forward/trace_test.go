@@ -21,15 +21,15 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
-// collector is an OpenTelemetry collector of grpc-go's.
-func collector(t *testing.T) (addr string, got chan *tracepb.TracesData) {
+// collector is an OpenTelemetry collector of grpc-go's, of traces or logs, which M is a message of. kind is trace or logs.
+func collector[M any](t *testing.T, kind string) (addr string, got chan *M) {
 	t.Helper()
-	got = make(chan *tracepb.TracesData, 16)
+	got = make(chan *M, 16)
 	s := grpc.NewServer()
 	s.RegisterService(&grpc.ServiceDesc{
-		ServiceName: "opentelemetry.proto.collector.trace.v1.TraceService", HandlerType: (*any)(nil),
+		ServiceName: "opentelemetry.proto.collector." + kind + ".v1." + strings.ToUpper(kind[:1]) + kind[1:] + "Service", HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{MethodName: "Export", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-			m := &tracepb.TracesData{}
+			m := new(M)
 			if err := dec(m); err != nil {
 				return nil, err
 			}
@@ -66,7 +66,7 @@ const otlpTracing = `{"random_sampling": {"value": 0}, "custom_tags": [{"tag": "
 
 func TestOneTraceHasEveryHop(t *testing.T) {
 	r := newRig(t)
-	addr, got := collector(t)
+	addr, got := collector[tracepb.TracesData](t, "trace")
 	r.cluster("otel", h2, addr)
 	seen := make(chan http.Header, 1)
 	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, q *http.Request) { seen <- q.Header.Clone() }))
@@ -121,7 +121,7 @@ func TestOneTraceHasEveryHop(t *testing.T) {
 
 func TestTheCallersDecisionNotToRecordIsObeyed(t *testing.T) {
 	r := newRig(t)
-	addr, got := collector(t)
+	addr, got := collector[tracepb.TracesData](t, "trace")
 	r.cluster("otel", h2, addr)
 	seen := make(chan string, 1)
 	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, q *http.Request) { seen <- q.Header.Get("traceparent") }))
