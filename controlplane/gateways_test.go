@@ -105,7 +105,7 @@ func TestAGatewayBecomesAWaypointInTheCluster(t *testing.T) {
 	}()
 	g := &gatewayv1.Gateway{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "wp", UID: "u-1"},
-		Spec:       gatewayv1.GatewaySpec{GatewayClassName: gateway.Class, Listeners: []gatewayv1.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}}},
+		Spec:       gatewayv1.GatewaySpec{GatewayClassName: kube.WaypointClass, Listeners: []gatewayv1.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}}},
 	}
 	objects := kube.NewObjects(g)
 	src.snaps <- kube.Snapshot{Objects: objects}

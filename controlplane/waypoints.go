@@ -18,8 +18,6 @@ import (
 	"github.com/ambit-mesh/ambit/internal/xds"
 )
 
-const labelGateway = "gateway.networking.k8s.io/gateway-name"
-
 // view is one waypoint as a kind of client at a place sees it.
 type view struct {
 	gateway kube.Name
@@ -200,9 +198,9 @@ func (w *waypoints) scope(c discovery.Client, typeURL string) (string, error) {
 	if pod := kube.Get[*corev1.Pod](objects, c.Caller.Namespace, podName(c)); pod != nil {
 		labels, node = pod.Labels, pod.Spec.NodeName
 	}
-	name := labels[labelGateway]
+	name := labels[kube.LabelGateway]
 	if name == "" {
-		return "", fmt.Errorf("%s/%s is no waypoint: neither its pod nor its metadata has a label %s", c.Caller.Namespace, podName(c), labelGateway)
+		return "", fmt.Errorf("%s/%s is no waypoint: neither its pod nor its metadata has a label %s", c.Caller.Namespace, podName(c), kube.LabelGateway)
 	}
 	v := view{gateway: kube.Name{Namespace: c.Caller.Namespace, Name: name}, node: node, plain: c.Metadata["ISTIO_VERSION"] == ""}
 	w.want(v)

@@ -19,7 +19,7 @@ import (
 func waypointObjects() []kube.Object {
 	hostname := gatewayv1.HostnameAddressType
 	instance := pod("demo", "wp-1", "node-1", "10.0.0.1")
-	instance.Labels = map[string]string{labelGateway: "wp"}
+	instance.Labels = map[string]string{kube.LabelGateway: "wp"}
 	web := pod("demo", "web", "node-1", "10.0.0.2")
 	web.Labels = map[string]string{"app": "web"}
 	return []kube.Object{
@@ -59,7 +59,7 @@ func TestWaypointIsKnownByItsPod(t *testing.T) {
 		"Istio's build":         {client("wp-1", map[string]string{"ISTIO_VERSION": "1.32.0"}, nil), xds.ClusterType, "demo/wp"},
 		"a plain Envoy":         {client("wp-1", nil, nil), xds.ListenerType, "demo/wp plain"},
 		"endpoints by the node": {client("wp-1", nil, nil), xds.EndpointType, "demo/wp@node-1"},
-		"a pod not known yet":   {client("wp-2", map[string]string{"NODE_NAME": "node-2"}, map[string]string{labelGateway: "wp"}), xds.EndpointType, "demo/wp@node-2"},
+		"a pod not known yet":   {client("wp-2", map[string]string{"NODE_NAME": "node-2"}, map[string]string{kube.LabelGateway: "wp"}), xds.EndpointType, "demo/wp@node-2"},
 	} {
 		got, err := w.scope(c.client, c.url)
 		if err != nil || got != c.want {
@@ -67,14 +67,14 @@ func TestWaypointIsKnownByItsPod(t *testing.T) {
 		}
 	}
 	// What its pod says counts, not what it says of itself.
-	if _, err := w.scope(client("web", nil, map[string]string{labelGateway: "wp"}), xds.ClusterType); err == nil {
+	if _, err := w.scope(client("web", nil, map[string]string{kube.LabelGateway: "wp"}), xds.ClusterType); err == nil {
 		t.Error("a pod that is no waypoint was served as one")
 	}
 }
 
 func TestWhatSomebodyAskedForFollowsTheObjects(t *testing.T) {
 	w, tr := newTestWaypoints(t)
-	c := client("wp-1", nil, map[string]string{labelGateway: "wp"})
+	c := client("wp-1", nil, map[string]string{kube.LabelGateway: "wp"})
 	if _, err := w.scope(c, xds.ClusterType); err != nil { // before any object is known
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func (b *builder) targets(namespace string, one *typev1beta1.PolicyTargetReferen
 				return true
 			}
 		case r.Group == "gateway.networking.k8s.io" && r.Kind == "GatewayClass":
-			if namespace == b.cfg.RootNamespace && r.Name == waypointClass && (b.object == nil || b.object.Spec.GatewayClassName == waypointClass) {
+			if namespace == b.cfg.RootNamespace && r.Name == kube.WaypointClass && (b.object == nil || b.object.Spec.GatewayClassName == kube.WaypointClass) {
 				return true
 			}
 		case at.service == nil:

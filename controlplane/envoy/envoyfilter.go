@@ -100,7 +100,7 @@ func readFilter(o *networkingv1alpha3.EnvoyFilter) *patchSet {
 		if o.Spec.WorkloadSelector != nil {
 			field = "spec.workloadSelector"
 		}
-		refuse(field, "a waypoint goes by targetRefs only", "targetRefs: a Gateway, a Service or a ServiceEntry of the namespace; GatewayClass "+waypointClass+" in the root namespace")
+		refuse(field, "a waypoint goes by targetRefs only", "targetRefs: a Gateway, a Service or a ServiceEntry of the namespace; GatewayClass "+kube.WaypointClass+" in the root namespace")
 	}
 	if len(o.Spec.ConfigPatches) == 0 {
 		refuse("spec.configPatches", "there is no patch", "at least one")

@@ -275,7 +275,7 @@ func (x *Index) Waypoints() []kube.Name {
 	var out []kube.Name
 	for g := range kube.List[*gatewayv1.Gateway](x.objects) {
 		hbone := slices.ContainsFunc(g.Spec.Listeners, func(l gatewayv1.Listener) bool { return l.Protocol == "HBONE" })
-		if g.Spec.GatewayClassName == waypointClass || hbone {
+		if g.Spec.GatewayClassName == kube.WaypointClass || hbone {
 			out = append(out, kube.Name{Namespace: g.Namespace, Name: g.Name})
 		}
 	}

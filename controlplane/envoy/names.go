@@ -8,8 +8,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const waypointClass = "istio-waypoint"
-
 // Names of what every waypoint has (3.5).
 const (
 	nameConnectOriginate = "connect_originate"

@@ -154,16 +154,16 @@ func (c *Controller) write(ctx context.Context, s *state) error {
 
 // makeClass makes the object of the class for the first Gateway that names it.
 func (c *Controller) makeClass(ctx context.Context, p *Plan) error {
-	named := slices.ContainsFunc(p.Waypoints, func(w *Waypoint) bool { return w.Gateway.Spec.GatewayClassName == Class })
+	named := slices.ContainsFunc(p.Waypoints, func(w *Waypoint) bool { return w.Gateway.Spec.GatewayClassName == kube.WaypointClass })
 	if p.Class || c.class || !named || ctx.Err() != nil {
 		return nil
 	}
-	have, err := c.writer.Find(ctx, string(kube.KindGatewayClass), "", Class)
+	have, err := c.writer.Find(ctx, string(kube.KindGatewayClass), "", kube.WaypointClass)
 	if err == nil && have == nil {
 		err = c.writer.Apply(ctx, GatewayClass())
 	}
 	if err != nil {
-		return fmt.Errorf("make GatewayClass %q: %w", Class, err)
+		return fmt.Errorf("make GatewayClass %q: %w", kube.WaypointClass, err)
 	}
 	c.class = true
 	return nil

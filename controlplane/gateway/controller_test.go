@@ -77,19 +77,19 @@ func TestObjectsFollowTheirGateway(t *testing.T) {
 				t.Errorf("%s:\ngot  %s\nwant %s", what, got, want)
 			}
 		}
-		plain := fmt.Sprintf(gate, Class, "")
+		plain := fmt.Sprintf(gate, kube.WaypointClass, "")
 		step("first", plain, "apply ServiceAccount, apply Service, apply Deployment, apply GatewayClass")
 		step("nothing changed", "", "")
-		with := class + fmt.Sprintf(gate, Class, refers) + fmt.Sprintf(options, budget)
+		with := class + fmt.Sprintf(gate, kube.WaypointClass, refers) + fmt.Sprintf(options, budget)
 		step("a budget", with, "apply ServiceAccount, apply Service, apply Deployment, apply PodDisruptionBudget")
 		objects = objects.With([]kube.Object{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "other"}}}, nil)
 		step("another pod", "", "")
-		step("no budget any more", class+fmt.Sprintf(gate, Class, refers)+fmt.Sprintf(options, ""), "apply ServiceAccount, apply Service, apply Deployment, delete PodDisruptionBudget")
+		step("no budget any more", class+fmt.Sprintf(gate, kube.WaypointClass, refers)+fmt.Sprintf(options, ""), "apply ServiceAccount, apply Service, apply Deployment, delete PodDisruptionBudget")
 		time.Sleep(resync)
 		step("after a while", "", "apply ServiceAccount, apply Service, apply Deployment")
 		c.Forget()
 		step("leading again", "", "apply ServiceAccount, apply Service, apply Deployment")
-		step("somebody else's proxy", class+fmt.Sprintf(gate, Class, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]"), "delete Deployment, delete Service, delete ServiceAccount")
+		step("somebody else's proxy", class+fmt.Sprintf(gate, kube.WaypointClass, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]"), "delete Deployment, delete Service, delete ServiceAccount")
 	})
 }
 
@@ -97,7 +97,7 @@ func TestAServiceOrPodThatGoesIsLookedAt(t *testing.T) {
 	s := &shelf{objects: map[string]*unstructured.Unstructured{}}
 	p, c := NewPlanner(Settings{Image: "wp:1"}), NewController(s)
 	pod := "---\n{apiVersion: v1, kind: Pod, metadata: {name: wp-1, namespace: demo, labels: {gateway.networking.k8s.io/gateway-name: wp}}, spec: {containers: [{name: c, image: i}]}}\n"
-	objects := kubetest.Decode(t, class+fmt.Sprintf(gate, Class, "")+pod)
+	objects := kubetest.Decode(t, class+fmt.Sprintf(gate, kube.WaypointClass, "")+pod)
 	if _, err := c.Reconcile(t.Context(), p.Update(objects)); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestWhatIsSomebodyElsesIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &shelf{objects: map[string]*unstructured.Unstructured{"Deployment demo/wp": d}}
-		problems, err := NewController(s).Reconcile(t.Context(), NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ""))))
+		problems, err := NewController(s).Reconcile(t.Context(), NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, kube.WaypointClass, ""))))
 		if err == nil || len(problems) != 1 || !strings.Contains(problems[0].Error(), "Gateway demo/wp: metadata.name: Deployment demo/wp was not made for this Gateway and is left as it is") {
 			t.Errorf("%s: %v, %v", owner, err, problems)
 		}
@@ -132,7 +132,7 @@ func TestWhatIsSomebodyElsesIsLeft(t *testing.T) {
 			t.Errorf("%s: %s", owner, got)
 		}
 		// Nor is it deleted when the Gateway asks for nothing.
-		plan := NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]")))
+		plan := NewPlanner(Settings{Image: "wp:1"}).Update(kubetest.Decode(t, class+fmt.Sprintf(gate, kube.WaypointClass, ", addresses: [{type: Hostname, value: x.demo.svc.cluster.local}]")))
 		if _, err := NewController(s).Reconcile(t.Context(), plan); err != nil || s.did() != "" {
 			t.Errorf("%s: touched, %v", owner, err)
 		}
@@ -143,7 +143,7 @@ func TestAFailureIsTriedAgainLaterAndLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &shelf{objects: map[string]*unstructured.Unstructured{}, fail: errors.New("no")}
 		p, c := NewPlanner(Settings{Image: "wp:1"}), NewController(s)
-		objects := kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ""))
+		objects := kubetest.Decode(t, class+fmt.Sprintf(gate, kube.WaypointClass, ""))
 		start := time.Now()
 		var tries []time.Duration
 		for range 60 {
@@ -159,14 +159,14 @@ func TestAFailureIsTriedAgainLaterAndLater(t *testing.T) {
 			t.Errorf("tries at %v, want %v", tries, want)
 		}
 		s.fail = nil
-		if _, err := c.Reconcile(t.Context(), p.Update(kubetest.Decode(t, class+fmt.Sprintf(gate, Class, ", infrastructure: {labels: {a: b}}")))); err != nil {
+		if _, err := c.Reconcile(t.Context(), p.Update(kubetest.Decode(t, class+fmt.Sprintf(gate, kube.WaypointClass, ", infrastructure: {labels: {a: b}}")))); err != nil {
 			t.Errorf("a Gateway that changed waits: %v", err)
 		}
 	})
 }
 
 func TestWithoutAnImageNothingIsMade(t *testing.T) {
-	if plan := NewPlanner(Settings{}).Update(kubetest.Decode(t, fmt.Sprintf(gate, Class, ""))); len(plan.Waypoints) > 0 {
+	if plan := NewPlanner(Settings{}).Update(kubetest.Decode(t, fmt.Sprintf(gate, kube.WaypointClass, ""))); len(plan.Waypoints) > 0 {
 		t.Errorf("planned: %v", plan.Waypoints)
 	}
 }

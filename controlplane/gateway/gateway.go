@@ -20,22 +20,15 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
-// Class is the class of the Gateways that are served.
-const Class = "istio-waypoint"
-
 // Names of labels and annotations (5.2).
 const (
-	labelGateway     = "gateway.networking.k8s.io/gateway-name"
 	labelClass       = "gateway.networking.k8s.io/gateway-class-name"
-	labelManaged     = "gateway.istio.io/managed"
 	labelDefaults    = "gateway.istio.io/defaults-for-class"
 	labelMaker       = "app.kubernetes.io/managed-by"
 	annotationType   = "networking.istio.io/service-type"
 	annotationUser   = "gateway.istio.io/service-account"
 	annotationName   = "gateway.istio.io/name-override"
-	managedByMesh    = "istio.io-mesh-controller"
 	maker            = "ambit-controlplane"
-	meshController   = "istio.io/mesh-controller"
 	parametersField  = "spec.infrastructure.parametersRef"
 	annotationsField = "metadata.annotations"
 )
@@ -90,7 +83,7 @@ func (s Settings) WithDefaults() Settings {
 
 // Managed says whether a Gateway is one that waypoints are made for.
 func Managed(g *gatewayv1.Gateway) bool {
-	return g.Spec.GatewayClassName == Class && len(g.Spec.Addresses) == 0 && g.DeletionTimestamp == nil
+	return g.Spec.GatewayClassName == kube.WaypointClass && len(g.Spec.Addresses) == 0 && g.DeletionTimestamp == nil
 }
 
 // Owns says whether an object is one that this control plane made for a Gateway: it says so in a label, and the Gateway
@@ -112,7 +105,7 @@ func Owns(g *gatewayv1.Gateway, o metav1.Object) bool {
 func GatewayClass() *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": gatewayv1.GroupVersion.String(), "kind": string(kube.KindGatewayClass),
-		"metadata": map[string]any{"name": Class},
-		"spec":     map[string]any{"controllerName": meshController, "description": "The default Istio waypoint GatewayClass"},
+		"metadata": map[string]any{"name": kube.WaypointClass},
+		"spec":     map[string]any{"controllerName": kube.MeshController, "description": "The default Istio waypoint GatewayClass"},
 	}}
 }

@@ -100,6 +100,6 @@ func (r *renderer) seal(u *unstructured.Unstructured) {
 		}
 		maps.Copy(pod, r.identity())
 		_ = unstructured.SetNestedStringMap(u.Object, pod, "spec", "template", "metadata", "labels")
-		_ = unstructured.SetNestedField(u.Object, map[string]any{"matchLabels": map[string]any{labelGateway: r.g.Name}}, "spec", "selector")
+		_ = unstructured.SetNestedField(u.Object, map[string]any{"matchLabels": map[string]any{kube.LabelGateway: r.g.Name}}, "spec", "selector")
 	}
 }

@@ -78,11 +78,11 @@ func (p *Planner) Update(objects *kube.Objects) *Plan {
 		}
 		return p.plan
 	}
-	next := &Plan{Class: kube.Get[*gatewayv1.GatewayClass](objects, "", Class) != nil, Gone: sum(p.plan.Gone, gone)}
+	next := &Plan{Class: kube.Get[*gatewayv1.GatewayClass](objects, "", kube.WaypointClass) != nil, Gone: sum(p.plan.Gone, gone)}
 	defaults := p.defaults(objects)
 	cache := map[kube.Name]rendered{}
 	for g := range kube.List[*gatewayv1.Gateway](objects) {
-		if g.Spec.GatewayClassName != Class && !made(g, objects) {
+		if g.Spec.GatewayClassName != kube.WaypointClass && !made(g, objects) {
 			continue
 		}
 		r := p.render(g, objects, defaults)
@@ -156,7 +156,7 @@ func parameters(g *gatewayv1.Gateway, objects *kube.Objects) (*corev1.ConfigMap,
 func (p *Planner) defaults(objects *kube.Objects) []*corev1.ConfigMap {
 	var out []*corev1.ConfigMap
 	for m := range kube.List[*corev1.ConfigMap](objects) {
-		if m.Namespace == p.settings.RootNamespace && m.Labels[labelDefaults] == Class {
+		if m.Namespace == p.settings.RootNamespace && m.Labels[labelDefaults] == kube.WaypointClass {
 			out = append(out, m)
 		}
 	}
@@ -196,13 +196,13 @@ func (p *Planner) gone(objects *kube.Objects, changed []kube.Key) map[kube.Name]
 			continue
 		}
 		o := p.objects.Lookup(k)
-		if o == nil || o.GetLabels()[labelGateway] == "" {
+		if o == nil || o.GetLabels()[kube.LabelGateway] == "" {
 			continue
 		}
 		if out == nil {
 			out = map[kube.Name]int{}
 		}
-		out[kube.Name{Namespace: k.Namespace, Name: o.GetLabels()[labelGateway]}]++
+		out[kube.Name{Namespace: k.Namespace, Name: o.GetLabels()[kube.LabelGateway]}]++
 	}
 	return out
 }

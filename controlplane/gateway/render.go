@@ -101,10 +101,12 @@ func meta(version, kind string) metav1.TypeMeta {
 
 // identity are the labels that say whose an object is.
 func (r *renderer) identity() map[string]string {
-	return map[string]string{labelManaged: managedByMesh, labelGateway: r.g.Name, labelClass: Class, labelMaker: maker}
+	return map[string]string{kube.LabelManaged: kube.ManagedByMesh, kube.LabelGateway: r.g.Name, labelClass: kube.WaypointClass, labelMaker: maker}
 }
 
-func (r *renderer) selector() map[string]string { return map[string]string{labelGateway: r.g.Name} }
+func (r *renderer) selector() map[string]string {
+	return map[string]string{kube.LabelGateway: r.g.Name}
+}
 
 // labels are those of the Gateway, of its infrastructure, and ours, later ones before earlier ones.
 func (r *renderer) labels() map[string]string {

@@ -14,20 +14,13 @@ import (
 )
 
 const (
-	waypointClass = "istio-waypoint"
-	labelGateway  = "gateway.networking.k8s.io/gateway-name"
-	labelManaged  = "gateway.istio.io/managed"
-	managedByMesh = "istio.io-mesh-controller"
-	meshPort      = 15008
-	meshProtocol  = "HBONE"
+	meshPort     = 15008
+	meshProtocol = "HBONE"
 )
-
-// waypointController is that of the class.
-const waypointController gatewayv1.GatewayController = "istio.io/mesh-controller"
 
 // class accepts the class of waypoints.
 func (c *computer) class(g *gatewayv1.GatewayClass) {
-	if g.Spec.ControllerName != waypointController {
+	if g.Spec.ControllerName != kube.MeshController {
 		return
 	}
 	s := c.of(kube.KeyOf(g))
@@ -38,7 +31,7 @@ func (c *computer) class(g *gatewayv1.GatewayClass) {
 // instance is ready (5.3).
 func (c *computer) gateway(g *gatewayv1.Gateway) {
 	mesh := func(l gatewayv1.Listener) bool { return l.Port == meshPort && string(l.Protocol) == meshProtocol }
-	if g.Spec.GatewayClassName != waypointClass {
+	if g.Spec.GatewayClassName != kube.WaypointClass {
 		return // somebody else's
 	}
 	s := c.of(kube.KeyOf(g))
@@ -104,7 +97,7 @@ func (c *computer) programmed(g *gatewayv1.Gateway, s *Status) envoy.Verdict {
 		return notYet("Service %s/%s of the waypoint does not exist", g.Namespace, name)
 	}
 	if len(g.Spec.Addresses) == 0 {
-		if svc.Labels[labelManaged] != managedByMesh {
+		if svc.Labels[kube.LabelManaged] != kube.ManagedByMesh {
 			return notYet("Service %s/%s is not the waypoint's", g.Namespace, name) // nor may traffic go there
 		}
 		for _, ip := range svc.Spec.ClusterIPs {
@@ -114,12 +107,37 @@ func (c *computer) programmed(g *gatewayv1.Gateway, s *Status) envoy.Verdict {
 		}
 		add(gatewayv1.HostnameAddressType, svc.Name+"."+svc.Namespace+".svc."+c.ClusterDomain)
 	}
-	for p := range kube.List[*corev1.Pod](c.Objects) {
-		if p.Namespace == g.Namespace && (len(g.Spec.Addresses) > 0 && selects(svc, p) || len(g.Spec.Addresses) == 0 && p.Labels[labelGateway] == g.Name) && ready(p) {
-			return envoy.Verdict{OK: true, Reason: string(gatewayv1.GatewayReasonProgrammed), Message: "Resource programmed"}
+	answers := c.hasInstance(kube.KeyOf(g).Name)
+	if len(g.Spec.Addresses) > 0 {
+		answers = c.selected(svc)
+	}
+	if !answers {
+		return notYet("no instance of the waypoint is ready")
+	}
+	return envoy.Verdict{OK: true, Reason: string(gatewayv1.GatewayReasonProgrammed), Message: "Resource programmed"}
+}
+
+// hasInstance says whether a pod that was made for a Gateway is ready. All pods are looked at once, for all Gateways.
+func (c *computer) hasInstance(gateway kube.Name) bool {
+	if c.instances == nil {
+		c.instances = map[kube.Name]bool{}
+		for p := range kube.List[*corev1.Pod](c.Objects) {
+			if name := p.Labels[kube.LabelGateway]; name != "" && ready(p) {
+				c.instances[kube.Name{Namespace: p.Namespace, Name: name}] = true
+			}
 		}
 	}
-	return notYet("no instance of the waypoint is ready")
+	return c.instances[gateway]
+}
+
+// selected says whether a pod of a Service is ready.
+func (c *computer) selected(s *corev1.Service) bool {
+	for p := range kube.List[*corev1.Pod](c.Objects) {
+		if p.Namespace == s.Namespace && selects(s, p) && ready(p) {
+			return true
+		}
+	}
+	return false
 }
 
 func selects(s *corev1.Service, p *corev1.Pod) bool {

@@ -86,8 +86,9 @@ func Compute(in Input) []Status {
 
 type computer struct {
 	Input
-	byObject map[kube.Key]*Status
-	problems map[kube.Key][]kube.Problem
+	byObject  map[kube.Key]*Status
+	problems  map[kube.Key][]kube.Problem
+	instances map[kube.Name]bool // Gateways that have a ready pod; nil until one is asked for
 }
 
 func (c *computer) of(k kube.Key) *Status {

@@ -109,7 +109,7 @@ func (w world) pod(ns string) kube.Object {
 		p.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "rs-1", Controller: new(true)}}
 	}
 	if w.chance("instance") {
-		p.Labels[labelGatewayName] = w.one("gateway", "w0", "w1")
+		p.Labels[kube.LabelGateway] = w.one("gateway", "w0", "w1")
 	}
 	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: w.one("port name", "web", "other"), ContainerPort: 8080, Protocol: corev1.ProtocolTCP}}}}
 	p.Status.PodIPs = []corev1.PodIP{{IP: w.one("ip", "10.0.0.1", "10.0.0.2", "fd00::1")}}

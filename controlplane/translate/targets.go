@@ -13,7 +13,6 @@ import (
 
 const (
 	conditionWaypointAccepted = "WaypointAccepted"
-	waypointClass             = "istio-waypoint"
 )
 
 // targetCondition is WaypointAccepted of a policy with target references (1.10), nil for another policy. A policy that no
@@ -69,8 +68,8 @@ func (t *Translator) targetFlaw(namespace string, r *typev1beta1.PolicyTargetRef
 	case "gateway.networking.k8s.io/Gateway":
 		target.Kind = kube.KindGateway
 	case "gateway.networking.k8s.io/GatewayClass":
-		if namespace != t.cfg.RootNamespace || r.Name != waypointClass {
-			return "Invalid", fmt.Sprintf("GatewayClass %s is no target here: accepted is %s, by policies of namespace %s", r.Name, waypointClass, t.cfg.RootNamespace)
+		if namespace != t.cfg.RootNamespace || r.Name != kube.WaypointClass {
+			return "Invalid", fmt.Sprintf("GatewayClass %s is no target here: accepted is %s, by policies of namespace %s", r.Name, kube.WaypointClass, t.cfg.RootNamespace)
 		}
 		return "", ""
 	default:

@@ -28,8 +28,6 @@ const (
 	annotationCanaryWeight = "istio.io/use-waypoint-canary-weight"
 	labelIngress           = "istio.io/ingress-use-waypoint"
 	labelWaypointFor       = "istio.io/waypoint-for"
-	labelManaged           = "gateway.istio.io/managed"
-	labelGatewayName       = "gateway.networking.k8s.io/gateway-name"
 	annotationInbound      = "ambient.istio.io/waypoint-inbound-binding"
 )
 
@@ -230,8 +228,8 @@ func reference(labels map[string]string, nameLabel, namespaceLabel, namespace st
 
 // managed says whether an object was made for a waypoint or a gateway between networks: those have no waypoint themselves.
 func managed(o metav1.Object) bool {
-	switch o.GetLabels()[labelManaged] {
-	case "istio.io-mesh-controller", "istio.io-eastwest-controller":
+	switch o.GetLabels()[kube.LabelManaged] {
+	case kube.ManagedByMesh, "istio.io-eastwest-controller":
 		return true
 	}
 	return false
@@ -259,7 +257,7 @@ func (t *Translator) bindService(o metav1.Object, it *item) binding {
 // bindWorkload binds a pod, a WorkloadEntry or the endpoints of a ServiceEntry. Instances of a waypoint have none; the
 // second result is how they want their traffic.
 func (t *Translator) bindWorkload(o metav1.Object, it *item) (binding, *workloadpb.ApplicationTunnel) {
-	if name := o.GetLabels()[labelGatewayName]; name != "" {
+	if name := o.GetLabels()[kube.LabelGateway]; name != "" {
 		gateway := kube.Name{Namespace: o.GetNamespace(), Name: name}
 		it.read(kube.Key{Kind: kube.KindGateway, Name: gateway})
 		if w := t.waypoints[gateway]; w != nil {
