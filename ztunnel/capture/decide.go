@@ -8,9 +8,6 @@ import (
 
 // Labels and annotations of Istio's ambient mode.
 const (
-	labelMode          = "istio.io/dataplane-mode"
-	modeAmbient        = "ambient"
-	modeNone           = "none"
 	annotationSidecar  = "sidecar.istio.io/status"
 	annotationBypass   = "ambient.istio.io/bypass-inbound-capture"
 	annotationReroute  = "istio.io/reroute-virtual-interfaces"
@@ -60,14 +57,12 @@ func (p Policy) Decide(pod *podsock.Pod) Decision {
 	if pod.Namespace == system && pod.Labels[labelApp] == ztunnelApp {
 		return Decision{Reason: "pod is a ztunnel"}
 	}
-	mode := pod.Labels[labelMode]
 	switch {
-	case mode == modeAmbient:
-	case mode == modeNone:
-		return Decision{Reason: "label " + labelMode + "=" + modeNone}
-	case pod.NamespaceLabels[labelMode] == modeAmbient:
+	case pod.WantsMesh():
+	case pod.Labels[podsock.LabelMode] == podsock.LabelOut:
+		return Decision{Reason: "label " + podsock.LabelMode + "=" + podsock.LabelOut}
 	default:
-		return Decision{Reason: "no label " + labelMode + "=" + modeAmbient}
+		return Decision{Reason: "no label " + podsock.LabelMode + "=" + podsock.LabelIn}
 	}
 	return Decision{Enrol: true, Reason: unsupported(pod)}
 }

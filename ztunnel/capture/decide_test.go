@@ -8,8 +8,8 @@ import (
 )
 
 func TestDecide(t *testing.T) {
-	ambient := map[string]string{labelMode: modeAmbient}
-	none := map[string]string{labelMode: modeNone}
+	ambient := map[string]string{podsock.LabelMode: podsock.LabelIn}
+	none := map[string]string{podsock.LabelMode: podsock.LabelOut}
 	for _, c := range []struct {
 		name   string
 		pod    podsock.Pod
@@ -22,14 +22,14 @@ func TestDecide(t *testing.T) {
 		{"the pod's label enrols", podsock.Pod{Labels: ambient}, Policy{}, true, ""},
 		{"the pod's none beats the namespace", podsock.Pod{Labels: none, NamespaceLabels: ambient}, Policy{}, false, "none"},
 		{"the pod's ambient beats the namespace's none", podsock.Pod{Labels: ambient, NamespaceLabels: none}, Policy{}, true, ""},
-		{"another value of the pod's label does not beat the namespace", podsock.Pod{Labels: map[string]string{labelMode: "x"}, NamespaceLabels: ambient}, Policy{}, true, ""},
+		{"another value of the pod's label does not beat the namespace", podsock.Pod{Labels: map[string]string{podsock.LabelMode: "x"}, NamespaceLabels: ambient}, Policy{}, true, ""},
 		{"host network never", podsock.Pod{Labels: ambient, HostNetwork: true}, Policy{}, false, "host"},
 		{"sidecar never", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationSidecar: "{}"}}, Policy{}, false, "sidecar"},
 		{"kube-system is excluded", podsock.Pod{Labels: ambient, Namespace: "kube-system"}, Policy{}, false, "excluded"},
 		{"kube-system is not, if the list is empty", podsock.Pod{Labels: ambient, Namespace: "kube-system"}, Policy{ExcludeNamespaces: []string{}}, true, ""},
 		{"a list is obeyed", podsock.Pod{Labels: ambient, Namespace: "x"}, Policy{ExcludeNamespaces: []string{"y", "x"}}, false, "excluded"},
-		{"ztunnel itself never", podsock.Pod{Labels: map[string]string{labelMode: modeAmbient, labelApp: ztunnelApp}, Namespace: "istio-system"}, Policy{}, false, "ztunnel"},
-		{"app=ztunnel elsewhere is a pod like others", podsock.Pod{Labels: map[string]string{labelMode: modeAmbient, labelApp: ztunnelApp}}, Policy{}, true, ""},
+		{"ztunnel itself never", podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn, labelApp: ztunnelApp}, Namespace: "istio-system"}, Policy{}, false, "ztunnel"},
+		{"app=ztunnel elsewhere is a pod like others", podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn, labelApp: ztunnelApp}}, Policy{}, true, ""},
 		{"bypass is named and the pod captured whole", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationBypass: "true"}}, Policy{}, true, "not supported"},
 		{"reroute is named", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationReroute: "br0"}}, Policy{}, true, "not supported"},
 	} {

@@ -207,7 +207,7 @@ func (n *node) netns(name string) string {
 func (n *node) pod(uid string) *podsock.Pod {
 	return &podsock.Pod{
 		UID: uid, Name: uid, Namespace: "default", ServiceAccount: "sa", Netns: n.netns("netns-" + uid),
-		Addresses: []netip.Addr{podAddr}, Labels: map[string]string{labelMode: modeAmbient},
+		Addresses: []netip.Addr{podAddr}, Labels: map[string]string{podsock.LabelMode: podsock.LabelIn},
 	}
 }
 

@@ -231,7 +231,7 @@ func TestTheSocketsWorkTogether(t *testing.T) {
 	if _, err := c.Add(ctx, n.pod("b")); !errors.As(err, &e) || !e.Retry || !strings.Contains(e.Text, "port taken") || e.Status != http.StatusServiceUnavailable {
 		t.Errorf("got %+v", err)
 	}
-	if _, err := c.Add(ctx, &podsock.Pod{UID: "c", Labels: map[string]string{labelMode: modeAmbient}}); !errors.As(err, &e) || e.Retry || e.Status != http.StatusUnprocessableEntity {
+	if _, err := c.Add(ctx, &podsock.Pod{UID: "c", Labels: map[string]string{podsock.LabelMode: podsock.LabelIn}}); !errors.As(err, &e) || e.Retry || e.Status != http.StatusUnprocessableEntity {
 		t.Errorf("got %+v", err)
 	}
 	if l, err := c.List(ctx); err != nil || len(l) != 3 || l[1].State != statePending {

@@ -43,6 +43,20 @@ type Pod struct {
 	HostNetwork bool `json:"hostNetwork,omitempty"`
 }
 
+const (
+	// LabelMode is the label of pods and namespaces by which they are in the mesh, LabelIn, or not, LabelOut.
+	LabelMode = "istio.io/dataplane-mode"
+	LabelIn   = "ambient"
+	LabelOut  = "none"
+)
+
+// WantsMesh says that the pod's labels, or those of its namespace, ask for the mesh (redirection.md 1.2). What else keeps a
+// pod out is not looked at.
+func (p *Pod) WantsMesh() bool {
+	own := p.Labels[LabelMode]
+	return own == LabelIn || own != LabelOut && p.NamespaceLabels[LabelMode] == LabelIn
+}
+
 // Sandbox is what a CNI plugin knows of a pod that is being started. The rest capture asks the cluster.
 type Sandbox struct {
 	// UID is the pod's UID; "" from container runtimes that do not tell it.

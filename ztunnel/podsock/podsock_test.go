@@ -67,3 +67,18 @@ func TestACaptureThatIsNotThereIsAnError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAPodsOwnLabelGoesBeforeItsNamespaces(t *testing.T) { // redirection.md 1.2
+	for _, c := range []struct {
+		own, namespace string
+		want           bool
+	}{
+		{"", "", false}, {"ambient", "", true}, {"none", "", false}, {"other", "", false},
+		{"", "ambient", true}, {"ambient", "ambient", true}, {"none", "ambient", false}, {"other", "ambient", true},
+	} {
+		p := &Pod{Labels: map[string]string{LabelMode: c.own}, NamespaceLabels: map[string]string{LabelMode: c.namespace}}
+		if got := p.WantsMesh(); got != c.want {
+			t.Errorf("pod %q, namespace %q: %v", c.own, c.namespace, got)
+		}
+	}
+}

@@ -251,7 +251,7 @@ func (s *Source) sync(ctx context.Context, k key) error {
 
 // locate finds the namespace of a pod that is to be captured. For others it does not look.
 func (s *Source) locate(p *corev1.Pod, spec *podsock.Pod) (string, error) {
-	if spec.HostNetwork || !wants(spec) {
+	if spec.HostNetwork || !spec.WantsMesh() {
 		return "", nil
 	}
 	r := Running{UID: spec.UID, Addresses: spec.Addresses}

@@ -39,7 +39,7 @@ func (c *fakeCapture) Set(_ context.Context, p *podsock.Pod) (podsock.Result, er
 		n.Netns = old.Netns
 	}
 	c.pods[p.UID] = n
-	if !wants(p) || p.HostNetwork {
+	if !p.WantsMesh() || p.HostNetwork {
 		return podsock.Result{Result: podsock.Skipped}, nil
 	}
 	return podsock.Result{Result: podsock.Captured}, c.fail
@@ -265,7 +265,7 @@ func TestAPodThatIsBeingStartedIsLeftToTheCNIPlugin(t *testing.T) {
 	_, err := w.client.CoreV1().Pods("shop").Create(t.Context(), starting, metav1.CreateOptions{})
 	w.must(err)
 	p := <-done
-	if p.Netns != "/run/netns/x" || p.Labels["app"] != "x" || p.Addresses[0].String() != "10.1.0.9" || !wants(&p) {
+	if p.Netns != "/run/netns/x" || p.Labels["app"] != "x" || p.Addresses[0].String() != "10.1.0.9" || !p.WantsMesh() {
 		t.Errorf("%+v", p)
 	}
 	if _, told := w.capture.get("uid-new"); told {

@@ -78,26 +78,17 @@ func (s *Source) memory() podsock.Memory {
 	spaces, _ := s.nsList.List(everything)
 	for _, ns := range spaces {
 		m.Namespaces[ns.Name] = podsock.ModeOutside
-		if wants(&podsock.Pod{NamespaceLabels: ns.Labels}) {
+		if (&podsock.Pod{NamespaceLabels: ns.Labels}).WantsMesh() {
 			m.Namespaces[ns.Name] = podsock.ModeAmbient
 		}
 	}
 	pods, _ := s.podList.List(everything)
 	for _, p := range pods {
-		if m.Namespaces[p.Namespace] == podsock.ModeOutside && wants(&podsock.Pod{Labels: p.Labels}) {
+		if m.Namespaces[p.Namespace] == podsock.ModeOutside && (&podsock.Pod{Labels: p.Labels}).WantsMesh() {
 			m.Namespaces[p.Namespace] = podsock.ModeMixed
 		}
 	}
 	return m
-}
-
-// wants says that labels ask for the mesh. What else keeps a pod out is capture's to say.
-func wants(p *podsock.Pod) bool {
-	const mode, ambient = "istio.io/dataplane-mode", "ambient"
-	if own, ok := p.Labels[mode]; ok {
-		return own == ambient
-	}
-	return p.NamespaceLabels[mode] == ambient
 }
 
 // tell writes an event on a pod, unless its last one said the same.
