@@ -20,7 +20,8 @@ import (
 const (
 	settle  = 200 * time.Millisecond // after a change, before it is looked at
 	recheck = 30 * time.Second       // also without a change: a watch can be lost
-	war     = 5                      // rewrites in a row before somebody is told that another program undoes them
+	war     = 5                      // rewrites within warTime after which somebody is told that another program undoes them
+	warTime = time.Minute
 )
 
 // Installer keeps the plugin in a node's network configuration: its binary, and its entry at the end of the configuration
@@ -38,6 +39,7 @@ type Installer struct {
 	Logger *slog.Logger
 
 	installed atomic.Bool
+	copied    os.FileInfo // the plugin in BinDir, when it was last seen to be Binary; nil: not yet
 }
 
 // Installed says that the configuration that the runtime takes has the plugin. Any goroutine.
@@ -67,7 +69,7 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	rewrites, said := 0, ""
+	rewrites, first, said := 0, time.Time{}, ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,10 +99,12 @@ func (i *Installer) Run(ctx context.Context) error {
 			}
 		}
 		if !changed {
-			rewrites = 0
 			continue
 		}
 		log.Info("CNI plugin installed", "configuration", path)
+		if time.Since(first) > warTime {
+			rewrites, first = 0, time.Now()
+		}
 		if rewrites++; rewrites == war {
 			log.Warn("another program keeps removing the CNI plugin from the network configuration: with Cilium set cni.exclusive=false",
 				"configuration", path)
@@ -184,13 +188,20 @@ func (i *Installer) clean(keep string) error {
 
 // copyBinary copies the plugin if it is not there or another one. A running one is not written to.
 func (i *Installer) copyBinary() (changed bool, err error) {
+	to := filepath.Join(i.BinDir, Name)
+	if st, err := os.Stat(to); err == nil && i.copied != nil && os.SameFile(st, i.copied) && st.ModTime().Equal(i.copied.ModTime()) && st.Size() == i.copied.Size() {
+		return false, nil // megabytes need not be read for that
+	}
 	want, err := os.ReadFile(i.Binary)
 	if err != nil {
 		return false, err
 	}
-	to := filepath.Join(i.BinDir, Name)
-	if have, err := os.ReadFile(to); err == nil && bytes.Equal(have, want) {
-		return false, nil
+	if have, err := os.ReadFile(to); err != nil || !bytes.Equal(have, want) {
+		if err := atomicfile.Write(to, want, 0o755); err != nil {
+			return true, err
+		}
+		changed = true
 	}
-	return true, atomicfile.Write(to, want, 0o755)
+	i.copied, err = os.Stat(to)
+	return changed, err
 }

@@ -3,10 +3,12 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -184,6 +186,70 @@ func TestRemovalLeavesTheConfigurationAsItWas(t *testing.T) {
 	if err := h.Remove(); err != nil {
 		t.Errorf("again: %v", err)
 	}
+}
+
+func TestABinaryThatIsAnotherOneIsReplaced(t *testing.T) {
+	h := newHost(t, map[string]string{"10-a.conflist": bridge})
+	for range 2 {
+		if _, _, err := h.Install(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(h.BinDir, Name)); err != nil || string(b) != "binary" {
+			t.Errorf("%q, %v", b, err)
+		}
+		h.write(filepath.Join(h.BinDir, Name), "another")
+	}
+	if _, changed, err := h.Install(); err != nil || !changed {
+		t.Errorf("changed %v, %v", changed, err)
+	}
+}
+
+func TestAProgramThatKeepsUndoingTheInstallationIsToldOf(t *testing.T) {
+	h := newHost(t, nil)
+	var log syncBuffer
+	h.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- h.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	path := filepath.Join(h.ConfDir, "10-a.conflist")
+	for range war {
+		h.write(path, bridge)
+		for end := time.Now().Add(10 * time.Second); h.types("10-a.conflist") != "pods: bridge portmap ambit-cni"; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(h.types("10-a.conflist"))
+			}
+		}
+		time.Sleep(2 * settle) // what was written is looked at, and found well
+	}
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "another program keeps removing"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(log.String())
+		}
+	}
+}
+
+// syncBuffer is a log that is read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 func TestADirectoryThatCannotBeWatchedIsAnError(t *testing.T) {
