@@ -44,10 +44,12 @@ type Pod struct {
 }
 
 const (
-	// LabelMode is the label of pods and namespaces by which they are in the mesh, LabelIn, or not, LabelOut.
+	// LabelMode is the label of pods and namespaces by which they are in the mesh or not (redirection.md 1.2).
 	LabelMode = "istio.io/dataplane-mode"
-	LabelIn   = "ambient"
-	LabelOut  = "none"
+	// LabelIn is the value of LabelMode that asks for the mesh.
+	LabelIn = "ambient"
+	// LabelOut is the value of LabelMode that keeps a pod out, whatever its namespace asks for.
+	LabelOut = "none"
 )
 
 // WantsMesh says that the pod's labels, or those of its namespace, ask for the mesh (redirection.md 1.2). What else keeps a
