@@ -1,6 +1,6 @@
 // Command ambit is the mesh's command line: `ambit lab` runs a mesh on this machine.
 //
-// Exit status: 0 all is well, 1 a problem was found, 2 wrong usage, 3 the lab cannot be reached, 4 timed out.
+// Exit status: 0 all is well, 1 a problem was found, 2 wrong usage, 3 the lab or the cluster cannot be reached, 4 timed out.
 package main
 
 import (
@@ -49,7 +49,7 @@ func exitStatus(err error) int {
 		return 0
 	case errors.As(err, &usage):
 		return 2
-	case errors.Is(err, lab.ErrNoLab):
+	case errors.Is(err, lab.ErrNoLab), errors.Is(err, errUnreachable):
 		return 3
 	case errors.Is(err, context.DeadlineExceeded):
 		return 4
