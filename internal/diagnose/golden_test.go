@@ -1,0 +1,126 @@
+package diagnose
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	networkv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/controlplane/kube/kubetest"
+)
+
+// fixture is the file world.yaml of a case: what of the World is not objects. Without a case's own proxies there is a mesh
+// on node-1 in which all is well.
+type fixture struct {
+	Command         string // analyze (default), check, preflight, explain, enrol
+	Now, ServerTime time.Time
+	KubeVersion     string
+	Missing         []kube.Kind
+	Manifests, Lab  bool
+	NetworkPolicies []networkv1.NetworkPolicy
+	Proxies         []Proxy
+	Namespace       string   // for enrol
+	Pod             string   // for enrol
+	Query           []string // for explain
+}
+
+const healthyMesh = `
+- {role: controlplane, namespace: istio-system, name: ambit-controlplane-1, ready: true, control: {version: v1, clients: [{client: ztunnel~10.0.0.1~ztunnel-a.istio-system~d, types: []}]}}
+- {role: ztunnel, namespace: istio-system, name: ztunnel-a, node: node-1, ready: true, plugin: true, dump: {version: {version: v1}, config: {trustDomain: cluster.local}}}
+`
+
+func (f *fixture) world(t *testing.T, objects *kube.Objects) *World {
+	if f.Now.IsZero() {
+		f.Now = time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	}
+	if f.ServerTime.IsZero() {
+		f.ServerTime = f.Now
+	}
+	if f.Proxies == nil {
+		if err := yaml.Unmarshal([]byte(healthyMesh), &f.Proxies); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &World{
+		Objects: objects, Now: f.Now, ServerTime: f.ServerTime, KubeVersion: f.KubeVersion, Missing: f.Missing, Manifests: f.Manifests,
+		Lab: f.Lab, NetworkPolicies: f.NetworkPolicies, Proxies: f.Proxies,
+	}
+}
+
+// TestGolden reads testdata/*.txtar: a situation that is broken on purpose, and what is found.
+func TestGolden(t *testing.T) {
+	seen := map[string]bool{}
+	kubetest.Golden(t, func(t *testing.T, c *kubetest.Case) string {
+		f := &fixture{}
+		if err := yaml.UnmarshalStrict(c.File("world.yaml"), f); err != nil {
+			t.Fatal(err)
+		}
+		w := f.world(t, c.Objects)
+		var list []Finding
+		switch f.Command {
+		case "", "analyze":
+			list = Analyze(w)
+		case "check":
+			list = Check(w)
+		case "preflight":
+			list = Preflight(w)
+		case "enrol":
+			list = Enrol(w, f.Namespace, f.Pod, false)
+		default:
+			t.Fatalf("unknown command %q", f.Command)
+		}
+		out := ""
+		for _, x := range list {
+			seen[x.Code] = true
+			out += fmt.Sprintf("%s\n  fix: %s\n", x, x.Fix)
+		}
+		return out
+	})
+	for _, c := range Codes() {
+		if !seen[c.Code] {
+			t.Errorf("%s (%s) is in no case", c.Code, c.Title)
+		}
+	}
+}
+
+func TestCodesAreUniqueAndInOrder(t *testing.T) {
+	last := ""
+	for _, c := range Codes() {
+		if c.Code <= last || c.Title == "" || c.Fix == "" || c.Severity != Error && c.Severity != Warning {
+			t.Errorf("code %q after %q: %+v", c.Code, last, c)
+		}
+		last = c.Code
+	}
+	if n := strings.Count(Markdown(), "\n"); n != len(codes)+2 {
+		t.Errorf("%d lines", n)
+	}
+}
+
+// TestTheDocumentationHasTheCodes compares docs/findings.md; the flag -update writes it.
+func TestTheDocumentationHasTheCodes(t *testing.T) {
+	const path = "../../docs/findings.md"
+	want := findingsHead + Markdown()
+	if f := flag.Lookup("update"); f != nil && f.Value.String() == "true" {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != want {
+		t.Errorf("%s is not what the code says (%v): go test ./internal/diagnose -update", path, err)
+	}
+}
+
+const findingsHead = `# Findings
+
+What ` + "`ambit analyze` and `ambit check`" + ` say, each with a code that keeps its meaning. This table is made of the code
+(` + "`go test ./internal/diagnose -update`" + `). Every code has a case in internal/diagnose/testdata: a situation that is broken on
+purpose, and what is found.
+
+`
