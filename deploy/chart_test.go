@@ -1,4 +1,3 @@
-// Package deploy tests what is deployed: the chart, rendered in the way of Helm.
 package deploy
 
 import (
@@ -12,111 +11,39 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"text/template"
 
 	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
 )
 
 var update = flag.Bool("update", false, "write the results into testdata")
 
-// render renders the chart's templates with its values, some of them changed, and returns them by file. It knows the
-// functions of Helm that the chart uses, as Helm has them; any other fails the test.
+// render renders the chart's templates with its values, some of them changed, as Helm does, and returns them by file.
 func render(t *testing.T, changes map[string]any) map[string]string {
 	t.Helper()
-	var values, chart map[string]any
-	load(t, "chart/values.yaml", &values)
-	load(t, "chart/Chart.yaml", &chart)
-	lay(values, changes)
-	root := map[string]any{
-		"Values":  values,
-		"Release": map[string]any{"Name": "ambit", "Namespace": "istio-system", "Service": "Helm"},
-		"Chart":   map[string]any{"AppVersion": chart["appVersion"], "Name": chart["name"], "Version": chart["version"]},
+	c, err := loader.LoadDir("chart")
+	if err != nil {
+		t.Fatal(err)
 	}
-	all := template.New("chart").Option("missingkey=error")
-	all.Funcs(functions(all))
-	files, err := filepath.Glob("chart/templates/*")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no templates: %v", err)
+	values, err := chartutil.ToRenderValues(c, changes, chartutil.ReleaseOptions{Name: "ambit", Namespace: "istio-system"}, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err == nil {
-			_, err = all.New(filepath.Base(f)).Parse(string(text))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	files, err := engine.Engine{Strict: true}.Render(c, values)
+	if err != nil {
+		t.Fatal(err)
 	}
 	out := map[string]string{}
-	for _, f := range files {
-		name := filepath.Base(f)
-		var b strings.Builder
-		if err := all.ExecuteTemplate(&b, name, root); err != nil {
-			t.Fatal(err)
-		}
-		if !strings.HasPrefix(name, "_") {
-			out[name] = b.String()
+	for path, text := range files {
+		if name := filepath.Base(path); !strings.HasPrefix(name, "_") && strings.TrimSpace(text) != "" {
+			out[name] = text
 		}
 	}
 	return out
-}
-
-func functions(all *template.Template) template.FuncMap {
-	indent := func(n int, s string) string {
-		pad := strings.Repeat(" ", n)
-		return "\n" + pad + strings.ReplaceAll(s, "\n", "\n"+pad)
-	}
-	return template.FuncMap{
-		"include": func(name string, data any) (string, error) {
-			var b strings.Builder
-			err := all.ExecuteTemplate(&b, name, data)
-			return b.String(), err
-		},
-		"nindent": indent,
-		"quote":   func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
-		"default": func(d, v any) any {
-			if v == nil || v == "" {
-				return d
-			}
-			return v
-		},
-		"dict": func(kv ...any) map[string]any {
-			m := map[string]any{}
-			for i := 0; i+1 < len(kv); i += 2 {
-				m[kv[i].(string)] = kv[i+1]
-			}
-			return m
-		},
-		"toYaml": func(v any) (string, error) {
-			b, err := yaml.Marshal(v)
-			return strings.TrimSuffix(string(b), "\n"), err
-		},
-		"toJson":    func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err },
-		"first":     func(list []string) string { return list[0] },
-		"splitList": func(sep, s string) []string { return strings.Split(s, sep) },
-		"join": func(sep string, list []any) string {
-			var out []string
-			for _, v := range list {
-				out = append(out, fmt.Sprint(v))
-			}
-			return strings.Join(out, sep)
-		},
-		"int": whole,
-		"add": func(a, b any) int { return whole(a) + whole(b) },
-	}
-}
-
-// whole is a number of values, which are read as floats.
-func whole(v any) int {
-	switch n := v.(type) {
-	case float64:
-		return int(n)
-	case int:
-		return n
-	}
-	return 0
 }
 
 func load(t *testing.T, path string, into any) {
@@ -127,19 +54,6 @@ func load(t *testing.T, path string, into any) {
 	}
 	if err != nil {
 		t.Fatalf("read %s: %v", path, err)
-	}
-}
-
-// lay puts values over others.
-func lay(over, changes map[string]any) {
-	for k, v := range changes {
-		if m, ok := v.(map[string]any); ok {
-			if below, ok := over[k].(map[string]any); ok {
-				lay(below, m)
-				continue
-			}
-		}
-		over[k] = v
 	}
 }
 
@@ -168,6 +82,9 @@ func TestChartIsAsRendered(t *testing.T) {
 			"controlPlane": map[string]any{"replicas": 3.0},
 			"waypoint":     map[string]any{"image": "mine:1", "replicas": 2.0, "resources": map[string]any{"limits": map[string]any{"memory": "2Gi"}}},
 			"cni":          map[string]any{"enabled": false},
+
+			"networkPolicy":  map[string]any{"enabled": true, "monitoringNamespaces": map[string]any{"kubernetes.io/metadata.name": "monitoring"}},
+			"serviceMonitor": map[string]any{"enabled": true, "labels": map[string]any{"release": "p"}},
 		},
 	} {
 		var b bytes.Buffer
@@ -176,20 +93,37 @@ func TestChartIsAsRendered(t *testing.T) {
 			documents(t, files[f])
 			fmt.Fprintf(&b, "# %s\n%s\n", f, strings.TrimSpace(files[f]))
 		}
-		path := "testdata/" + name + ".yaml"
-		if *update {
-			if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
+		golden(t, "testdata/"+name+".yaml", b.String())
+	}
+}
+
+// TestManifestsAreTheChartsDefaults: deploy/manifests is for those who use neither Helm nor the command line.
+func TestManifestsAreTheChartsDefaults(t *testing.T) {
+	files := render(t, nil)
+	var b strings.Builder
+	b.WriteString("# Made from the chart with its defaults; TestManifestsAreTheChartsDefaults -update writes it.\n" +
+		"apiVersion: v1\nkind: Namespace\nmetadata:\n  name: istio-system\n")
+	for _, f := range slices.Sorted(maps.Keys(files)) {
+		b.WriteString("---\n" + strings.ReplaceAll(strings.TrimSpace(files[f]), "managed-by: Helm", "managed-by: kubectl") + "\n")
+	}
+	golden(t, "manifests/ambit.yaml", b.String())
+}
+
+// golden compares with a file.
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(string(want), b.String()); d != "" {
-			t.Errorf("%s (-want +got); -update writes it:\n%s", path, d)
-		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got); -update writes it:\n%s", path, d)
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 type cluster struct {
 	source    *nodepods.Source
 	installer *cni.Installer
+	log       *slog.Logger
 }
 
 // newCluster returns nil if the pods come by pods.sock only.
@@ -33,8 +34,8 @@ func newCluster(cfg *CaptureConfig, kernel capture.Kernel, log *slog.Logger) (*c
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{source: nodepods.New(nodepods.Config{
-		API: api, Node: cfg.Node, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), Logger: log,
+	c := &cluster{log: log, source: nodepods.New(nodepods.Config{
+		API: api, Node: cfg.Node, Self: k.PodUID, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), Logger: log,
 		Find: nodepods.NewFinder(k.Proc, func(path string) ([]netip.Addr, error) {
 			ns, err := kernel.Open(path)
 			if err != nil {
@@ -44,17 +45,24 @@ func newCluster(cfg *CaptureConfig, kernel capture.Kernel, log *slog.Logger) (*c
 			return kernel.Addrs(ns)
 		}),
 	})}
-	if k.CNIConfDir != "" {
-		dir := k.SocketDir
-		if dir == "" {
-			dir = cfg.RunDir
-		}
-		c.installer = &cni.Installer{
-			ConfDir: k.CNIConfDir, BinDir: k.CNIBinDir, Binary: k.CNIBinary, Logger: log,
-			Entry: cni.Config{Socket: filepath.Join(dir, capture.PodsSocket), Memory: filepath.Join(dir, podsock.MemoryFile), Agent: k.Agent},
-		}
-	}
+	c.installer = installer(cfg, log)
 	return c, nil
+}
+
+// installer of the CNI plugin; nil if it is not to be installed.
+func installer(cfg *CaptureConfig, log *slog.Logger) *cni.Installer {
+	k := cfg.Kubernetes
+	if k == nil || k.CNIConfDir == "" {
+		return nil
+	}
+	dir := k.SocketDir
+	if dir == "" {
+		dir = cfg.RunDir
+	}
+	return &cni.Installer{
+		ConfDir: k.CNIConfDir, BinDir: k.CNIBinDir, Binary: k.CNIBinary, Logger: log,
+		Entry: cni.Config{Socket: filepath.Join(dir, capture.PodsSocket), Memory: filepath.Join(dir, podsock.MemoryFile), Agent: k.Agent},
+	}
 }
 
 // lookup is who knows the pods that the CNI plugin asks for.
@@ -65,17 +73,37 @@ func (c *cluster) lookup() capture.Cluster {
 	return c.source
 }
 
-// run watches the pods and keeps the plugin installed until ctx is done.
-func (c *cluster) run(ctx context.Context, m *capture.Manager) error {
+// run watches the pods and keeps the plugin installed until ctx is done. left says that the mesh was told to leave the node,
+// and that the pods were told.
+func (c *cluster) run(ctx context.Context, m *capture.Manager) (left bool, err error) {
 	if c == nil {
-		return nil
+		return false, nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.source.Run(ctx, m) })
-	if c.installer != nil {
-		g.Go(func() error { return c.installer.Run(ctx) })
-	}
-	return g.Wait()
+	installing, stop := context.WithCancel(ctx)
+	stopped := make(chan struct{})
+	g.Go(func() error {
+		defer close(stopped)
+		if c.installer == nil {
+			return nil
+		}
+		return c.installer.Run(installing)
+	})
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.source.Leaving():
+		}
+		stop()
+		<-stopped
+		left = c.leave(ctx, m)
+		return nil
+	})
+	err = g.Wait()
+	return left, err
 }
 
 // ServeHTTP answers whether pods of the mesh can be started.
@@ -91,6 +119,8 @@ func (c *cluster) ready() error {
 	switch {
 	case c == nil:
 		return nil
+	case c.left():
+		return errors.New("the mesh leaves this node: ambit uninstall asked for it")
 	case !c.source.Synced():
 		return errors.New("the pods of the node are not known yet")
 	case c.installer != nil && !c.installer.Installed():

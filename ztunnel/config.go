@@ -52,6 +52,8 @@ type KubernetesConfig struct {
 	SocketDir string
 	// Agent are the pods of the mesh's node agent, as namespace/name-prefix: they start without being asked about.
 	Agent []string
+	// PodUID is the UID of the pod that the process runs in, by which the mesh can be told to leave the node. "" means never.
+	PodUID string
 	// UserAgent is what the API server's log calls us.
 	UserAgent string
 }

@@ -20,52 +20,60 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
-// RunCapture owns the redirection of a node until ctx is done; then it returns nil and leaves pods captured. It must run
-// in the node's network namespace, as root.
-func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
+// RunCapture owns the redirection of a node until ctx is done; then it returns nil and leaves pods captured, unless the mesh
+// was told to leave the node: then nothing of it remains. It must run in the node's network namespace, as root.
+func RunCapture(ctx context.Context, cfg CaptureConfig) error {
 	if cfg.RunDir == "" || cfg.PinDir == "" {
 		return errors.New("capture without run directory or pin directory")
 	}
+	left, err := runCapture(ctx, cfg)
+	if err != nil || !left {
+		return err
+	}
+	return vacate(cfg)
+}
+
+func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	log := cfg.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
-		return fmt.Errorf("make run directory: %w", err)
+		return false, fmt.Errorf("make run directory: %w", err)
 	}
 	node, err := redirect.Open(redirect.Config{
 		PinDir: cfg.PinDir, Cgroup: cfg.Cgroup, Mark: cfg.Mark, Mask: cfg.Mask, Table: cfg.Table, Priority: cfg.Priority,
 		AppPorts: redirect.PortRange{First: cfg.AppPortMin, Last: cfg.AppPortMax}, Logger: log,
 	})
 	if err != nil {
-		return fmt.Errorf("open redirection: %w", err)
+		return false, fmt.Errorf("open redirection: %w", err)
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
 	kernel, err := capture.NewKernel(node)
 	if err != nil {
-		return err
+		return false, err
 	}
 	exempt, err := unix.FcntlInt(uintptr(node.ExemptFD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("duplicate map descriptor: %w", err)
+		return false, fmt.Errorf("duplicate map descriptor: %w", err)
 	}
 	setup := zds.Setup{AppPortMin: node.AppPorts().First, AppPortMax: node.AppPorts().Last, Exempt: zds.NewFile(exempt)}
 	setup.Mark, setup.Mask = node.Mark()
 	defer setup.Exempt.Close()
 	cluster, err := newCluster(&cfg, kernel, log)
 	if err != nil {
-		return err
+		return false, err
 	}
 	m, err := capture.New(capture.Config{
 		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Logger: log,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
-	g.Go(func() error { return cluster.run(ctx, m) })
+	g.Go(func() (err error) { left, err = cluster.run(ctx, m); return err })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
 		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
@@ -73,20 +81,8 @@ func RunCapture(ctx context.Context, cfg CaptureConfig) (err error) {
 	if cfg.ReadyAddress != "" {
 		g.Go(func() error { return serve(ctx, cfg.ReadyAddress, "/healthz/ready", cluster) })
 	}
-	return g.Wait()
-}
-
-// Unload removes every trace of capture from the node: pods leave the mesh at once, and connections that the proxy carries
-// into applications are cut. No capture may run on the node; Unload refuses if one does.
-func Unload(cfg CaptureConfig) error {
-	forget, err := capture.Forget(cfg.RunDir)
-	if err != nil {
-		return err
-	}
-	if err := redirect.Unload(cfg.PinDir); err != nil {
-		return err
-	}
-	return forget()
+	err = g.Wait()
+	return left, err
 }
 
 // serve serves h at a path until ctx is done.

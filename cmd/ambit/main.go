@@ -25,7 +25,7 @@ func main() {
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(labCommand(), echoCommand())
+	root.AddCommand(labCommand(), echoCommand(), installCommand(), upgradeCommand(), uninstallCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

@@ -78,6 +78,7 @@ func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*
 		}
 		system := "istio-system"
 		r.nonEmpty(&system, "POD_NAMESPACE")
+		r.nonEmpty(&k.PodUID, "POD_UID")
 		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+programVersion()
 		return &k, nil
 	}

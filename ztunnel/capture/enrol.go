@@ -135,7 +135,7 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if p.state == statePending {
-			p.state, p.err = stateSkipped, nil
+			p.state, p.err = StateSkipped, nil
 		}
 		return nil
 	}
@@ -220,7 +220,7 @@ func (m *Manager) forget(p *pod) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := p.files
-	p.files, p.netns, p.dir, p.state, p.err = zds.Files{}, zds.FileID{}, zds.FileID{}, stateSkipped, nil
+	p.files, p.netns, p.dir, p.state, p.err = zds.Files{}, zds.FileID{}, zds.FileID{}, StateSkipped, nil
 	return f.Close()
 }
 

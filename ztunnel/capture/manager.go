@@ -32,7 +32,8 @@ import (
 
 // States of a pod.
 const (
-	stateSkipped  = "skipped"
+	// StateSkipped is that of a pod which is not in the mesh, and of which nothing remains there.
+	StateSkipped  = "skipped"
 	stateCaptured = "captured"
 	statePending  = "pending"
 	stateDraining = "draining"
@@ -92,6 +93,7 @@ type Manager struct {
 	kick  chan struct{} // asks for a round of retries now
 
 	started, stopped, repaired atomic.Uint64
+	leaving                    atomic.Bool
 
 	mu   sync.Mutex
 	pods map[string]*pod // guarded by mu
@@ -162,6 +164,16 @@ func (m *Manager) Run(ctx context.Context) error {
 // Proxies returns how many proxies are connected.
 func (m *Manager) Proxies() int { return m.zds.Proxies() }
 
+// Leave says that the mesh leaves the node: from now on Set lets no pod in, and lets out each one that it is told of.
+func (m *Manager) Leave() { m.leaving.Store(true) }
+
+func (m *Manager) decide(p *podsock.Pod) Decision {
+	if m.leaving.Load() {
+		return Decision{Reason: "the mesh leaves the node"}
+	}
+	return m.cfg.Policy.Decide(p)
+}
+
 // Set is told of a pod, new or changed, and captures it, leaves it alone, or lets it out of the mesh. It blocks until
 // that is done: a captured pod has its redirection in place and the newest proxy, if one is connected, serves it. On
 // error the pod is pending and tried again; it is never left open where it was captured before. A namespace or addresses
@@ -172,7 +184,7 @@ func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, e
 	}
 	p := m.take(spec.UID)
 	defer p.op.Unlock()
-	d := m.cfg.Policy.Decide(spec)
+	d := m.decide(spec)
 	m.mu.Lock()
 	old := p.spec
 	p.spec, p.reason = *spec, d.Reason
@@ -275,7 +287,7 @@ func (m *Manager) take(uid string) *pod {
 		m.mu.Lock()
 		p := m.pods[uid]
 		if p == nil {
-			p = &pod{state: stateSkipped, spec: podsock.Pod{UID: uid}}
+			p = &pod{state: StateSkipped, spec: podsock.Pod{UID: uid}}
 			m.pods[uid] = p
 		}
 		m.mu.Unlock()

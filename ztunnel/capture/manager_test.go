@@ -273,7 +273,7 @@ func TestAPodThatIsNotOursIsLeftAlone(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	n.wantCalls()
-	n.want("a", stateSkipped)
+	n.want("a", StateSkipped)
 }
 
 func TestAPodThatLeavesTheMeshDrains(t *testing.T) {
@@ -295,7 +295,7 @@ func TestAPodThatLeavesTheMeshDrains(t *testing.T) {
 	n.k.draining["a"] = false
 	n.k.mu.Unlock()
 	n.round(t.Context())
-	n.want("a", stateSkipped)
+	n.want("a", StateSkipped)
 	if r, err := n.store.load(); len(r) != 0 || err != nil {
 		t.Errorf("state remains: %v, %v", r, err)
 	}
@@ -483,7 +483,7 @@ func TestWhatCannotSucceedIsRefused(t *testing.T) {
 	p := n.pod("a")
 	p.Labels = nil
 	n.set(p)
-	n.want("a", stateSkipped)
+	n.want("a", StateSkipped)
 }
 
 func TestDamageIsRepaired(t *testing.T) {

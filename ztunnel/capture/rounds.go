@@ -76,7 +76,7 @@ func (m *Manager) round(ctx context.Context) {
 	m.each(ctx, func(ctx context.Context, p *pod) error {
 		state := m.stateOf(p)
 		switch {
-		case state != stateSkipped && gone(p.spec.Netns, p.netns, p.dir):
+		case state != StateSkipped && gone(p.spec.Netns, p.netns, p.dir):
 			if err := m.discard(ctx, p); err != nil {
 				return err
 			}

@@ -149,10 +149,16 @@ func rewrite(path, list string, conf []byte) error {
 	return os.Remove(path)
 }
 
-// Remove takes the plugin out of every configuration, and then its binary away.
-func (i *Installer) Remove() error {
+// Withdraw takes the plugin out of every configuration: pods that are started from now on are not asked about. Its binary
+// stays for those that are being started. Run must have ended.
+func (i *Installer) Withdraw() error {
 	i.installed.Store(false)
-	if err := i.clean(""); err != nil {
+	return i.clean("")
+}
+
+// Remove is Withdraw, and takes the plugin's binary away.
+func (i *Installer) Remove() error {
+	if err := i.Withdraw(); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(i.BinDir, Name)); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -97,14 +97,14 @@ func (a *api) Event(ctx context.Context, e *corev1.Event) error {
 	return a.c.Post().Namespace(e.Namespace).Resource("events").Body(e).Do(ctx).Error()
 }
 
-// annotate writes the annotation; "" takes it away. A pod of the same name that followed is not touched: the patch names the
+// annotate writes an annotation; "" takes it away. A pod of the same name that followed is not touched: the patch names the
 // UID.
-func (s *Source) annotate(ctx context.Context, p *corev1.Pod, value string) error {
+func (s *Source) annotate(ctx context.Context, p *corev1.Pod, key, value string) error {
 	var v any
 	if value != "" {
 		v = value
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID, "annotations": map[string]any{annotation: v}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID, "annotations": map[string]any{key: v}}})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,6 +63,8 @@ type Config struct {
 	Node string
 	// Find looks for the network namespace of a running pod; NewFinder makes it.
 	Find func(Running) (path string, err error)
+	// Self is the UID of the pod that the process runs in. "" means that the mesh is never told to leave the node.
+	Self string
 	// Memory is the file that is left for the CNI plugin; "" for none.
 	Memory string
 	// Logger, nil for none.
@@ -79,6 +82,9 @@ type Source struct {
 	nsList     listers.NamespaceLister
 	queue      workqueue.TypedRateLimitingInterface[key]
 	remember   chan struct{} // the Memory may have changed
+	leaving    chan struct{} // closed when the mesh is to leave the node
+	leave      sync.Once     // closes it
+	withdrawn  atomic.Bool   // no pod is said to be in the mesh, and none is touched
 
 	mu   sync.Mutex
 	told map[types.UID]string // the last event of a pod; guarded by mu
@@ -96,7 +102,7 @@ func keyOf(p *corev1.Pod) key {
 
 // New returns a Source; Run starts it.
 func New(cfg Config) *Source {
-	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), told: map[types.UID]string{}}
+	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}), told: map[types.UID]string{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -231,6 +237,10 @@ func (s *Source) sync(ctx context.Context, k key) error {
 		delete(s.told, k.uid)
 		s.mu.Unlock()
 		return s.capture.Remove(ctx, string(k.uid))
+	}
+	s.own(p)
+	if s.withdrawn.Load() {
+		return s.report(ctx, p, podsock.Result{Result: podsock.Skipped}, nil)
 	}
 	spec, err := s.describe(p)
 	if err != nil {

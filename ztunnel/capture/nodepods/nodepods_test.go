@@ -136,7 +136,7 @@ func newWorld(t *testing.T, c *fakeCapture, pods ...*corev1.Pod) *world {
 		w.must(w.client.Tracker().Add(p))
 	}
 	w.Source = New(Config{
-		API: fakeAPI{w.client}, Node: "n1", Memory: w.memory,
+		API: fakeAPI{w.client}, Node: "n1", Self: "uid-self", Memory: w.memory,
 		Find: func(r Running) (string, error) { return "/proc/7/ns/net", w.found },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -303,4 +303,40 @@ func TestWhatIsKnownOfNamespacesIsLeftForThePlugin(t *testing.T) {
 	})
 	w.update(pod("plain", "b", func(p *corev1.Pod) { p.Labels = map[string]string{"istio.io/dataplane-mode": "ambient"} }))
 	w.eventually("the pod's own label in it", func() bool { return podsock.ReadMemory(w.memory).Namespaces["plain"] == podsock.ModeMixed })
+}
+
+// TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked: the annotation counts on the agent's own pod, and on no other.
+func TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked(t *testing.T) {
+	asked := func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationLeave: "x"} }
+	w := newWorld(t, newCapture(), pod("shop", "a"), pod("plain", "other", asked), pod("plain", "self"))
+	w.annotated("shop", "a", enabled)
+	w.eventually("the pods to be looked at", func() bool { _, ok := w.capture.get("uid-other"); return ok })
+	select {
+	case <-w.Leaving():
+		t.Fatal("another pod was asked")
+	default:
+	}
+	w.update(pod("plain", "self", asked))
+	w.eventually("the wish to be seen", func() bool {
+		select {
+		case <-w.Leaving():
+			return true
+		default:
+			return false
+		}
+	})
+	before, _ := w.capture.get("uid-a")
+	w.Withdraw()
+	w.annotated("shop", "a", "")
+	if after, _ := w.capture.get("uid-a"); len(after.Annotations) != len(before.Annotations) {
+		t.Error("capture was told of the pod before the other nodes could know")
+	}
+	w.Release()
+	w.annotated("shop", "a", enabled) // the fake does not leave
+	w.must(w.TellLeft(t.Context(), "3"))
+	p, err := w.client.CoreV1().Pods("plain").Get(t.Context(), "self", metav1.GetOptions{})
+	w.must(err)
+	if p.Annotations[AnnotationLeft] != "3" {
+		t.Errorf("%v", p.Annotations)
+	}
 }

@@ -32,7 +32,7 @@ func (s *Source) report(ctx context.Context, p *corev1.Pod, res podsock.Result, 
 		s.tell(ctx, p, corev1.EventTypeNormal, "Captured", "the pod is in the mesh now")
 	}
 	if have != want {
-		if e := s.annotate(ctx, p, want); e != nil && err == nil {
+		if e := s.annotate(ctx, p, annotation, want); e != nil && err == nil {
 			err = e
 		}
 	}

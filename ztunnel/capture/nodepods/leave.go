@@ -1,0 +1,62 @@
+package nodepods
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// AnnotationLeave on the pod of the node's agent asks it to take the node out of the mesh for good: its pods are let go and
+	// the CNI plugin is taken out of the network configuration; when the pod ends nothing of the mesh remains on the node. It
+	// is on the pod and nowhere else, so that a pod that takes its place, in an upgrade or after a crash of the node, knows
+	// nothing of it and captures again.
+	AnnotationLeave = "ambit-mesh.github.io/leave"
+	// AnnotationLeft on that pod is the answer: how many pods of the node are in the mesh still, or have connections of that time.
+	AnnotationLeft = "ambit-mesh.github.io/left"
+)
+
+// Leaving is closed when the mesh is to leave the node.
+func (s *Source) Leaving() <-chan struct{} { return s.leaving }
+
+// own looks for the wish that the mesh leaves the node, on the pod that the process runs in.
+func (s *Source) own(p *corev1.Pod) {
+	if s.cfg.Self == "" || string(p.UID) != s.cfg.Self {
+		return
+	}
+	if _, ok := p.Annotations[AnnotationLeave]; ok {
+		s.leave.Do(func() { close(s.leaving) })
+	}
+}
+
+// Withdraw makes the control plane tell the other nodes that the pods of this one speak plaintext, and does nothing to the
+// pods yet: they take both. Release goes on.
+func (s *Source) Withdraw() {
+	s.withdrawn.Store(true)
+	s.again()
+}
+
+// Release tells capture of all pods anew, which lets them out when it was told to leave.
+func (s *Source) Release() {
+	s.withdrawn.Store(false)
+	s.again()
+}
+
+func (s *Source) again() {
+	list, _ := s.podList.List(everything)
+	for _, p := range list {
+		s.queue.Add(keyOf(p))
+	}
+}
+
+// TellLeft writes the answer on the pod that the process runs in.
+func (s *Source) TellLeft(ctx context.Context, answer string) error {
+	list, _ := s.podList.List(everything)
+	for _, p := range list {
+		if p.UID == types.UID(s.cfg.Self) {
+			return s.annotate(ctx, p, AnnotationLeft, answer)
+		}
+	}
+	return nil
+}
