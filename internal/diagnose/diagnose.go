@@ -13,7 +13,6 @@ import (
 	"slices"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	networkv1 "k8s.io/api/networking/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
@@ -29,9 +28,10 @@ type World struct {
 	Objects *kube.Objects
 	// Problems are those of objects that could not be read.
 	Problems []kube.Problem
-	// DaemonSets and NetworkPolicies are read for diagnosis alone.
-	DaemonSets      []appsv1.DaemonSet
+	// NetworkPolicies are read for diagnosis alone.
 	NetworkPolicies []networkv1.NetworkPolicy
+	// Unread says why some objects could not be listed.
+	Unread []string
 	// Missing are the kinds that the API server does not know.
 	Missing []kube.Kind
 	// Proxies are the programs of the mesh, those that could not be asked too.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,30 @@ func (f *fixture) world(t *testing.T, objects *kube.Objects) *World {
 	}
 }
 
+func (f *fixture) explain(t *testing.T, w *World) string {
+	client, err := Find(w, kube.KindPod, f.Namespace, f.Pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := ""
+	for _, q := range f.Query {
+		kind, rest, _ := strings.Cut(q, " ")
+		name, port, _ := strings.Cut(rest, ":")
+		server, err := Find(w, kube.Kind(kind), f.Namespace, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, _ := strconv.Atoi(port)
+		e, err := Explain(w, client, server, uint16(n))
+		if err != nil {
+			out += err.Error() + "\n"
+			continue
+		}
+		out += "# " + q + "\n" + e.Text()
+	}
+	return out
+}
+
 // TestGolden reads testdata/*.txtar: a situation that is broken on purpose, and what is found.
 func TestGolden(t *testing.T) {
 	seen := map[string]bool{}
@@ -72,6 +97,8 @@ func TestGolden(t *testing.T) {
 			list = Preflight(w)
 		case "enrol":
 			list = Enrol(w, f.Namespace, f.Pod, false)
+		case "explain":
+			return f.explain(t, w)
 		default:
 			t.Fatalf("unknown command %q", f.Command)
 		}

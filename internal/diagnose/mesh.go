@@ -29,6 +29,9 @@ func fmtAddress(net, n int) string { return fmt.Sprintf("198.%d.%d.%d", net, n/2
 
 // platform is what the cluster has to have.
 func (a *analysis) platform() {
+	for _, u := range a.Unread {
+		a.add("AMB0109", "cluster", "%s", u)
+	}
 	for _, k := range a.Missing {
 		a.add("AMB0101", "CustomResourceDefinition "+string(k), "%s is not defined in the cluster", k)
 	}
