@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -64,9 +65,7 @@ func newMeshWorld(t *testing.T) *meshWorld {
 	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
 		m.image = v
 	}
-	if out, err := kubectl(t.Context(), "", "-n", m.system, "get", "daemonset", "ztunnel"); err != nil {
-		t.Skipf("the mesh is not installed (make kube-mesh does it): %v %s", err, out)
-	}
+	m.install()
 	t.Cleanup(func() {
 		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "delete", "--ignore-not-found", "--wait=false", "namespace", "km-shop", "km-outside"); err != nil {
 			t.Log(err)
@@ -77,6 +76,49 @@ func newMeshWorld(t *testing.T) *meshWorld {
 	m.ready("km-outside", "outsider")
 	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/server", "--timeout=60s")
 	return m
+}
+
+// installedHere says that a test has installed the mesh, so that the last one takes it out again.
+var installedHere bool
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if installedHere {
+		if out, err := exec.Command(ambitPath, "uninstall", "-y").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "ambit uninstall: %v\n%s", err, out)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// ambitPath is the command line's, once a test has used it.
+var ambitPath string
+
+// ambit runs the command line and returns what it wrote, and its exit status.
+func ambit(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	if ambitPath == "" {
+		ambitPath = program(t, "ambit")
+	}
+	c := exec.CommandContext(t.Context(), ambitPath, args...)
+	out, err := c.CombinedOutput()
+	if c.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), c.ProcessState.ExitCode()
+}
+
+// install installs the mesh, unless it is there.
+func (m *meshWorld) install() {
+	m.t.Helper()
+	if _, err := kubectl(m.t.Context(), "", "-n", m.system, "get", "daemonset", "ztunnel"); err == nil {
+		return
+	}
+	installedHere = true
+	if out, status := ambit(m.t, "install", "--timeout=3m"); status != 0 {
+		m.t.Fatalf("ambit install: status %d\n%s", status, out)
+	}
 }
 
 func (m *meshWorld) apply(manifest string) {
