@@ -16,6 +16,13 @@
 /* Addresses of a pod that lookup.c knows. */
 #define MAX_ADDRS 32
 
+/* Addresses and ports of probes that lookup.c knows. */
+#define MAX_PROBERS 4
+#define MAX_PROBE_PORTS 32
+
+/* Interfaces of a pod behind which there are clients of its own, that lookup.c knows. */
+#define MAX_REROUTED 8
+
 /* The listening sockets of a pod: slots of the map listeners. */
 enum slot {
 	SLOT_OUTBOUND = 0,  /* connections that the pod opens */
