@@ -56,7 +56,7 @@ func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
 	if err := m.listen(ctx, p, wait); err != nil {
 		return err
 	}
-	if err := m.cfg.Kernel.Attach(p.spec.UID, p.spec.Addresses, m.filesOf(p)); err != nil {
+	if err := m.cfg.Kernel.Attach(&p.spec, m.filesOf(p)); err != nil {
 		return fmt.Errorf("redirect pod: %w", err)
 	}
 	if err := m.zds.Add(ctx, p.spec.UID); err != nil && !errors.Is(err, zds.ErrNoProxy) {
@@ -154,7 +154,7 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	p.err = err
 	m.mu.Unlock()
 	if err == nil {
-		m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.reason)
+		m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.decision.Reason)
 	}
 	return err
 }

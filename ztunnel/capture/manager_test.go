@@ -107,7 +107,8 @@ func listeners(t *testing.T) zds.Files {
 	return zds.Files{Outbound: f[0], Plaintext: f[1], HBONE: f[2]}
 }
 
-func (k *fakeKernel) Attach(uid string, _ []netip.Addr, f zds.Files) error {
+func (k *fakeKernel) Attach(p *podsock.Pod, f zds.Files) error {
+	uid := p.UID
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !f.HasListeners() || f.NetNS.FD() < 0 || f.HBONE.FD() < 0 {
