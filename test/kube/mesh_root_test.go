@@ -59,6 +59,17 @@ type meshWorld struct {
 }
 
 func newMeshWorld(t *testing.T) *meshWorld {
+	m := newMesh(t, "km-shop", "km-outside")
+	m.apply(shop)
+	m.ready("km-shop", "client")
+	m.ready("km-outside", "outsider")
+	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/server", "--timeout=60s")
+	return m
+}
+
+// newMesh is a cluster with the mesh in it. The namespaces, which a test makes, are deleted at its end.
+func newMesh(t *testing.T, namespaces ...string) *meshWorld {
+	t.Helper()
 	requireCluster(t)
 	m := &meshWorld{t: t, system: "istio-system", image: "localhost/ambit-ambit:dev"}
 	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
@@ -68,14 +79,10 @@ func newMeshWorld(t *testing.T) *meshWorld {
 		t.Skipf("the mesh is not installed (make kube-mesh does it): %v %s", err, out)
 	}
 	t.Cleanup(func() {
-		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "delete", "--ignore-not-found", "--wait=false", "namespace", "km-shop", "km-outside"); err != nil {
+		if _, err := kubectl(context.WithoutCancel(t.Context()), "", append([]string{"delete", "--ignore-not-found", "--wait=true", "namespace"}, namespaces...)...); err != nil {
 			t.Log(err)
 		}
 	})
-	m.apply(shop)
-	m.ready("km-shop", "client")
-	m.ready("km-outside", "outsider")
-	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/server", "--timeout=60s")
 	return m
 }
 
