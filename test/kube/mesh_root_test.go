@@ -163,6 +163,7 @@ func TestRootAMeshInKubernetes(t *testing.T) {
 			t.Errorf("outside again %d of 5 answered", n)
 		}
 	})
+	t.Run("open connections go on when both their pods leave the mesh and come back", m.leaveAndReturn)
 	t.Run("while a node has no capture pods of the mesh wait and say why, others start", m.captureAway)
 }
 
@@ -181,6 +182,46 @@ func (m *meshWorld) gateway(t *testing.T) {
 		t.Errorf("%d of 20 GETs answered", n)
 	}
 	must(t, "", "-n", "km-shop", "label", "service", "server", "istio.io/use-waypoint-")
+}
+
+// leaveAndReturn holds one TCP connection across the nodes meanwhile; a second one would be a failure of the first.
+func (m *meshWorld) leaveAndReturn(t *testing.T) {
+	type summary struct {
+		OK, Failed int
+		Errors     map[string]int
+	}
+	done := make(chan summary, 1)
+	go func() {
+		var sum summary
+		out, err := kubectl(t.Context(), "", "-n", "km-shop", "exec", "client", "--", "/ambit", "echo", "client", "--json",
+			"--duration=15s", "--rate=20", "--timeout=5s", "--data=still here", "tcp://server.km-shop:80")
+		if uerr := json.Unmarshal([]byte(out), &sum); uerr != nil {
+			t.Errorf("%v: %s: %v", uerr, out, err)
+		}
+		done <- sum
+	}()
+	eventually(t, "the connection", func() error {
+		out := must(t, "", "-n", "km-shop", "logs", "-l", "app=server", "--tail=20")
+		if !strings.Contains(out, "msg=tcp") {
+			return fmt.Errorf("no line of it: %s", out)
+		}
+		return nil
+	})
+	pods := append([]string{"client"}, strings.Fields(must(t, "", "-n", "km-shop", "get", "pods", "-l", "app=server", "-o", "jsonpath={.items[*].metadata.name}"))...)
+	must(t, "", append([]string{"-n", "km-shop", "label", "pods", "istio.io/dataplane-mode=none"}, pods...)...)
+	for _, pod := range pods {
+		eventually(t, pod+" has left", m.redirection("km-shop", pod, ""))
+	}
+	must(t, "", append([]string{"-n", "km-shop", "label", "pods", "istio.io/dataplane-mode-"}, pods...)...)
+	for _, pod := range pods {
+		eventually(t, pod+" is back", m.redirection("km-shop", pod, "enabled"))
+	}
+	if sum := <-done; sum.Failed != 0 || sum.OK == 0 {
+		t.Errorf("got %+v, want no failure", sum)
+	}
+	if n := m.ask("km-shop", "client", 5); n != 5 {
+		t.Errorf("%d of 5 answered afterwards", n)
+	}
 }
 
 func (m *meshWorld) captureAway(t *testing.T) {
@@ -207,7 +248,17 @@ func (m *meshWorld) captureAway(t *testing.T) {
 	if phase := must(t, "", "-n", "km-shop", "get", "pod", "late", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
 		t.Errorf("the pod of the mesh is %s without capture", phase)
 	}
+	// One that runs is labelled meanwhile: it is found, and said to have run before.
+	must(t, "", "-n", "km-outside", "label", "pod", "late", "istio.io/dataplane-mode=ambient")
 	back()
 	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pod/late", "--timeout=120s")
 	eventually(t, "the pod's annotation", m.redirection("km-shop", "late", "enabled"))
+	eventually(t, "the other's annotation", m.redirection("km-outside", "late", "enabled"))
+	eventually(t, "its event", func() error {
+		out, err := kubectl(t.Context(), "", "-n", "km-outside", "get", "events", "--field-selector=involvedObject.name=late", "-o", "jsonpath={.items[*].reason}")
+		if err != nil || !strings.Contains(out, "StartedBeforeCapture") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 }
