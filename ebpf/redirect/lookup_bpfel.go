@@ -37,12 +37,14 @@ type lookupPod struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	lookupMapListeners = "listeners"
-	lookupMapRecord    = "record"
-	lookupProgLookup   = "lookup"
-	lookupVarHbonePort = "hbone_port"
-	lookupVarOwn       = "own"
-	lookupVarOwnCount  = "own_count"
+	lookupMapDnsSockets = "dns_sockets"
+	lookupMapListeners  = "listeners"
+	lookupMapRecord     = "record"
+	lookupProgLookup    = "lookup"
+	lookupVarDnsOn      = "dns_on"
+	lookupVarHbonePort  = "hbone_port"
+	lookupVarOwn        = "own"
+	lookupVarOwnCount   = "own_count"
 )
 
 // loadLookup returns the embedded CollectionSpec for lookup.
@@ -94,14 +96,16 @@ type lookupProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupMapSpecs struct {
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Record    *ebpf.MapSpec `ebpf:"record"`
+	DnsSockets *ebpf.MapSpec `ebpf:"dns_sockets"`
+	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
+	Record     *ebpf.MapSpec `ebpf:"record"`
 }
 
 // lookupVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupVariableSpecs struct {
+	DnsOn     *ebpf.VariableSpec `ebpf:"dns_on"`
 	HbonePort *ebpf.VariableSpec `ebpf:"hbone_port"`
 	Own       *ebpf.VariableSpec `ebpf:"own"`
 	OwnCount  *ebpf.VariableSpec `ebpf:"own_count"`
@@ -127,12 +131,14 @@ func (o *lookupObjects) Close() error {
 //
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupMaps struct {
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Record    *ebpf.Map `ebpf:"record"`
+	DnsSockets *ebpf.Map `ebpf:"dns_sockets"`
+	Listeners  *ebpf.Map `ebpf:"listeners"`
+	Record     *ebpf.Map `ebpf:"record"`
 }
 
 func (m *lookupMaps) Close() error {
 	return _LookupClose(
+		m.DnsSockets,
 		m.Listeners,
 		m.Record,
 	)
@@ -142,6 +148,7 @@ func (m *lookupMaps) Close() error {
 //
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupVariables struct {
+	DnsOn     *ebpf.Variable `ebpf:"dns_on"`
 	HbonePort *ebpf.Variable `ebpf:"hbone_port"`
 	Own       *ebpf.Variable `ebpf:"own"`
 	OwnCount  *ebpf.Variable `ebpf:"own_count"`

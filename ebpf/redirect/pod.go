@@ -40,6 +40,9 @@ type Pod struct {
 	// them from the pod when the last descriptor of them is closed, in whatever process: from then on it refuses. Those
 	// that are 0 or negative leave the pod's as they are.
 	Listeners Listeners
+	// DNS are the sockets that get the pod's DNS queries, as Listeners get its connections. Without both the queries are
+	// not captured.
+	DNS DNSSockets
 }
 
 // PodState is a pod that has pins.
@@ -113,13 +116,22 @@ func (n *Node) attach(p Pod) error {
 	if err := st.fill(p.Listeners); err != nil {
 		return err
 	}
+	if err := n.prepareDNS(st, p.DNS, h); err != nil {
+		return err
+	}
 	// 3. From here inbound connections are redirected or refused.
-	if err := n.linkLookup(st, p.NS, s.own); err != nil {
+	if err := n.linkLookup(st, p.NS, s.own, p.DNS.given()); err != nil {
 		return err
 	}
 	// 4. From here outbound connections are redirected.
 	if err := n.maps.Enrolled.Put(cookie, connectEnrolment{}); err != nil {
 		return fmt.Errorf("enrol namespace: %w", err)
+	}
+	// 5. From here DNS queries are, if they are to be.
+	if p.DNS.given() {
+		if err := st.routing().ensureDNS(h); err != nil {
+			return err
+		}
 	}
 	n.warnPorts(p)
 	return nil
@@ -128,7 +140,7 @@ func (n *Node) attach(p Pod) error {
 // setRouting makes the namespace's routes and sysctls; the record tells beforehand what to undo.
 func (n *Node) setRouting(st *podPins, p Pod, s *space, h netlinkHandle) error {
 	old := st.routing()
-	r := routing{n.cfg.Mark, n.cfg.Mask, n.cfg.Table, n.cfg.Priority}
+	r := n.cfg.routing()
 	if old != r && old != (routing{}) {
 		if err := old.remove(h); err != nil {
 			return err
@@ -152,7 +164,7 @@ func (n *Node) setRouting(st *podPins, p Pod, s *space, h netlinkHandle) error {
 }
 
 // build is a hash of all that the lookup program is made of.
-func (n *Node) build(own []netip.Addr) uint64 {
+func (n *Node) build(own []netip.Addr, dns bool) uint64 {
 	h := fnv.New64a()
 	h.Write(_LookupBytes)
 	for _, a := range own {
@@ -160,11 +172,14 @@ func (n *Node) build(own []netip.Addr) uint64 {
 		h.Write(b[:])
 	}
 	h.Write(binary.BigEndian.AppendUint16(nil, n.cfg.HBONEPort))
+	if dns {
+		h.Write([]byte{1})
+	}
 	return h.Sum64()
 }
 
 // loadProgram loads the lookup program with a pod's constants; maps replace those that it would make.
-func (n *Node) loadProgram(own []netip.Addr, maps map[string]*ebpf.Map) (*lookupObjects, error) {
+func (n *Node) loadProgram(own []netip.Addr, dns bool, maps map[string]*ebpf.Map) (*lookupObjects, error) {
 	if len(own) > maxAddrs {
 		return nil, fmt.Errorf("pod has %d addresses, more than %d", len(own), maxAddrs)
 	}
@@ -175,11 +190,16 @@ func (n *Node) loadProgram(own []netip.Addr, maps map[string]*ebpf.Map) (*lookup
 			words[i].Word[w] = binary.NativeEndian.Uint32(b[w*4:])
 		}
 	}
+	var dnsOn uint32
+	if dns {
+		dnsOn = 1
+	}
 	spec := n.spec.Copy()
 	if err := errors.Join(
 		spec.Variables[lookupVarOwn].Set(&words),
 		spec.Variables[lookupVarOwnCount].Set(uint32(len(own))),
 		spec.Variables[lookupVarHbonePort].Set(n.cfg.HBONEPort),
+		spec.Variables[lookupVarDnsOn].Set(dnsOn),
 	); err != nil {
 		return nil, fmt.Errorf("set constants of lookup program: %w", err)
 	}
@@ -191,7 +211,7 @@ func (n *Node) loadProgram(own []netip.Addr, maps map[string]*ebpf.Map) (*lookup
 }
 
 func (n *Node) tryLookup() error {
-	objs, err := n.loadProgram(nil, nil)
+	objs, err := n.loadProgram(nil, true, nil)
 	if err != nil {
 		return err
 	}
@@ -199,8 +219,8 @@ func (n *Node) tryLookup() error {
 }
 
 // linkLookup attaches the program to the namespace, or updates the link in one step if it is of another build.
-func (n *Node) linkLookup(st *podPins, ns *netns.NS, own []netip.Addr) error {
-	build := n.build(own)
+func (n *Node) linkLookup(st *podPins, ns *netns.NS, own []netip.Addr, dns bool) error {
+	build := n.build(own, dns)
 	old, err := link.LoadPinnedLink(st.path("link"), nil)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -214,7 +234,9 @@ func (n *Node) linkLookup(st *podPins, ns *netns.NS, own []netip.Addr) error {
 			old = nil
 		}
 	}
-	objs, err := n.loadProgram(own, map[string]*ebpf.Map{lookupMapListeners: st.listeners, lookupMapRecord: st.record})
+	objs, err := n.loadProgram(own, dns, map[string]*ebpf.Map{
+		lookupMapListeners: st.listeners, lookupMapRecord: st.record, lookupMapDnsSockets: st.dns,
+	})
 	if err != nil {
 		return err
 	}
@@ -268,7 +290,7 @@ func (n *Node) Detach(uid string) error {
 	}
 	if err == nil {
 		defer st.Close()
-		err = n.detach(st)
+		err = n.detach(uid, st)
 	}
 	if err != nil {
 		return fmt.Errorf("detach pod %q: %w", uid, err)
@@ -277,13 +299,16 @@ func (n *Node) Detach(uid string) error {
 }
 
 // detach notes first that the pod is to be detached, so that Sweep completes it after a crash. The order is that of the
-// enrolment backwards: outbound ends first, inbound stays closed to plaintext until the pod has left.
-func (n *Node) detach(st *podPins) error {
+// enrolment backwards: DNS and outbound end first, inbound stays closed to plaintext until the pod has left.
+func (n *Node) detach(uid string, st *podPins) error {
 	if st.rec.Detached == 0 {
 		st.rec.Detached = now()
 		if err := st.save(); err != nil {
 			return err
 		}
+	}
+	if err := n.releaseDNS(uid, st); err != nil {
+		return err
 	}
 	return n.unlink(st)
 }

@@ -272,7 +272,7 @@ func TestRootWhatACrashLeavesIsCompleted(t *testing.T) {
 		{"pins staged and linked, not published", func() error {
 			dir, err := w.node.dir.stage(stagedPod + escape("a"))
 			netnstest.Must(t, err)
-			objs, err := w.node.loadProgram(w.a.addrs(), nil)
+			objs, err := w.node.loadProgram(w.a.addrs(), false, nil)
 			netnstest.Must(t, err)
 			defer objs.Close()
 			l, err := link.AttachNetNs(w.a.ns.FD(), objs.Lookup)

@@ -65,7 +65,7 @@ func (n *Node) SweepPod(uid string) (done bool, err error) {
 }
 
 func (n *Node) sweep(uid string, st *podPins) (bool, error) {
-	if err := n.detach(st); err != nil { // if a crash interrupted it
+	if err := n.detach(uid, st); err != nil { // if a crash interrupted it
 		return false, err
 	}
 	k, err := n.namespace(uid, st)

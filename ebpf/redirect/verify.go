@@ -96,7 +96,16 @@ func (n *Node) verifySpace(uid string, st *podPins) ([]Problem, error) {
 	for _, t := range texts {
 		out = append(out, Problem(t))
 	}
-	if st.rec.Build != n.build(s.own) {
+	dns := st.dnsSockets()
+	switch on, err := st.routing().hasDNS(h); {
+	case err != nil:
+		return nil, err
+	case dns && !on:
+		out = append(out, "rule for DNS is missing")
+	case !dns && on:
+		out = append(out, "rule for DNS is there, and no socket")
+	}
+	if st.rec.Build != n.build(s.own, dns) {
 		out = append(out, "lookup program is of another build, or for other addresses")
 	}
 	for _, key := range sysctls {
