@@ -33,12 +33,14 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready at this address")
 	kubernetes := kubernetesFlags(f, r)
 	f.StringVar(&excluded, "exclude-namespaces", excluded, "comma-separated namespaces that are never captured [EXCLUDE_NAMESPACES]")
+	dns := f.Bool("dns-capture", true, "capture DNS queries too of pods whose annotation ambient.istio.io/dns-capture does not say")
 	f.String("same-node", "direct", "taken for symmetry with proxy, without effect")
 	f.StringVar(&log.level, "log-level", log.level, "level of the log [RUST_LOG]")
 	f.BoolVar(&log.json, "log-json", log.json, "log JSON [LOG_FORMAT=json]")
 	if err := parse(f, args); err != nil {
 		return cfg, log, err
 	}
+	cfg.Policy.NoDNS = !*dns
 	cfg.Policy.ExcludeNamespaces = []string{}
 	for _, ns := range strings.Split(excluded, ",") {
 		if ns = strings.TrimSpace(ns); ns != "" {

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/ztunnel/podsock"
@@ -11,6 +12,7 @@ const (
 	annotationSidecar  = "sidecar.istio.io/status"
 	annotationBypass   = "ambient.istio.io/bypass-inbound-capture"
 	annotationReroute  = "istio.io/reroute-virtual-interfaces"
+	annotationDNS      = "ambient.istio.io/dns-capture"
 	defaultExcluded    = "kube-system"
 	defaultSystem      = "istio-system"
 	labelApp           = "app"
@@ -22,6 +24,9 @@ const (
 type Policy struct {
 	// ExcludeNamespaces are never captured. nil means kube-system.
 	ExcludeNamespaces []string
+	// NoDNS leaves the DNS queries of pods alone whose annotation does not ask for their capture; without it those are
+	// left alone whose annotation asks for that.
+	NoDNS bool
 	// SystemNamespace is where pods with the label app=ztunnel are proxies of the mesh themselves. "" means istio-system.
 	SystemNamespace string
 }
@@ -30,6 +35,8 @@ type Policy struct {
 type Decision struct {
 	Enrol  bool
 	Reason string
+	// DNS is whether the pod's DNS queries are captured as well.
+	DNS bool
 }
 
 // Decide applies Istio's rules: host network and sidecars never, then excluded namespaces and our own pods, then the
@@ -64,7 +71,18 @@ func (p Policy) Decide(pod *podsock.Pod) Decision {
 	default:
 		return Decision{Reason: "no label " + podsock.LabelMode + "=" + podsock.LabelIn}
 	}
-	return Decision{Enrol: true, Reason: unsupported(pod)}
+	return Decision{Enrol: true, Reason: unsupported(pod), DNS: p.wantsDNS(pod)}
+}
+
+// wantsDNS goes by the pod's annotation, and by the node's setting where there is none, or one that says neither.
+func (p Policy) wantsDNS(pod *podsock.Pod) bool {
+	switch pod.Annotations[annotationDNS] {
+	case annotationTrueText:
+		return true
+	case "false":
+		return false
+	}
+	return !p.NoDNS
 }
 
 // unsupported names the annotations that ask for less capture than there is. Such a pod is captured whole: its traffic
@@ -76,6 +94,9 @@ func unsupported(pod *podsock.Pod) string {
 	}
 	if pod.Annotations[annotationReroute] != "" {
 		s = append(s, annotationReroute+" is not supported: traffic that enters by other interfaces of the pod is not captured as outbound")
+	}
+	if v, ok := pod.Annotations[annotationDNS]; ok && v != annotationTrueText && v != "false" {
+		s = append(s, fmt.Sprintf("%s is %q, neither true nor false: the node's setting counts", annotationDNS, v))
 	}
 	return strings.Join(s, "; ")
 }

@@ -31,6 +31,7 @@ func TestDecide(t *testing.T) {
 		{"ztunnel itself never", podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn, labelApp: ztunnelApp}, Namespace: "istio-system"}, Policy{}, false, "ztunnel"},
 		{"app=ztunnel elsewhere is a pod like others", podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn, labelApp: ztunnelApp}}, Policy{}, true, ""},
 		{"bypass is named and the pod captured whole", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationBypass: "true"}}, Policy{}, true, "not supported"},
+		{"an annotation for DNS that says nothing is named", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationDNS: "yes"}}, Policy{}, true, "neither"},
 		{"reroute is named", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationReroute: "br0"}}, Policy{}, true, "not supported"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -39,5 +40,29 @@ func TestDecide(t *testing.T) {
 				t.Errorf("got %+v, want %v because %q", got, c.enrol, c.reason)
 			}
 		})
+	}
+}
+
+func TestThePodsAnnotationDecidesAboutDNSBeforeTheNodesSetting(t *testing.T) {
+	for _, c := range []struct {
+		annotation string
+		policy     Policy
+		want       bool
+	}{
+		{"", Policy{}, true},
+		{"false", Policy{}, false},
+		{"true", Policy{}, true},
+		{"yes", Policy{}, true},
+		{"", Policy{NoDNS: true}, false},
+		{"true", Policy{NoDNS: true}, true},
+		{"yes", Policy{NoDNS: true}, false},
+	} {
+		p := podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn}}
+		if c.annotation != "" {
+			p.Annotations = map[string]string{annotationDNS: c.annotation}
+		}
+		if got := c.policy.Decide(&p).DNS; got != c.want {
+			t.Errorf("annotation %q, policy %+v: got %v", c.annotation, c.policy, got)
+		}
 	}
 }

@@ -101,12 +101,29 @@ func (k *NodeKernel) Listen(file *zds.File) (f zds.Files, err error) {
 	return f, err
 }
 
+// ListenDNS implements Kernel.
+func (k *NodeKernel) ListenDNS(file *zds.File) (f zds.Files, err error) {
+	err = with(file, func(ns *netns.NS) error {
+		d, err := redirect.ListenDNS(ns)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("%w: %w", ErrInUse, err)
+		}
+		if err != nil {
+			return err
+		}
+		f = zds.Files{DNS: zds.NewFile(d.Datagram), DNSStream: zds.NewFile(d.Stream)}
+		return nil
+	})
+	return f, err
+}
+
 // Attach implements Kernel.
 func (k *NodeKernel) Attach(uid string, addrs []netip.Addr, f zds.Files) error {
 	return with(f.NetNS, func(ns *netns.NS) error {
 		return k.node.Attach(redirect.Pod{
 			UID: uid, NS: ns, Addrs: addrs,
 			Listeners: redirect.Listeners{Outbound: f.Outbound.FD(), Plaintext: f.Plaintext.FD(), HBONE: f.HBONE.FD()},
+			DNS:       redirect.DNSSockets{Datagram: f.DNS.FD(), Stream: f.DNSStream.FD()},
 		})
 	})
 }
