@@ -5,15 +5,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab/echo"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -319,13 +322,28 @@ func traces(t *testing.T, name string) []string {
 			out = append(out, "mount "+f[4])
 		}
 	}
-	for _, args := range [][]string{{"-o", "link"}, {"rule"}, {"route", "show", "table", "all"}, {"-6", "rule"}} {
-		b, err := exec.Command("ip", args...).Output()
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		out = append(out, "link "+l.Name)
+	}
+	for _, dump := range []struct {
+		what    string
+		request int
+		family  int
+	}{{"rule", unix.RTM_GETRULE, unix.AF_INET}, {"rule", unix.RTM_GETRULE, unix.AF_INET6}, {"route", unix.RTM_GETROUTE, unix.AF_INET}} {
+		b, err := syscall.NetlinkRIB(dump.request, dump.family)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(b)) {
-			out = append(out, "ip "+strings.Join(args, " ")+": "+strings.TrimSpace(line))
+		messages, err := syscall.ParseNetlinkMessage(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			out = append(out, fmt.Sprintf("%s of family %d: %x", dump.what, dump.family, m.Data))
 		}
 	}
 	out = append(out, processes(t)...)
