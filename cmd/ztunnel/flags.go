@@ -34,6 +34,7 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	probes := f.String("probes", "", "how the kubelet's probes of pods are told from other connections: kubelet, address or captured; MODE,NODE=MODE for some nodes another (default: kubelet with --pods=kubernetes)")
 	kubernetes := kubernetesFlags(f, r)
 	f.StringVar(&excluded, "exclude-namespaces", excluded, "comma-separated namespaces that are never captured [EXCLUDE_NAMESPACES]")
+	dns := f.Bool("dns-capture", true, "capture DNS queries too of pods whose annotation ambient.istio.io/dns-capture does not say")
 	f.String("same-node", "direct", "taken for symmetry with proxy, without effect")
 	f.StringVar(&log.level, "log-level", log.level, "level of the log [RUST_LOG]")
 	f.BoolVar(&log.json, "log-json", log.json, "log JSON [LOG_FORMAT=json]")
@@ -44,6 +45,7 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	if cfg.Probes, err = ofNode(*probes, cfg.Node); err != nil {
 		return cfg, log, usageError{fmt.Errorf("--probes=%s: %w", *probes, err)}
 	}
+	cfg.Policy.NoDNS = !*dns
 	cfg.Policy.ExcludeNamespaces = []string{}
 	for _, ns := range strings.Split(excluded, ",") {
 		if ns = strings.TrimSpace(ns); ns != "" {

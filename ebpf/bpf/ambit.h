@@ -28,7 +28,7 @@ enum slot {
 	SLOT_OUTBOUND = 0,  /* connections that the pod opens */
 	SLOT_PLAINTEXT = 1, /* connections to the pod */
 	SLOT_HBONE = 2,     /* connections to the pod's HBONE port */
-	SLOT_COUNT = 4,     /* one is spare, for DNS over TCP */
+	SLOT_COUNT = 4,     /* one is spare */
 };
 
 /* An address, IPv4 as ::ffff:a.b.c.d; network byte order. */

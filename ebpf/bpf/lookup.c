@@ -3,9 +3,10 @@
  * sk_lookup: choose the listening socket for a pod's incoming SYNs.
  *
  * One instance per pod's network namespace, because this hook knows neither mark nor cookie: the pod's addresses are
- * constants. It runs for SYNs only (and for datagrams, which it leaves alone). It sees a SYN
+ * constants. It runs for SYNs, and for datagrams, of which it only takes DNS queries (dns.h). It sees a SYN
  *
- *   by lo, from the pod's address to a foreign one   the application's, marked by connect.c: to the outbound listener
+ *   by lo, from the pod's address to a foreign one   the application's, marked by connect.c: to the outbound listener, or
+ *                                                    to that for DNS
  *   by lo, from a foreign address to the pod's       the proxy's, with the client's address: to the application
  *   from and to the pod's own addresses, loopback    not the mesh's business: to the application
  *   by an interface to machines inside the pod       from these, to anywhere: to the outbound listener
@@ -14,6 +15,7 @@
  *
  * Without a listener the SYN is refused (RST); it never reaches the application instead.
  */
+#include "dns.h"
 #include "probe.h"
 
 /* What user space must know of the pod after a restart; pinned beside the link. This program does not read it. */
@@ -67,9 +69,9 @@ static __always_inline bool is_own(const struct addr *a)
 	return false;
 }
 
-static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+static __always_inline int assign_from(struct bpf_sk_lookup *ctx, void *map, __u32 slot)
 {
-	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
+	struct bpf_sock *sk = bpf_map_lookup_elem(map, &slot);
 	long err;
 
 	if (!sk)
@@ -78,6 +80,11 @@ static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
 	err = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_REPLACE | BPF_SK_LOOKUP_F_NO_REUSEPORT);
 	bpf_sk_release(sk);
 	return err ? SK_DROP : SK_PASS;
+}
+
+static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+{
+	return assign_from(ctx, &listeners, slot);
 }
 
 static __always_inline bool is_prober(const struct addr *a)
@@ -120,7 +127,7 @@ int lookup(struct bpf_sk_lookup *ctx)
 {
 	struct addr local, remote;
 
-	if (ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP && !(ctx->protocol == IPPROTO_UDP && dns(ctx)))
 		return SK_PASS;
 	if (ctx->family == AF_INET) {
 		local = from_ip4(ctx->local_ip4);
@@ -131,10 +138,13 @@ int lookup(struct bpf_sk_lookup *ctx)
 	}
 	if (loopback(&local))
 		return SK_PASS;
+	/* Only the pod's own datagrams come by lo to an address that is not its own: a rule for port 53 routes them so. */
+	if (ctx->protocol == IPPROTO_UDP)
+		return ctx->ingress_ifindex != LOOPBACK_IFINDEX || is_own(&local) ? SK_PASS : assign_from(ctx, &dns_sockets, DNS_SLOT_DATAGRAM);
 	/* The order matters: for traffic to the pod's own address ingress_ifindex is the interface that has the address,
 	 * although the packet crosses lo. Only by the local route of our table it is lo. */
 	if (loopback(&remote) || is_own(&remote))
-		return is_own(&local) ? SK_PASS : assign(ctx, SLOT_OUTBOUND);
+		return is_own(&local) ? SK_PASS : dns(ctx) ? assign_from(ctx, &dns_sockets, DNS_SLOT_STREAM) : assign(ctx, SLOT_OUTBOUND);
 	if (ctx->ingress_ifindex == LOOPBACK_IFINDEX)
 		return SK_PASS;
 	if (is_rerouted(ctx->ingress_ifindex))

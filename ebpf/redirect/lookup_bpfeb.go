@@ -51,11 +51,13 @@ type lookupTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	lookupMapDnsSockets     = "dns_sockets"
 	lookupMapListeners      = "listeners"
 	lookupMapProbes         = "probes"
 	lookupMapRecord         = "record"
 	lookupProgLookup        = "lookup"
 	lookupVarBypassInbound  = "bypass_inbound"
+	lookupVarDnsOn          = "dns_on"
 	lookupVarHbonePort      = "hbone_port"
 	lookupVarOwn            = "own"
 	lookupVarOwnCount       = "own_count"
@@ -116,9 +118,10 @@ type lookupProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupMapSpecs struct {
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Probes    *ebpf.MapSpec `ebpf:"probes"`
-	Record    *ebpf.MapSpec `ebpf:"record"`
+	DnsSockets *ebpf.MapSpec `ebpf:"dns_sockets"`
+	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
+	Probes     *ebpf.MapSpec `ebpf:"probes"`
+	Record     *ebpf.MapSpec `ebpf:"record"`
 }
 
 // lookupVariableSpecs contains global variables before they are loaded into the kernel.
@@ -126,6 +129,7 @@ type lookupMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupVariableSpecs struct {
 	BypassInbound  *ebpf.VariableSpec `ebpf:"bypass_inbound"`
+	DnsOn          *ebpf.VariableSpec `ebpf:"dns_on"`
 	HbonePort      *ebpf.VariableSpec `ebpf:"hbone_port"`
 	Own            *ebpf.VariableSpec `ebpf:"own"`
 	OwnCount       *ebpf.VariableSpec `ebpf:"own_count"`
@@ -157,13 +161,15 @@ func (o *lookupObjects) Close() error {
 //
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupMaps struct {
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Probes    *ebpf.Map `ebpf:"probes"`
-	Record    *ebpf.Map `ebpf:"record"`
+	DnsSockets *ebpf.Map `ebpf:"dns_sockets"`
+	Listeners  *ebpf.Map `ebpf:"listeners"`
+	Probes     *ebpf.Map `ebpf:"probes"`
+	Record     *ebpf.Map `ebpf:"record"`
 }
 
 func (m *lookupMaps) Close() error {
 	return _LookupClose(
+		m.DnsSockets,
 		m.Listeners,
 		m.Probes,
 		m.Record,
@@ -175,6 +181,7 @@ func (m *lookupMaps) Close() error {
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupVariables struct {
 	BypassInbound  *ebpf.Variable `ebpf:"bypass_inbound"`
+	DnsOn          *ebpf.Variable `ebpf:"dns_on"`
 	HbonePort      *ebpf.Variable `ebpf:"hbone_port"`
 	Own            *ebpf.Variable `ebpf:"own"`
 	OwnCount       *ebpf.Variable `ebpf:"own_count"`

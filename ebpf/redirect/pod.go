@@ -48,6 +48,9 @@ type Pod struct {
 	// them from the pod when the last descriptor of them is closed, in whatever process: from then on it refuses. Those
 	// that are 0 or negative leave the pod's as they are.
 	Listeners Listeners
+	// DNS are the sockets that get the pod's DNS queries, as Listeners get its connections. Without both the queries are
+	// not captured.
+	DNS DNSSockets
 }
 
 // PodState is a pod that has pins.
@@ -121,11 +124,15 @@ func (n *Node) attach(p Pod) error {
 	if err := st.fill(p.Listeners); err != nil {
 		return err
 	}
+	if err := n.prepareDNS(st, p.DNS, h); err != nil {
+		return err
+	}
 	// 3. From here inbound connections are redirected or refused.
 	c, err := n.constants(h, p, s)
 	if err != nil {
 		return err
 	}
+	c.dns = p.DNS.given()
 	if err := n.linkLookup(st, p.NS, c); err != nil {
 		return err
 	}
@@ -136,6 +143,12 @@ func (n *Node) attach(p Pod) error {
 	if err := n.maps.Enrolled.Put(cookie, connectEnrolment{}); err != nil {
 		return fmt.Errorf("enrol namespace: %w", err)
 	}
+	// 5. From here DNS queries are, if they are to be.
+	if p.DNS.given() {
+		if err := st.routing().ensureDNS(h); err != nil {
+			return err
+		}
+	}
 	n.warnPorts(p)
 	return nil
 }
@@ -143,7 +156,7 @@ func (n *Node) attach(p Pod) error {
 // setRouting makes the namespace's routes and sysctls; the record tells beforehand what to undo.
 func (n *Node) setRouting(st *podPins, p Pod, s *space, h netlinkHandle) error {
 	old := st.routing()
-	r := routing{n.cfg.Mark, n.cfg.Mask, n.cfg.Table, n.cfg.Priority}
+	r := n.cfg.routing()
 	if old != r && old != (routing{}) {
 		if err := errors.Join(old.reroute(h, nil), old.remove(h)); err != nil {
 			return err
@@ -172,6 +185,7 @@ type constants struct {
 	probers    []netip.Addr // of ProbesByAddress
 	probePorts []uint16     // likewise
 	bypass     bool
+	dns        bool     // the pod's queries are captured
 	rerouted   []uint32 // interfaces
 
 	rerouteNames []string // those, and such as are not there yet; not the program's
@@ -207,7 +221,7 @@ func (n *Node) build(c constants) (uint64, error) {
 	id, _ := info.ID()
 	h := fnv.New64a()
 	h.Write(_LookupBytes)
-	fmt.Fprint(h, n.cfg.HBONEPort, id, c.own, c.probers, c.probePorts, c.bypass, c.rerouted)
+	fmt.Fprint(h, n.cfg.HBONEPort, id, c.own, c.probers, c.probePorts, c.bypass, c.rerouted, c.dns)
 	return h.Sum64(), nil
 }
 
@@ -223,23 +237,27 @@ func words(list []netip.Addr) []lookupAddr {
 	return out
 }
 
+// flag is a bool as the programs have it.
+func flag(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // loadProgram loads the lookup program with a pod's constants; maps replace those that it would make.
 func (n *Node) loadProgram(c constants, maps map[string]*ebpf.Map) (*lookupObjects, error) {
 	var own [maxAddrs]lookupAddr
 	var probers [maxProbers]lookupAddr
 	var ports [maxProbePorts]uint16
 	var rerouted [maxRerouted]uint32
-	bypass := uint32(0)
-	if c.bypass {
-		bypass = 1
-	}
 	spec := n.spec.Copy()
 	for name, value := range map[string]any{
 		lookupVarOwn: &own, lookupVarOwnCount: uint32(copy(own[:], words(c.own))),
 		lookupVarProber: &probers, lookupVarProberCount: uint32(copy(probers[:], words(c.probers))),
 		lookupVarProbePort: &ports, lookupVarProbePortCount: uint32(copy(ports[:], c.probePorts)),
 		lookupVarRerouted: &rerouted, lookupVarReroutedCount: uint32(copy(rerouted[:], c.rerouted)),
-		lookupVarBypassInbound: bypass, lookupVarHbonePort: n.cfg.HBONEPort,
+		lookupVarBypassInbound: flag(c.bypass), lookupVarDnsOn: flag(c.dns), lookupVarHbonePort: n.cfg.HBONEPort,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set constant %q of lookup program: %w", name, err)
@@ -253,7 +271,7 @@ func (n *Node) loadProgram(c constants, maps map[string]*ebpf.Map) (*lookupObjec
 }
 
 func (n *Node) tryLookup() error {
-	objs, err := n.loadProgram(constants{}, nil)
+	objs, err := n.loadProgram(constants{dns: true}, nil)
 	if err != nil {
 		return err
 	}
@@ -280,7 +298,7 @@ func (n *Node) linkLookup(st *podPins, ns *netns.NS, c constants) error {
 		}
 	}
 	objs, err := n.loadProgram(c, map[string]*ebpf.Map{
-		lookupMapListeners: st.listeners, lookupMapRecord: st.record, lookupMapProbes: n.probes,
+		lookupMapListeners: st.listeners, lookupMapRecord: st.record, lookupMapProbes: n.probes, lookupMapDnsSockets: st.dns,
 	})
 	if err != nil {
 		return err
@@ -344,13 +362,16 @@ func (n *Node) Detach(uid string) error {
 }
 
 // detach notes first that the pod is to be detached, so that Sweep completes it after a crash. The order is that of the
-// enrolment backwards: outbound ends first, inbound stays closed to plaintext until the pod has left.
+// enrolment backwards: DNS and outbound end first, inbound stays closed to plaintext until the pod has left.
 func (n *Node) detach(uid string, st *podPins) error {
 	if st.rec.Detached == 0 {
 		st.rec.Detached = now()
 		if err := st.save(); err != nil {
 			return err
 		}
+	}
+	if err := n.releaseDNS(uid, st); err != nil {
+		return err
 	}
 	if err := n.unlink(st); err != nil {
 		return err

@@ -21,10 +21,11 @@
 //	node/{kubelet,kubelet_sockets}     maps: who is the kubelet, and its sockets
 //	node/probes                        map: connections that the kubelet has just opened
 //	node/{probe4,probe6,probe_tuple}   links to the kubelet's cgroup, or the root: probes are to be known by the kubelet
-//	pods/UID/{record,listeners,link}   maps: what to undo, listening sockets; link to the pod's namespace
+//	pods/UID/{record,listeners,dns}    maps: what to undo, listening sockets, sockets for DNS
+//	pods/UID/link                      link to the pod's namespace
 //	new-*                              being built; whoever opens the directory next removes it
 //
-// and in each pod's namespace two rules and a table per family and three sysctls. The kernel keeps all of it when the
+// and in each pod's namespace two rules, or three, and a table per family and three sysctls. The kernel keeps all of it when the
 // process ends. Everything here is idempotent: after a crash between any two lines the same call again, or Attach of a
 // restarted process, completes the work; comments say what is left until then. A lock on the pin directory serialises
 // processes.
@@ -73,7 +74,7 @@ type Config struct {
 	Cgroup string
 	// Mark and Mask are the bits that marked sockets have; the others of a socket's mark are left alone.
 	Mark, Mask uint32
-	// Table is the routing table in pods; Priority that of the first of two rules.
+	// Table is the routing table in pods; Priority that of the first of three rules.
 	Table, Priority int
 	// HBONEPort is the port of pods whose connections go to the HBONE listener.
 	HBONEPort uint16
@@ -116,7 +117,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("mark %#x does not fit mask %#x", c.Mark, c.Mask)
 	case c.Table < 1 || c.Table >= 253 && c.Table <= 255:
 		return c, fmt.Errorf("table %d is the kernel's", c.Table)
-	case c.Priority < 1 || c.Priority >= 32765:
+	case c.Priority < 1 || c.Priority >= 32761:
 		return c, fmt.Errorf("priority %d is not between the local and the main table", c.Priority)
 	}
 	return c, errors.Join(c.AppPorts.check(), c.Probes.Check())

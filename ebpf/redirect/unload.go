@@ -88,9 +88,6 @@ func unloadPod(d pinDir, uid string) error {
 	}
 	if err == nil {
 		defer st.Close()
-		if err := unlinkLookup(st); err != nil {
-			return err
-		}
 		ns, err := findNamespace(st)
 		switch {
 		case errors.Is(err, os.ErrNotExist): // ended, with all that was in it
@@ -98,6 +95,14 @@ func unloadPod(d pinDir, uid string) error {
 			return err
 		default:
 			defer ns.Close()
+			if err := removeDNS(ns, st); err != nil {
+				return err
+			}
+		}
+		if err := unlinkLookup(st); err != nil {
+			return err
+		}
+		if ns != nil {
 			if err := undo(ns, st); err != nil {
 				return err
 			}

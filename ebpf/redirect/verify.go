@@ -104,6 +104,15 @@ func (n *Node) verifySpace(uid string, st *podPins) ([]Problem, error) {
 	for _, t := range append(texts, more...) {
 		out = append(out, Problem(t))
 	}
+	c.dns = st.dnsSockets()
+	switch on, err := st.routing().hasDNS(h); {
+	case err != nil:
+		return nil, err
+	case c.dns && !on:
+		out = append(out, "rule for DNS is missing")
+	case !c.dns && on:
+		out = append(out, "rule for DNS is there, and no socket")
+	}
 	if build, err := n.build(c); err != nil {
 		return out, err
 	} else if st.rec.Build != build {

@@ -84,6 +84,7 @@ var siblings = map[string]string{
 	"ztunnel/capture -> ztunnel/podsock":                    "capture serves the pods' socket",
 	"ztunnel/capture -> ztunnel/zds":                        "capture speaks ZDS to the proxy",
 	"ztunnel/proxy -> ztunnel/zds":                          "the proxy takes pods as ZDS hands them over",
+	"ztunnel/dns -> ztunnel/zds":                            "the DNS proxy takes pods as ZDS hands them over",
 	"waypoint/forward -> waypoint/accesslog":                "the data path puts the parts together",
 	"waypoint/forward -> waypoint/cluster":                  "the data path puts the parts together",
 	"waypoint/forward -> waypoint/filter":                   "the data path puts the parts together",
@@ -147,6 +148,7 @@ var doors = []struct {
 	{"github.com/google/nftables", []string{"internal/lab"}, "only the lab's stand-in for kube-proxy translates addresses; the mesh itself uses no netfilter"},
 	{"k8s.io/client-go", []string{"controlplane/kube", "controlplane/gateway", "controlplane/ca", "ztunnel/capture", "cmd/ambit"}, "the API server has few readers"},
 	{"github.com/containernetworking/cni", []string{"ztunnel/cni", "cmd/ambit-cni"}, "the protocol of CNI plugins is spoken by the plugin"},
+	{"github.com/miekg/dns", []string{"ztunnel/dns"}, "DNS messages are read in one place"},
 	{"github.com/prometheus/", []string{"internal/telemetry", "controlplane"}, "metrics have one door"},
 	{"google.golang.org/grpc", []string{"api", "internal/xds", "internal/svid", "controlplane/discovery", "controlplane/ca", "waypoint/filter", "controlplane", "internal/lab/envoy"}, "RPC stays at the edges"},
 }

@@ -14,6 +14,7 @@ const (
 	annotationSidecar = "sidecar.istio.io/status"
 	annotationBypass  = "ambient.istio.io/bypass-inbound-capture"
 	annotationReroute = "istio.io/reroute-virtual-interfaces"
+	annotationDNS     = "ambient.istio.io/dns-capture"
 	defaultExcluded   = "kube-system"
 	defaultSystem     = "istio-system"
 	labelApp          = "app"
@@ -24,6 +25,9 @@ const (
 type Policy struct {
 	// ExcludeNamespaces are never captured. nil means kube-system.
 	ExcludeNamespaces []string
+	// NoDNS leaves the DNS queries of pods alone whose annotation does not ask for their capture; without it those are
+	// left alone whose annotation asks for that.
+	NoDNS bool
 	// SystemNamespace is where pods with the label app=ztunnel are proxies of the mesh themselves. "" means istio-system.
 	SystemNamespace string
 }
@@ -35,6 +39,8 @@ type Decision struct {
 	Reason string
 	// Problem says what of its labels and annotations is wrong, and what comes of that.
 	Problem string
+	// DNS is whether the pod's DNS queries are captured as well.
+	DNS bool
 }
 
 // Decide applies Istio's rules: host network and sidecars never, then excluded namespaces and our own pods, then the
@@ -69,7 +75,18 @@ func (p Policy) Decide(pod *podsock.Pod) Decision {
 	default:
 		return Decision{Reason: "no label " + podsock.LabelMode + "=" + podsock.LabelIn, Problem: problem(pod, false)}
 	}
-	return Decision{Enrol: true, Problem: problem(pod, true)}
+	return Decision{Enrol: true, Problem: problem(pod, true), DNS: p.wantsDNS(pod)}
+}
+
+// wantsDNS goes by the pod's annotation, and by the node's setting where there is none, or one that says neither.
+func (p Policy) wantsDNS(pod *podsock.Pod) bool {
+	switch pod.Annotations[annotationDNS] {
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	return !p.NoDNS
 }
 
 // problem says what of a pod's labels and annotations is wrong.
@@ -106,6 +123,9 @@ func wishesOf(pod *podsock.Pod) (w wishes, problems []string) {
 		w.bypassInbound = true
 	case ok && v != "false":
 		add("annotation %s=%q is neither true nor false: inbound connections are captured", annotationBypass, v)
+	}
+	if v, ok := pod.Annotations[annotationDNS]; ok && v != "true" && v != "false" {
+		add("annotation %s=%q is neither true nor false: the node's setting counts", annotationDNS, v)
 	}
 	for _, name := range strings.Split(pod.Annotations[annotationReroute], ",") {
 		switch name = strings.TrimSpace(name); {

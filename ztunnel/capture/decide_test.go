@@ -55,6 +55,7 @@ func TestASettingThatMakesNoSenseIsNamedAndNotObeyed(t *testing.T) {
 		{"no bypass", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationBypass: "false"}}, true, wishes{}, ""},
 		{"a wrong bypass", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationBypass: "yes"}}, true, wishes{}, `"yes" is neither true nor false: inbound connections are captured`},
 		{"an empty bypass", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationBypass: ""}}, true, wishes{}, "neither"},
+		{"an annotation for DNS that says nothing", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationDNS: "yes"}}, true, wishes{}, `"yes" is neither true nor false: the node's setting counts`},
 		{"interfaces", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationReroute: "k6t-eth0, docker0,,docker0"}}, true, wishes{reroute: []string{"k6t-eth0", "docker0"}}, ""},
 		{"a wrong interface among good ones", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationReroute: "br0,a/b,lo,sixteen-letters-"}}, true, wishes{reroute: []string{"br0"}}, `"a/b" is not the name`},
 		{"too many interfaces", podsock.Pod{Labels: ambient, Annotations: map[string]string{annotationReroute: "a,b,c,d,e,f,g,h,i"}}, true, wishes{reroute: []string{"a", "b", "c", "d", "e", "f", "g", "h"}}, `"i" is left out`},
@@ -72,5 +73,29 @@ func TestASettingThatMakesNoSenseIsNamedAndNotObeyed(t *testing.T) {
 				t.Errorf("got wishes %+v, want %+v", w, c.want)
 			}
 		})
+	}
+}
+
+func TestThePodsAnnotationDecidesAboutDNSBeforeTheNodesSetting(t *testing.T) {
+	for _, c := range []struct {
+		annotation string
+		policy     Policy
+		want       bool
+	}{
+		{"", Policy{}, true},
+		{"false", Policy{}, false},
+		{"true", Policy{}, true},
+		{"yes", Policy{}, true},
+		{"", Policy{NoDNS: true}, false},
+		{"true", Policy{NoDNS: true}, true},
+		{"yes", Policy{NoDNS: true}, false},
+	} {
+		p := podsock.Pod{Labels: map[string]string{podsock.LabelMode: podsock.LabelIn}}
+		if c.annotation != "" {
+			p.Annotations = map[string]string{annotationDNS: c.annotation}
+		}
+		if got := c.policy.Decide(&p).DNS; got != c.want {
+			t.Errorf("annotation %q, policy %+v: got %v", c.annotation, c.policy, got)
+		}
 	}
 }

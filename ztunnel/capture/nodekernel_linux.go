@@ -102,6 +102,22 @@ func (k *NodeKernel) Listen(file *zds.File) (f zds.Files, err error) {
 	return f, err
 }
 
+// ListenDNS implements Kernel.
+func (k *NodeKernel) ListenDNS(file *zds.File) (f zds.Files, err error) {
+	err = with(file, func(ns *netns.NS) error {
+		d, err := redirect.ListenDNS(ns)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("%w: %w", ErrInUse, err)
+		}
+		if err != nil {
+			return err
+		}
+		f = zds.Files{DNS: zds.NewFile(d.Datagram), DNSStream: zds.NewFile(d.Stream)}
+		return nil
+	})
+	return f, err
+}
+
 // Attach implements Kernel.
 func (k *NodeKernel) Attach(p *podsock.Pod, f zds.Files) error {
 	w, _ := wishesOf(p)
@@ -110,6 +126,7 @@ func (k *NodeKernel) Attach(p *podsock.Pod, f zds.Files) error {
 			UID: p.UID, NS: ns, Addrs: p.Addresses, ProbePorts: p.ProbePorts,
 			BypassInbound: w.bypassInbound, Reroute: w.reroute,
 			Listeners: redirect.Listeners{Outbound: f.Outbound.FD(), Plaintext: f.Plaintext.FD(), HBONE: f.HBONE.FD()},
+			DNS:       redirect.DNSSockets{Datagram: f.DNS.FD(), Stream: f.DNSStream.FD()},
 		})
 	})
 }
