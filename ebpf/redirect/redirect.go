@@ -74,7 +74,7 @@ type Config struct {
 	Cgroup string
 	// Mark and Mask are the bits that marked sockets have; the others of a socket's mark are left alone.
 	Mark, Mask uint32
-	// Table is the routing table in pods; Priority that of the first of three rules.
+	// Table is the routing table in pods; Priority that of the first of its rules, which take six.
 	Table, Priority int
 	// HBONEPort is the port of pods whose connections go to the HBONE listener.
 	HBONEPort uint16
@@ -117,7 +117,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("mark %#x does not fit mask %#x", c.Mark, c.Mask)
 	case c.Table < 1 || c.Table >= 253 && c.Table <= 255:
 		return c, fmt.Errorf("table %d is the kernel's", c.Table)
-	case c.Priority < 1 || c.Priority >= 32761:
+	case c.Priority < 1 || c.Priority >= 32760:
 		return c, fmt.Errorf("priority %d is not between the local and the main table", c.Priority)
 	}
 	return c, errors.Join(c.AppPorts.check(), c.Probes.Check())

@@ -30,7 +30,7 @@ var probes = map[string]string{
 	"http":    `readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}`,
 	"tcp":     `readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}`,
 	"grpc":    `readinessProbe: {grpc: {port: 8080}, periodSeconds: 1}`,
-	"exec":    `readinessProbe: {exec: {command: [/ambit, version]}, periodSeconds: 2}`,
+	"exec":    `readinessProbe: {exec: {command: [/ambit, echo, --help]}, periodSeconds: 2, timeoutSeconds: 5}`,
 	"named":   `readinessProbe: {httpGet: {path: /healthz, port: web}, periodSeconds: 1}`,
 	"startup": `startupProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 5}`,
 	"live":    `livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}`,
