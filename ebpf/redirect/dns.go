@@ -119,7 +119,8 @@ func bindDatagram(fd, family int) error {
 // mark of connections leaves free. An application that may set marks can do the same; capture of DNS keeps nobody in.
 func DNSMark(mark, mask uint32) uint32 { return mask &^ mark }
 
-// prepareDNS makes a pod's map of sockets for DNS and fills it, or ends the capture of DNS.
+// prepareDNS makes a pod's map of sockets for DNS and fills it, or ends the capture of datagrams. finishDNS does the rest
+// when the program is the right one.
 func (n *Node) prepareDNS(st *podPins, d DNSSockets, h netlinkHandle) error {
 	if st.dns == nil {
 		m, err := ebpf.NewMap(n.spec.Maps[lookupMapDnsSockets])
@@ -132,10 +133,7 @@ func (n *Node) prepareDNS(st *podPins, d DNSSockets, h netlinkHandle) error {
 		st.dns = m
 	}
 	if !d.given() {
-		if err := st.routing().removeDNS(h); err != nil {
-			return err
-		}
-		return st.clearDNS()
+		return st.routing().removeDNS(h)
 	}
 	if DNSMark(st.rec.Mark, st.rec.Mask) == 0 {
 		return fmt.Errorf("capture DNS: mark %#x leaves no other in mask %#x for the proxy's own queries", st.rec.Mark, st.rec.Mask)
@@ -146,6 +144,13 @@ func (n *Node) prepareDNS(st *podPins, d DNSSockets, h netlinkHandle) error {
 		}
 	}
 	return nil
+}
+
+func (st *podPins) finishDNS(d DNSSockets, h netlinkHandle) error {
+	if d.given() {
+		return st.routing().ensureDNS(h)
+	}
+	return st.clearDNS()
 }
 
 func (st *podPins) clearDNS() error {

@@ -144,10 +144,8 @@ func (n *Node) attach(p Pod) error {
 		return fmt.Errorf("enrol namespace: %w", err)
 	}
 	// 5. From here DNS queries are, if they are to be.
-	if p.DNS.given() {
-		if err := st.routing().ensureDNS(h); err != nil {
-			return err
-		}
+	if err := st.finishDNS(p.DNS, h); err != nil {
+		return err
 	}
 	n.warnPorts(p)
 	return nil

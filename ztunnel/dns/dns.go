@@ -29,12 +29,15 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
-// Defaults of Config.
 const (
-	DefaultMax       = 2048
+	// DefaultMax is the default of Config.Max.
+	DefaultMax = 2048
+	// DefaultMaxPerPod is the default of Config.MaxPerPod.
 	DefaultMaxPerPod = 256
-	DefaultTimeout   = 5 * time.Second
-	DefaultWait      = 5 * time.Second
+	// DefaultTimeout is the default of Config.Timeout.
+	DefaultTimeout = 5 * time.Second
+	// DefaultWait is the default of Config.Wait.
+	DefaultWait = 5 * time.Second
 )
 
 // Config is what a Server is made of. Zero values mean the defaults.

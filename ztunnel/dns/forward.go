@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
@@ -133,8 +134,7 @@ func (p *pod) exchangeDatagram(d dialer, q *query) ([]byte, error) {
 	defer done()
 	out := slices.Clone(q.b)
 	binary.BigEndian.PutUint16(out, uint16(rand.Uint32()))
-	buf := buffers.Get().(*[1 << 16]byte)
-	defer buffers.Put(buf)
+	buf := make([]byte, answerSize(out))
 	for i := range attempts {
 		if _, err := f.Write(out); err != nil {
 			return nil, err
@@ -147,7 +147,7 @@ func (p *pod) exchangeDatagram(d dialer, q *query) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		n, err := readAnswer(f, buf[:], out)
+		n, err := readAnswer(f, buf, out)
 		if err == nil {
 			b := slices.Clone(buf[:n])
 			copy(b, q.b[:2])
@@ -158,6 +158,19 @@ func (p *pod) exchangeDatagram(d dialer, q *query) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("no answer in %v", p.s.cfg.Timeout)
+}
+
+// answerSize is the largest answer that a nameserver may give to a query by a datagram: what the query says that it takes
+// (RFC 6891, 6.2.3), and not less than is usual.
+func answerSize(query []byte) int {
+	m := new(dns.Msg)
+	if m.Unpack(query) != nil {
+		return maxPayload
+	}
+	if o := m.IsEdns0(); o != nil {
+		return max(int(o.UDPSize()), maxPayload)
+	}
+	return maxPayload
 }
 
 // readAnswer reads datagrams until one is the answer.
