@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -186,38 +187,37 @@ func (m *meshWorld) gateway(t *testing.T) {
 
 // leaveAndReturn holds one TCP connection across the nodes meanwhile; a second one would be a failure of the first.
 func (m *meshWorld) leaveAndReturn(t *testing.T) {
-	type summary struct {
-		OK, Failed int
-		Errors     map[string]int
+	type result struct {
+		out string
+		err error
 	}
-	done := make(chan summary, 1)
+	done := make(chan result, 1)
 	go func() {
-		var sum summary
 		out, err := kubectl(t.Context(), "", "-n", "km-shop", "exec", "client", "--", "/ambit", "echo", "client", "--json",
 			"--duration=15s", "--rate=20", "--timeout=5s", "--data=still here", "tcp://server.km-shop:80")
-		if uerr := json.Unmarshal([]byte(out), &sum); uerr != nil {
-			t.Errorf("%v: %s: %v", uerr, out, err)
-		}
-		done <- sum
+		done <- result{out, err}
 	}()
 	eventually(t, "the connection", func() error {
-		out := must(t, "", "-n", "km-shop", "logs", "-l", "app=server", "--tail=20")
+		out := must(t, "", "-n", "km-shop", "logs", "-l", "app=server", "--tail=-1")
 		if !strings.Contains(out, "msg=tcp") {
-			return fmt.Errorf("no line of it: %s", out)
+			return errors.New("no server has it in its log")
 		}
 		return nil
 	})
 	pods := append([]string{"client"}, strings.Fields(must(t, "", "-n", "km-shop", "get", "pods", "-l", "app=server", "-o", "jsonpath={.items[*].metadata.name}"))...)
-	must(t, "", append([]string{"-n", "km-shop", "label", "pods", "istio.io/dataplane-mode=none"}, pods...)...)
-	for _, pod := range pods {
-		eventually(t, pod+" has left", m.redirection("km-shop", pod, ""))
+	for _, x := range []struct{ label, annotation string }{{"istio.io/dataplane-mode=none", ""}, {"istio.io/dataplane-mode-", "enabled"}} {
+		must(t, "", append(append([]string{"-n", "km-shop", "label", "pods"}, pods...), x.label)...)
+		for _, pod := range pods {
+			eventually(t, pod+" with "+x.label, m.redirection("km-shop", pod, x.annotation))
+		}
 	}
-	must(t, "", append([]string{"-n", "km-shop", "label", "pods", "istio.io/dataplane-mode-"}, pods...)...)
-	for _, pod := range pods {
-		eventually(t, pod+" is back", m.redirection("km-shop", pod, "enabled"))
+	r := <-done
+	var sum struct {
+		OK, Failed int
+		Errors     map[string]int
 	}
-	if sum := <-done; sum.Failed != 0 || sum.OK == 0 {
-		t.Errorf("got %+v, want no failure", sum)
+	if err := json.Unmarshal([]byte(r.out), &sum); err != nil || r.err != nil || sum.Failed != 0 || sum.OK == 0 {
+		t.Errorf("got %+v, %v, %v, want no failure", sum, err, r.err)
 	}
 	if n := m.ask("km-shop", "client", 5); n != 5 {
 		t.Errorf("%d of 5 answered afterwards", n)
@@ -226,9 +226,17 @@ func (m *meshWorld) leaveAndReturn(t *testing.T) {
 
 func (m *meshWorld) captureAway(t *testing.T) {
 	pods := must(t, "", "-n", m.system, "get", "pods", "-l", "app=ztunnel", "--field-selector=spec.nodeName=node1", "-o", "name")
-	must(t, "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=none") // the DaemonSet leaves the node
+	patch := func(text string) error {
+		_, err := kubectl(context.WithoutCancel(t.Context()), "", "-n", m.system, "patch", "daemonset", "ztunnel", "-p", text)
+		return err
+	}
+	// The DaemonSet leaves the node, and nothing changes on others. (Kubernetes sets labels such as kubernetes.io/os back.)
+	if err := patch(`{"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}, "template": {"spec": {"affinity": {"nodeAffinity":
+		{"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node1"]}]}]}}}}}}}`); err != nil {
+		t.Fatal(err)
+	}
 	back := func() {
-		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=linux"); err != nil {
+		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
 			t.Error(err)
 		}
 	}
