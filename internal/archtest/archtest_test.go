@@ -28,6 +28,7 @@ var floors = map[string]int{
 	"internal/spiffe":     0,
 	"internal/xds":        0,
 	"internal/netns":      0,
+	"internal/procfs":     0,
 	"internal/run":        0,
 	"internal/memory":     0,
 	"internal/admin":      0,
@@ -87,6 +88,7 @@ var siblings = map[string]string{
 	"ztunnel/capture -> ztunnel/podsock":                    "capture serves the pods' socket",
 	"ztunnel/capture -> ztunnel/zds":                        "capture speaks ZDS to the proxy",
 	"ztunnel/proxy -> ztunnel/zds":                          "the proxy takes pods as ZDS hands them over",
+	"ztunnel/dns -> ztunnel/zds":                            "the DNS proxy takes pods as ZDS hands them over",
 	"waypoint/forward -> waypoint/accesslog":                "the data path puts the parts together",
 	"waypoint/forward -> waypoint/cluster":                  "the data path puts the parts together",
 	"waypoint/forward -> waypoint/filter":                   "the data path puts the parts together",
@@ -151,6 +153,7 @@ var doors = []struct {
 	{"k8s.io/client-go", []string{"controlplane/kube", "controlplane/gateway", "controlplane/ca", "ztunnel/capture", "internal/install", "cmd/ambit"}, "the API server has few readers"},
 	{"helm.sh/helm", []string{"internal/install"}, "charts are rendered in one place"},
 	{"github.com/containernetworking/cni", []string{"ztunnel/cni", "cmd/ambit-cni"}, "the protocol of CNI plugins is spoken by the plugin"},
+	{"github.com/miekg/dns", []string{"ztunnel/dns", "test"}, "DNS messages are read in one place"},
 	{"github.com/prometheus/", []string{"internal/telemetry", "controlplane"}, "metrics have one door"},
 	{"google.golang.org/grpc", []string{"api", "internal/xds", "internal/svid", "controlplane/discovery", "controlplane/ca", "waypoint/filter", "controlplane", "internal/lab/envoy"}, "RPC stays at the edges"},
 }
