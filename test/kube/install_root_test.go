@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// strict lets nobody in who is not in the mesh.
-const strict = `{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: km-shop}, spec: {mtls: {mode: STRICT}}}`
+// onlyMesh lets nobody in who is not in the mesh.
+const onlyMesh = `{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: km-shop}, spec: {mtls: {mode: STRICT}}}`
 
 // firstRequest is a pod that asks the servers at once, and ends well only if it was answered: under STRICT that is if its
 // first packet was captured.
@@ -121,7 +121,7 @@ func upgrades(t *testing.T) {
 
 // churn makes pods and deletes them, all at once, in a namespace where nobody is heard who is not in the mesh.
 func (m *meshWorld) churn(t *testing.T, n int) {
-	apply(t, strict)
+	apply(t, onlyMesh)
 	defer must(t, "", "-n", "km-shop", "delete", "peerauthentication", "strict")
 	outsiders := func() error {
 		out, err := kubectl(t.Context(), "", "-n", "km-outside", "exec", "outsider", "--", "/ambit", "echo", "client", "--json", "--fresh", "--timeout=3s", "http://server.km-shop/")
