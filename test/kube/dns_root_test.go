@@ -159,6 +159,7 @@ func TestRootEveryFormOfServiceIsResolvedInTheMeshAsByCoreDNS(t *testing.T) {
 	vip := netip.MustParseAddr(must(t, "", "-n", "km-dns", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"))
 	reverse, _ := dns.ReverseAddr(vip.String())
 	const svc = ".km-dns.svc.cluster.local."
+	eventually(t, "the client's capture", w.redirection("km-dns", "client", "enabled"))
 	asked := 0
 	same := func(network, name string, qtype uint16) {
 		asked++
