@@ -51,6 +51,16 @@ func RunInKubernetes(ctx context.Context, cfg KubeConfig) (err error) {
 	if err := d.apply(ctx, "start"); err != nil {
 		return err
 	}
+	err = poll(ctx, 30*time.Second, func() error { // the pods are ready, and the nodes may not know yet where their service is
+		sum, err := d.load(ctx, "shop", "client", web, "--count=10", "--fresh", "--timeout=2s")
+		if err == nil && sum.Failed > 0 {
+			err = fmt.Errorf("the shop's service does not answer: %s", failures(sum))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	fmt.Fprintf(cfg.Out, "The shop runs after %.1f s.\n", time.Since(begin).Seconds())
 	d.check(ctx, d.connectionClaims())
 	d.check(ctx, d.waypointClaims())
