@@ -1,10 +1,13 @@
 package route
 
 import (
+	"bytes"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/internal/secret"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
@@ -38,7 +41,7 @@ func setOf(names string) map[string]bool {
 
 // knownOperators are those of Envoy's format strings that are accepted.
 var knownOperators = setOf(`
-REQ RESP TRAILER REQUEST_HEADER RESPONSE_HEADER PROTOCOL RESPONSE_CODE RESPONSE_CODE_DETAILS RESPONSE_FLAGS
+REQ REQ_WITHOUT_QUERY RESP TRAILER REQUEST_HEADER RESPONSE_HEADER PROTOCOL RESPONSE_CODE RESPONSE_CODE_DETAILS RESPONSE_FLAGS
 RESPONSE_FLAGS_LONG START_TIME START_TIME_LOCAL EMIT_TIME DURATION REQUEST_DURATION RESPONSE_DURATION RESPONSE_TX_DURATION
 COMMON_DURATION REQUEST_TX_DURATION BYTES_RECEIVED BYTES_SENT UPSTREAM_WIRE_BYTES_SENT UPSTREAM_WIRE_BYTES_RECEIVED
 UPSTREAM_HEADER_BYTES_SENT UPSTREAM_HEADER_BYTES_RECEIVED DOWNSTREAM_WIRE_BYTES_SENT DOWNSTREAM_WIRE_BYTES_RECEIVED
@@ -65,6 +68,43 @@ type piece struct {
 	operator string
 	arg, alt string // alt is the second choice of REQ and RESP
 	max      int    // -1: any
+	show     show   // what of arg may be shown, showAlt of alt
+	showAlt  show
+}
+
+// show says what of a value people may see.
+type show uint8
+
+const (
+	showAll   show = iota
+	showURL        // a URL without secrets
+	showPlain      // what is no token
+	showNone       // that it is there
+)
+
+func (h show) of(v string) string {
+	switch h {
+	case showURL:
+		return secret.URL(v)
+	case showPlain:
+		return secret.Value(v)
+	case showNone:
+		return secret.Hidden
+	}
+	return v
+}
+
+// showHeader is what may be shown of a header. The usual ones are not searched for tokens.
+func showHeader(name string) show {
+	switch {
+	case secret.Named(name):
+		return showNone
+	case secret.IsURL(name):
+		return showURL
+	case strings.HasPrefix(name, ":"), name == "user-agent", name == "x-request-id", strings.HasPrefix(name, "x-forwarded-"), strings.HasPrefix(name, "x-envoy-"):
+		return showAll
+	}
+	return showPlain
 }
 
 // Format is a compiled format string. It is immutable.
@@ -106,6 +146,29 @@ func CompileFormat(s string) (*Format, error) {
 	return f, nil
 }
 
+// CompileShown compiles a format string for what people and collectors get to see: secrets (package secret) are not in it,
+// also where the format asks for them.
+func CompileShown(s string) (*Format, error) {
+	f, err := CompileFormat(s)
+	if err != nil {
+		return nil, err
+	}
+	for i := range f.pieces {
+		p := &f.pieces[i]
+		switch p.operator {
+		case "REQ", "RESP", "TRAILER", "REQUEST_HEADER", "RESPONSE_HEADER", "REQ_WITHOUT_QUERY":
+			p.show, p.showAlt = showHeader(p.arg), showHeader(p.alt)
+		case "PATH":
+			p.show = showURL
+		case "QUERY_PARAM", "ENVIRONMENT":
+			if p.show = showPlain; secret.Named(p.arg) {
+				p.show = showNone
+			}
+		}
+	}
+	return f, nil
+}
+
 // parseOperator reads an operator, whose opening percent sign is gone, and how long it is with the closing one.
 func parseOperator(s string) (piece, int, error) {
 	n := 0
@@ -139,7 +202,7 @@ func parseOperator(s string) (piece, int, error) {
 		return p, 0, fmt.Errorf("%s: no closing %%", p.operator)
 	}
 	switch p.operator {
-	case "REQ", "RESP", "TRAILER", "REQUEST_HEADER", "RESPONSE_HEADER":
+	case "REQ", "RESP", "TRAILER", "REQUEST_HEADER", "RESPONSE_HEADER", "REQ_WITHOUT_QUERY":
 		p.arg, p.alt, _ = strings.Cut(lower(p.arg), "?")
 		if p.arg == "" {
 			return p, 0, fmt.Errorf("%s: no header name", p.operator)
@@ -179,16 +242,21 @@ func (f *Format) Literal() (string, bool) {
 
 // Append appends the formatted text; missing stands for values that are not there.
 func (f *Format) Append(dst []byte, c *Context, missing string) []byte {
-	return f.append(dst, c, missing, false)
+	return f.append(dst, c, missing, false, math.MaxInt)
 }
 
-// AppendEscaped is Append for a line of a log: no value can end a quoted field or the line. As in nginx's logs quotes,
+// AppendCut is Append with values of at most most bytes.
+func (f *Format) AppendCut(dst []byte, c *Context, missing string, most int) []byte {
+	return f.append(dst, c, missing, false, most)
+}
+
+// AppendEscaped is AppendCut for a line of a log: no value can end a quoted field or the line. As in nginx's logs quotes,
 // backslashes, control characters and all that is not ASCII become \xXX in values.
-func (f *Format) AppendEscaped(dst []byte, c *Context, missing string) []byte {
-	return f.append(dst, c, missing, true)
+func (f *Format) AppendEscaped(dst []byte, c *Context, missing string, most int) []byte {
+	return f.append(dst, c, missing, true, most)
 }
 
-func (f *Format) append(dst []byte, c *Context, missing string, escaped bool) []byte {
+func (f *Format) append(dst []byte, c *Context, missing string, escaped bool, most int) []byte {
 	for i := range f.pieces {
 		p := &f.pieces[i]
 		if p.operator == "" {
@@ -206,6 +274,12 @@ func (f *Format) append(dst []byte, c *Context, missing string, escaped bool) []
 		}
 		if escaped {
 			dst = escape(dst, at)
+		}
+		if len(dst)-at > most {
+			dst = dst[:at+most]
+			if i := bytes.LastIndexByte(dst[max(at, len(dst)-3):], '\\'); escaped && i >= 0 { // no part of an escape
+				dst = dst[:max(at, len(dst)-3)+i]
+			}
 		}
 	}
 	return dst
@@ -238,24 +312,31 @@ func special(c byte) bool { return c < 0x20 || c >= 0x7f || c == '"' || c == '\\
 
 func (c *Context) value(dst []byte, p *piece) ([]byte, bool) {
 	switch p.operator {
-	case "REQ", "REQUEST_HEADER":
+	case "REQ", "REQUEST_HEADER", "REQ_WITHOUT_QUERY":
 		if c.Req == nil {
 			return dst, false
 		}
+		show := p.show
 		v, ok := RequestHeader(c.Req, p.arg)
 		if !ok && p.alt != "" {
+			show = p.showAlt
 			v, ok = RequestHeader(c.Req, p.alt)
 		}
-		return append(dst, v...), ok
+		if p.operator == "REQ_WITHOUT_QUERY" {
+			v, _, _ = strings.Cut(v, "?")
+		}
+		return append(dst, show.of(v)...), ok
 	case "RESP", "RESPONSE_HEADER":
 		if c.Resp == nil {
 			return dst, false
 		}
+		show := p.show
 		v, ok := ResponseHeader(c.Resp, p.arg)
 		if !ok && p.alt != "" {
+			show = p.showAlt
 			v, ok = ResponseHeader(c.Resp, p.alt)
 		}
-		return append(dst, v...), ok
+		return append(dst, show.of(v)...), ok
 	case "PROTOCOL":
 		if c.Req != nil {
 			return append(dst, c.Req.Proto.String()...), true
@@ -273,5 +354,8 @@ func (c *Context) value(dst []byte, p *piece) ([]byte, bool) {
 	// Not into dst: what is handed to an interface cannot stay on the stack.
 	v, ok := c.Values.AppendValue(c.space[:0], p.operator, p.arg)
 	c.space = v[:0]
+	if p.show != showAll && ok {
+		return append(dst, p.show.of(string(v))...), true
+	}
 	return append(dst, v...), ok
 }
