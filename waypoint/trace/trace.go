@@ -38,6 +38,7 @@ type Config struct {
 	maxPath                 int
 	forms                   Forms // that are sent, whatever has come
 	short                   bool  // IDs of new traces have 64 bits
+	quiet                   bool  // endpoints are told of no trace, the caller's neither
 }
 
 // Sink says how a collector is told.
@@ -77,7 +78,8 @@ func (s *Span) Size() int {
 
 // Compile compiles the tracing of a connection manager. Tracers that are not known are refused.
 func Compile(p *hcmv3.HttpConnectionManager_Tracing) (*Config, error) {
-	c := &Config{client: share(p.GetClientSampling()), random: share(p.GetRandomSampling()), overall: share(p.GetOverallSampling()), maxPath: defaultPath, forms: W3C}
+	c := &Config{client: share(p.GetClientSampling()), random: share(p.GetRandomSampling()), overall: share(p.GetOverallSampling()), maxPath: defaultPath, forms: W3C,
+		quiet: p.GetNoContextPropagation()}
 	if n := p.GetMaxPathTagLength(); n != nil {
 		c.maxPath = int(n.GetValue())
 	}
