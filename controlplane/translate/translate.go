@@ -145,9 +145,6 @@ type Delta struct {
 	Removed []string
 }
 
-// Empty says whether nothing changed.
-func (d Delta) Empty() bool { return len(d.Updated) == 0 && len(d.Removed) == 0 }
-
 // Change is what an update changed.
 type Change struct {
 	Addresses, Authorizations Delta

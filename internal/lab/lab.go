@@ -180,9 +180,6 @@ func (l *Lab) build() error {
 	return l.connectNodes()
 }
 
-// Name returns the lab's name.
-func (l *Lab) Name() string { return l.opts.Name }
-
 // Close stops everything the lab runs and removes every trace of it. It blocks until that is done and may be called
 // more than once.
 func (l *Lab) Close() error {

@@ -71,9 +71,6 @@ func cutPair(s string) (pair, rest string) {
 	return s, ""
 }
 
-// traceparentLen is the length of a version 00 traceparent (W3C Trace Context).
-const traceparentLen = 55
-
 // AppendTraceparent appends a new traceparent: 00-<32 hex>-<16 hex>-00, random. r may be nil.
 func AppendTraceparent(b []byte, r *rand.Rand) []byte {
 	var raw [24]byte
@@ -98,18 +95,4 @@ func randUint64(r *rand.Rand) uint64 {
 		return r.Uint64()
 	}
 	return rand.Uint64()
-}
-
-// ValidTraceparent tells whether an inbound traceparent has the form of version 00 (H16).
-func ValidTraceparent(s string) bool {
-	if len(s) != traceparentLen || s[2] != '-' || s[35] != '-' || s[52] != '-' {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if i != 2 && i != 35 && i != 52 && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
 }

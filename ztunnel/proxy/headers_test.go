@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"regexp"
 	"testing"
 
 	pb "github.com/ambit-mesh/ambit/api/workloadpb"
@@ -81,13 +82,8 @@ func TestForwarded(t *testing.T) { // H13, H16, build_forwarded and parse_forwar
 
 func TestTraceparents(t *testing.T) { // H13, H16
 	a, b := string(AppendTraceparent(nil, nil)), string(AppendTraceparent(nil, nil))
-	if !ValidTraceparent(a) || a == b {
+	if form := regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`); !form.MatchString(a) || a == b {
 		t.Errorf("traceparents = %q, %q", a, b)
-	}
-	for _, bad := range []string{"", "00-x", a + "0", a[:54] + "G", "00x" + a[3:]} {
-		if ValidTraceparent(bad) {
-			t.Errorf("ValidTraceparent(%q) = true", bad)
-		}
 	}
 }
 
