@@ -1,4 +1,5 @@
-// Command ambit is the mesh's command line: `ambit lab` runs a mesh on this machine.
+// Command ambit is the mesh's command line: it installs a mesh, tells of it, and finds what is wrong with it; `ambit lab` runs
+// one on this machine.
 //
 // Exit status: 0 all is well, 1 a problem was found, 2 wrong usage, 3 the lab or the cluster cannot be reached, 4 timed out.
 package main
@@ -25,7 +26,11 @@ func main() {
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(labCommand(), echoCommand(), installCommand(), upgradeCommand(), uninstallCommand())
+	root.AddCommand(
+		labCommand(), echoCommand(), installCommand(), upgradeCommand(), uninstallCommand(),
+		statusCommand(), proxiesCommand(), configCommand(), checkCommand(), analyzeCommand(), explainCommand(),
+		enrollCommand(), unenrollCommand(), waypointCommand(),
+	)
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -41,6 +46,9 @@ func (e usageError) Unwrap() error { return e.error }
 
 // errProblem is a failure that the command already told about.
 var errProblem = errors.New("not all is well")
+
+// errTimeout marks that something did not come in the time that was given.
+var errTimeout = fmt.Errorf("timed out: %w", context.DeadlineExceeded)
 
 func exitStatus(err error) int {
 	var usage usageError

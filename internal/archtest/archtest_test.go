@@ -50,6 +50,7 @@ var floors = map[string]int{
 	"ztunnel":             3,
 	"waypoint":            3,
 	"controlplane":        3,
+	"internal/diagnose":   3,
 	"internal/lab":        4,
 	"internal/install":    4,
 	"cmd":                 4,

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/diagnose"
+)
+
+// source is where a command finds a mesh: a cluster or a lab.
+type source interface {
+	// world lists the objects and the programs of the mesh, which are not asked yet.
+	world(ctx context.Context) (*diagnose.World, error)
+	// admin sends a request to a program's administration: method GET or POST, path with its query.
+	admin(ctx context.Context, p *diagnose.Proxy, method, path string) ([]byte, error)
+	// logs copies the log of a program of the mesh.
+	logs(ctx context.Context, w io.Writer, p *diagnose.Proxy, o logOptions) error
+	// label sets a label of an object, or takes it away if value is "".
+	label(ctx context.Context, k kube.Key, name, value string) error
+	// apply creates or changes an object, remove deletes it.
+	apply(ctx context.Context, o kube.Object) error
+	remove(ctx context.Context, k kube.Key) error
+}
+
+// logOptions choose what of a log is copied.
+type logOptions struct {
+	part   string // container of a pod, or part of a lab's ztunnel; "" = the one that moves bytes
+	follow bool
+	tail   int64 // lines from the end; negative = all
+}
+
+// meshFlags are those of all commands that ask a mesh.
+type meshFlags struct {
+	kubeFlags
+	lab    string
+	system string
+	all    bool
+	output string
+}
+
+// register declares the flags; output says which formats there are beside a table.
+func (f *meshFlags) register(c *cobra.Command) {
+	f.kubeFlags.register(c)
+	fs := c.PersistentFlags()
+	fs.StringVar(&f.lab, "lab", "", "name of a lab on this machine to be asked instead of a cluster")
+	fs.StringVar(&f.system, "system-namespace", "istio-system", "namespace of the mesh")
+	fs.BoolVarP(&f.all, "all-namespaces", "A", false, "objects of all namespaces")
+	fs.StringVarP(&f.output, "output", "o", "", "json or yaml (default: a table)")
+}
+
+// open finds the mesh. namespace is the one that was asked for, "" with -A.
+func (f *meshFlags) open() (s source, namespace string, err error) {
+	if !slices.Contains([]string{"", "table", "wide", "json", "yaml"}, f.output) {
+		return nil, "", usageError{fmt.Errorf("output %q; accepted: table, wide, json, yaml", f.output)}
+	}
+	if f.lab != "" {
+		s, err = openLab(f.lab)
+		if namespace = f.namespace; namespace == "" {
+			namespace = "default"
+		}
+	} else {
+		s, namespace, err = openCluster(&f.kubeFlags, f.system)
+	}
+	if f.all {
+		namespace = ""
+	}
+	return s, namespace, err
+}
+
+// ask fills in what the programs of the mesh that are ready say of themselves, all at a time.
+func ask(ctx context.Context, s source, w *diagnose.World, roles ...string) {
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, 8)
+	for i := range w.Proxies {
+		p := &w.Proxies[i]
+		if !p.Ready || len(roles) > 0 && !slices.Contains(roles, p.Role) {
+			continue
+		}
+		wg.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+			defer cancel()
+			if err := askOne(ctx, s, p); err != nil {
+				p.Error = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func askOne(ctx context.Context, s source, p *diagnose.Proxy) error {
+	if p.Role != diagnose.ControlPlane {
+		body, err := s.admin(ctx, p, http.MethodGet, "/config_dump")
+		if err == nil {
+			p.Dump, err = diagnose.ReadDump(body)
+		}
+		return err
+	}
+	c := &diagnose.Control{}
+	body, err := s.admin(ctx, p, http.MethodGet, "/debug/syncz")
+	if err == nil {
+		err = json.Unmarshal(body, &c.Clients)
+	}
+	if err != nil {
+		return err
+	}
+	if body, err = s.admin(ctx, p, http.MethodGet, "/debug/ca"); err == nil {
+		err = json.Unmarshal(body, c)
+	}
+	p.Control = c
+	return err
+}
+
+// exchange makes one request over a connection that dial opens.
+func exchange(ctx context.Context, t http.RoundTripper, method, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body[:min(len(body), 512)])))
+	}
+	return body, err
+}
+
+// object reads what a user typed: KIND/NAME, or NAME of a pod.
+func object(arg string) (kube.Kind, string, error) {
+	kind, name, ok := strings.Cut(arg, "/")
+	if !ok {
+		kind, name = "pod", arg
+	}
+	for k, words := range kindWords {
+		if slices.Contains(words, strings.ToLower(kind)) && name != "" {
+			return k, name, nil
+		}
+	}
+	return "", "", usageError{fmt.Errorf("object %q; accepted: [pod/]NAME, deploy/NAME, svc/NAME, ns/NAME, ztunnel/NODE, waypoint/NAME", arg)}
+}
+
+// Words for what is no kind of an object.
+const (
+	kindZtunnel  kube.Kind = "ztunnel"
+	kindWaypoint kube.Kind = "waypoint"
+)
+
+var kindWords = map[kube.Kind][]string{
+	kube.KindPod: {"pod", "pods", "po"}, kube.KindDeployment: {"deployment", "deployments", "deploy"},
+	kube.KindService: {"service", "services", "svc"}, kube.KindNamespace: {"namespace", "namespaces", "ns"},
+	kindZtunnel: {"ztunnel", "node"}, kindWaypoint: {"waypoint", "gateway", "gtw"},
+}
+
+// programs are those that an argument means: controlplane, ztunnel/NODE, waypoint/NAME, or those that serve a pod, a
+// Deployment or a Service; without an argument all.
+func programs(w *diagnose.World, namespace string, args []string) ([]*diagnose.Proxy, error) {
+	var out []*diagnose.Proxy
+	pick := func(f func(p *diagnose.Proxy) bool) {
+		for i := range w.Proxies {
+			if f(&w.Proxies[i]) {
+				out = append(out, &w.Proxies[i])
+			}
+		}
+	}
+	if len(args) == 0 {
+		pick(func(*diagnose.Proxy) bool { return true })
+		return out, nil
+	}
+	if args[0] == diagnose.ControlPlane {
+		pick(func(p *diagnose.Proxy) bool { return p.Role == diagnose.ControlPlane })
+		return found(out, args[0])
+	}
+	kind, name, err := object(args[0])
+	if err != nil {
+		return nil, err
+	}
+	switch kind {
+	case kindZtunnel:
+		pick(func(p *diagnose.Proxy) bool { return p.Role == diagnose.Ztunnel && (p.Node == name || p.Name == name) })
+	case kindWaypoint:
+		pick(func(p *diagnose.Proxy) bool {
+			return p.Role == diagnose.Waypoint && p.Gateway == name && (namespace == "" || p.Namespace == namespace)
+		})
+	default:
+		subject, err := diagnose.Find(w, kind, namespace, name)
+		if err != nil {
+			return nil, err
+		}
+		pick(subject.Served)
+	}
+	return found(out, args[0])
+}
+
+func found(list []*diagnose.Proxy, what string) ([]*diagnose.Proxy, error) {
+	if len(list) == 0 {
+		return nil, fmt.Errorf("no program of the mesh serves %s", what)
+	}
+	return list, nil
+}
+
+// programOf is the Proxy that a pod of a cluster is, false for other pods.
+func programOf(p *corev1.Pod) (diagnose.Proxy, bool) {
+	x := diagnose.Proxy{Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName}
+	switch {
+	case p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded:
+		return x, false
+	case p.Labels["app"] == "ztunnel":
+		x.Role = diagnose.Ztunnel
+		for _, c := range p.Spec.Containers {
+			x.Plugin = x.Plugin || slices.ContainsFunc(c.Args, func(a string) bool { return strings.HasPrefix(a, "--cni-conf-dir=") })
+		}
+	case p.Labels["app"] == "ambit-controlplane":
+		x.Role = diagnose.ControlPlane
+	case p.Labels[kube.LabelManaged] == kube.ManagedByMesh:
+		x.Role, x.Gateway = diagnose.Waypoint, p.Labels[kube.LabelGateway]
+	default:
+		return x, false
+	}
+	x.Ready = slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	return x, true
+}
+
+// portOf is the port of a program's administration, on loopback of its network.
+func portOf(p *diagnose.Proxy) int {
+	if p.Role == diagnose.ControlPlane {
+		return 15014
+	}
+	return 15000
+}
