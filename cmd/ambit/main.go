@@ -29,7 +29,8 @@ func main() {
 	root.AddCommand(
 		labCommand(), echoCommand(), installCommand(), upgradeCommand(), uninstallCommand(),
 		statusCommand(), proxiesCommand(), configCommand(), checkCommand(), analyzeCommand(), explainCommand(),
-		enrollCommand(), unenrollCommand(), waypointCommand(),
+		enrollCommand(), unenrollCommand(), waypointCommand(), meshLogsCommand(), logCommand(), certCommand(), bugReportCommand(),
+		versionCommand(),
 	)
 	err := root.ExecuteContext(ctx)
 	stop()

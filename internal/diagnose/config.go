@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -330,7 +331,9 @@ func (b *builder) endpoints(p *Proxy) error {
 func (b *builder) bootstrap(p *Proxy) error {
 	m := map[string]any{}
 	if len(p.Dump.Bootstrap) > 0 {
-		if err := json.Unmarshal(p.Dump.Bootstrap, &m); err != nil {
+		dec := json.NewDecoder(bytes.NewReader(p.Dump.Bootstrap))
+		dec.UseNumber()
+		if err := dec.Decode(&m); err != nil {
 			return err
 		}
 	}
