@@ -7,9 +7,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10m
 REGISTRY ?= ghcr.io/ambit-mesh
 UNIT_FLAGS ?= -timeout 10m
+ARCHES ?= amd64 arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-mesh kube-down test-kube diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-images kube-mesh kube-demo kube-down e2e e2e-short diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +19,8 @@ build: ## build every program into bin/
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
-images: ## container images, amd64 and arm64, as archives in out/images
-	@for a in amd64 arm64; do \
+images: ## container images, amd64 and arm64 (ARCHES), as archives in out/images
+	@rm -rf out/images; for a in $(ARCHES); do \
 	CGO_ENABLED=0 GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o out/images/bin/$$a/ ./cmd/... || exit 1; done
 	$(GO) run ./deploy/images -bin out/images/bin -out out/images -registry $(REGISTRY) -version $(VERSION)
 
@@ -78,19 +79,34 @@ demo: build ## a mesh on this machine, claim by claim; needs root
 kube-up: ## a real Kubernetes of two nodes on this machine, built from its Go modules the first time; needs root
 	test/kube/cluster up
 
-kube-mesh: images ## install the mesh on what kube-up started, from our chart; needs helm
-	test/kube/cluster import out/images/ambit-*.tar
-	eval "$$(test/kube/cluster env)"; \
+kube-images: # what runs on the cluster of this machine
+	@$(MAKE) --no-print-directory images ARCHES=$(shell $(GO) env GOARCH)
+
+# The cluster, up if it is not, with our images and the CRDs of Gateway API and Istio in it.
+KUBE_READY = [ -e "$${KUBE_DIR:-/var/tmp/kubebox}/nodes" ] || test/kube/cluster up; \
+	eval "$$(test/kube/cluster env)"; test/kube/cluster import out/images/ambit-*.tar; \
 	kubectl apply --server-side -f "$$($(GO) list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/standard" \
-	-f "$$($(GO) list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" >/dev/null && \
-	helm upgrade --install ambit deploy/chart --namespace istio-system --create-namespace \
-	--set image.registry=$(REGISTRY),image.tag=$(VERSION) --wait --timeout 3m
+	-f "$$($(GO) list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" >/dev/null
+
+kube-mesh: build kube-images ## install the mesh on that cluster
+	@set -e; $(KUBE_READY); $(BIN)/ambit install
+
+kube-demo: ## the mesh on a real Kubernetes of two nodes, made on this machine, claim by claim; needs root
+	@set -e; begin=$$(date +%s); since() { echo "$$1: $$(($$(date +%s) - begin)) s since the start"; }; \
+	$(MAKE) --no-print-directory build kube-images; since 'built, images made'; \
+	$(KUBE_READY); since 'cluster up, images loaded'; \
+	$(GO) run ./test/kube/demo -ambit $(BIN)/ambit -image $(REGISTRY)/ambit-ambit:$(VERSION); since 'shown'
 
 kube-down: ## stop it and remove what it made, but for what was built
 	test/kube/cluster down
 
-test-kube: build ## the tests on a Kubernetes: that of KUBECONFIG, or what kube-up started
-	@[ -n "$$KUBECONFIG" ] || eval "$$(test/kube/cluster env)"; AMBIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -p 1 -timeout 20m -v -run Root ./test/kube
+E2E = [ -n "$$KUBECONFIG" ] || { $(KUBE_READY); }; export AMBIT_BIN_DIR=$(CURDIR)/$(BIN) AMBIT_IMAGE=$(REGISTRY)/ambit-ambit:$(VERSION)
+
+e2e: build kube-images ## all tests on a Kubernetes: that of KUBECONFIG, else one on this machine
+	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 30m -v -run Root ./test/kube
+
+e2e-short: build kube-images ## of those install, label, waypoint, churn of pods, a proxy's restart, uninstall; some minutes
+	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 15m -v -run RootFromInstallToUninstall ./test/kube
 
 clean: ## remove what the build made
 	rm -rf $(BIN) out

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambit-mesh/ambit/internal/admin"
+	"github.com/ambit-mesh/ambit/internal/secret"
 )
 
 const anyType = "type.googleapis.com/"
@@ -155,7 +156,7 @@ func (w *waypoint) dumpSecrets(names *regexp.Regexp) iter.Seq[map[string]any] {
 				secret *tlsv3.Secret
 			}{
 				{"default", &tlsv3.Secret{Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-					CertificateChain: inline(encodePEM(chain)), PrivateKey: inline([]byte("[redacted]")),
+					CertificateChain: inline(encodePEM(chain)), PrivateKey: inline([]byte(secret.Hidden)),
 				}}}},
 				{"ROOTCA", &tlsv3.Secret{Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(st.SVID.RootPEM)}}}},
 			} {
@@ -216,8 +217,9 @@ func (r *raw) dump(key string, m proto.Message) map[string]any {
 	return out
 }
 
-// typed is a message in JSON with its type.
+// typed is a message in JSON with its type, without secrets; the message is changed.
 func typed(m proto.Message) map[string]any {
+	secret.Redact(m)
 	x := map[string]any{}
 	if err := json.Unmarshal(render(m), &x); err != nil {
 		x["error"] = err.Error() // not reached: render makes objects

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -321,7 +322,7 @@ func (p *fakeProxy) StopPod(uid string, _ bool) {
 	delete(p.pods, uid)
 }
 
-func TestAPodsConnectionsComeToTheProxyUntilItLeavesTheMesh(t *testing.T) {
+func TestRootAPodsConnectionsComeToTheProxyUntilItLeavesTheMesh(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
 	m.server(m.peer, peerIP+":80", "peer")
@@ -348,7 +349,7 @@ func TestAPodsConnectionsComeToTheProxyUntilItLeavesTheMesh(t *testing.T) {
 	stop()
 }
 
-func TestAnOpenConnectionLivesOnWhenThePodLeavesTheMesh(t *testing.T) {
+func TestRootAnOpenConnectionLivesOnWhenThePodLeavesTheMesh(t *testing.T) {
 	m := newMesh(t)
 	m.capture()
 	hold := make(chan struct{})
@@ -370,7 +371,7 @@ func TestAnOpenConnectionLivesOnWhenThePodLeavesTheMesh(t *testing.T) {
 	}
 }
 
-func TestWithoutAProxyAPodIsCapturedAndItsConnectionsWait(t *testing.T) {
+func TestRootWithoutAProxyAPodIsCapturedAndItsConnectionsWait(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
 	m.capture()
@@ -386,7 +387,7 @@ func TestWithoutAProxyAPodIsCapturedAndItsConnectionsWait(t *testing.T) {
 	}
 }
 
-func TestARestartOfCaptureRefusesNoConnection(t *testing.T) {
+func TestRootARestartOfCaptureRefusesNoConnection(t *testing.T) {
 	m := newMesh(t)
 	stop := m.capture()
 	gate := make(chan struct{})
@@ -426,7 +427,37 @@ func TestARestartOfCaptureRefusesNoConnection(t *testing.T) {
 	m.wantFetch(m.pod, peerIP+":80", "out "+peerIP+":80")
 }
 
-func TestANamespaceThatIsNotThePodsIsRefused(t *testing.T) {
+func TestRootAPodsSwitchesAreObeyedAlsoWhileItRuns(t *testing.T) {
+	m := newMesh(t)
+	m.server(m.pod, podIP+":8080", "app")
+	m.server(m.peer, peerIP+":80", "peer")
+	m.capture()
+	m.proxy(nil, nil)
+	m.add()
+	m.wantFetch(m.peer, podIP+":8080", "in "+podIP+":8080")
+	for _, c := range []struct{ bypass, want, problem string }{
+		{"true", "app", ""},
+		{"maybe", "in " + podIP + ":8080", `"maybe" is neither true nor false`},
+		{"true", "app", ""},
+		{"false", "in " + podIP + ":8080", ""},
+	} {
+		p := m.spec(true)
+		p.Annotations = map[string]string{"ambient.istio.io/bypass-inbound-capture": c.bypass}
+		r, err := m.pods.Update(t.Context(), p)
+		if err != nil || r.Result != podsock.Captured || !strings.Contains(r.Problem, c.problem) || (c.problem == "") != (r.Problem == "") {
+			t.Fatalf("%s: got %+v, %v", c.bypass, r, err)
+		}
+		m.wantFetch(m.peer, podIP+":8080", c.want)
+		m.wantFetch(m.pod, peerIP+":80", "out "+peerIP+":80")
+		m.wantFetch(m.peer, podIP+":15008", "hbone "+podIP+":15008")
+	}
+	list, err := m.pods.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Problem != "" {
+		t.Errorf("got %+v, %v", list, err)
+	}
+}
+
+func TestRootANamespaceThatIsNotThePodsIsRefused(t *testing.T) {
 	m := newMesh(t)
 	m.capture()
 	for name, change := range map[string]func(*podsock.Pod){
@@ -444,7 +475,7 @@ func TestANamespaceThatIsNotThePodsIsRefused(t *testing.T) {
 	m.add()
 }
 
-func TestAPodWhoseNamespaceEndsIsForgotten(t *testing.T) {
+func TestRootAPodWhoseNamespaceEndsIsForgotten(t *testing.T) {
 	m := newMesh(t)
 	stop := m.capture()
 	m.add()
@@ -456,7 +487,7 @@ func TestAPodWhoseNamespaceEndsIsForgotten(t *testing.T) {
 	}
 }
 
-func TestUnloadLetsAllPodsOutAndLeavesNothing(t *testing.T) {
+func TestRootUnloadLetsAllPodsOutAndLeavesNothing(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
 	stop := m.capture()
@@ -480,7 +511,7 @@ func TestUnloadLetsAllPodsOutAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestWhileCaptureIsDeadTheProxyServes(t *testing.T) {
+func TestRootWhileCaptureIsDeadTheProxyServes(t *testing.T) {
 	m := newMesh(t)
 	m.server(m.pod, podIP+":8080", "app")
 	child := exec.Command("/proc/self/exe")

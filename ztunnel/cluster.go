@@ -25,7 +25,7 @@ type cluster struct {
 }
 
 // newCluster returns nil if the pods come by pods.sock only.
-func newCluster(cfg *CaptureConfig, kernel capture.Kernel, log *slog.Logger) (*cluster, error) {
+func newCluster(cfg *CaptureConfig, kernel capture.Kernel, probePorts bool, log *slog.Logger) (*cluster, error) {
 	k := cfg.Kubernetes
 	if k == nil {
 		return nil, nil
@@ -35,7 +35,7 @@ func newCluster(cfg *CaptureConfig, kernel capture.Kernel, log *slog.Logger) (*c
 		return nil, err
 	}
 	c := &cluster{log: log, source: nodepods.New(nodepods.Config{
-		API: api, Node: cfg.Node, Self: k.PodUID, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), Logger: log,
+		API: api, Node: cfg.Node, Self: k.PodUID, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), ProbePorts: probePorts, Logger: log,
 		Find: nodepods.NewFinder(k.Proc, func(path string) ([]netip.Addr, error) {
 			ns, err := kernel.Open(path)
 			if err != nil {
@@ -71,6 +71,14 @@ func (c *cluster) lookup() capture.Cluster {
 		return nil
 	}
 	return c.source
+}
+
+// late counts the pods that ran before they were captured.
+func (c *cluster) late() func() uint64 {
+	if c == nil {
+		return nil
+	}
+	return c.source.Late
 }
 
 // run watches the pods and keeps the plugin installed until ctx is done. left says that the mesh was told to leave the node,

@@ -26,6 +26,9 @@ type CaptureConfig struct {
 	AppPortMin, AppPortMax uint16
 	// Policy says which pods are never captured.
 	Policy capture.Policy
+	// Probes says how the kubelet's probes of pods are told from other connections: "kubelet", "address" or "captured",
+	// as redirect.Probes. "" is kubelet on a node of Kubernetes, and captured elsewhere.
+	Probes string
 	// Kubernetes is where the node's pods come from, besides pods.sock. nil for nowhere else.
 	Kubernetes *KubernetesConfig
 	// MetricsAddress is where /metrics is served besides pods.sock; "" for nowhere.

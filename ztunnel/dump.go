@@ -59,9 +59,11 @@ func (n *node) configDump() any {
 		StreamWindow     uint32 `json:"windowSize"`
 		ConnectionWindow uint32 `json:"connectionWindowSize"`
 		FrameSize        uint32 `json:"frameSize"`
+		DNSProxy         bool   `json:"dnsProxy"`
 	}{
 		c.Node, c.Network, c.ClusterID, c.ClusterDomain, c.TrustDomain, c.XDSAddress, c.CAAddress, c.CertTTL.String(),
 		string(c.SameNode), c.DrainTimeout.String(), c.HBONE.StreamWindow, c.HBONE.ConnectionWindow, c.HBONE.FrameSize,
+		c.DNS.Enabled,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/hbone"
@@ -21,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/xds"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
@@ -68,6 +70,7 @@ type node struct {
 	ca        *svid.GRPCClient
 	xds       *xds.Client
 	proxy     *proxy.Proxy
+	dns       *dns.Server
 	tracker   *zds.Tracker
 	zds       *zds.Client
 	ready     admin.Ready
@@ -200,14 +203,59 @@ func (n *node) carry() (err error) {
 	if err != nil {
 		return fmt.Errorf("make data path: %w", err)
 	}
+	n.dns = dns.New(dns.Config{
+		Lookup: dns.Lookup{Domain: c.ClusterDomain, Network: c.Network, Prefer: c.DNS.PreferredNamespace, NoIPv6: !c.IPv6},
+		Off:    !c.DNS.Enabled, Workloads: n.workloads, Synced: n.xds.Ready(), Metrics: n.metrics, Logger: n.log.Scope("dns"),
+	})
 	zlog := n.log.Scope("inpod")
-	n.tracker = zds.NewTracker(zds.TrackerConfig{Runner: n.proxy, Setup: n.proxy.SetupNode, Logger: zlog})
+	n.tracker = zds.NewTracker(zds.TrackerConfig{Runner: podRunner{n.proxy, n.dns}, Setup: n.setupNode, Logger: zlog})
 	path := c.ZDSPath
 	if path == "" {
 		path = c.RunDir + "/zds.sock"
 	}
 	n.zds = zds.NewClient(zds.ClientConfig{Path: path, Logger: zlog})
 	return nil
+}
+
+// runPods runs what serves the pods; the parts drain at the same time.
+func (n *node) runPods(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.proxy.Run(ctx) })
+	g.Go(func() error { return n.dns.Run(ctx) })
+	return g.Wait()
+}
+
+// podRunner has the parts serve the pods.
+type podRunner struct {
+	proxy *proxy.Proxy
+	dns   *dns.Server
+}
+
+// StartPod implements zds.Runner.
+func (r podRunner) StartPod(ctx context.Context, w *zds.Workload) error {
+	if err := r.proxy.StartPod(ctx, w); err != nil {
+		return err
+	}
+	if err := r.dns.StartPod(ctx, w); err != nil {
+		r.proxy.StopPod(w.UID, false)
+		return err
+	}
+	return nil
+}
+
+// StopPod implements zds.Runner.
+func (r podRunner) StopPod(uid string, drain bool) {
+	r.dns.StopPod(uid, drain)
+	r.proxy.StopPod(uid, drain)
+}
+
+// setupNode tells the parts how capture redirects; the proxy takes the descriptor.
+func (n *node) setupNode(s zds.Setup) error {
+	if err := n.dns.SetupNode(s); err != nil {
+		s.Exempt.Close()
+		return err
+	}
+	return n.proxy.SetupNode(s)
 }
 
 // run runs the parts. They stop in reverse order: first no more pods come, then the data path drains, then the rest.
@@ -237,7 +285,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Add("certificates", n.certs.Run)
 	g.Add("xds", n.xds.Run)
 	g.Add("state", n.watchState)
-	g.Add("proxy", n.proxy.Run)
+	g.Add("proxy", n.runPods)
 	g.Add("pending pods", n.tracker.Run)
 	g.Add("zds", func(ctx context.Context) error { return n.zds.Run(ctx, n.tracker) })
 	log.Info("ztunnel starts", "node", n.cfg.Node, "version", n.cfg.Version, "xds", n.cfg.XDSAddress, "ca", n.cfg.CAAddress)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/capture"
+	"github.com/ambit-mesh/ambit/ztunnel/capture/kubelet"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
@@ -41,9 +42,15 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return false, fmt.Errorf("make run directory: %w", err)
 	}
+	probes := redirect.Probes(cfg.Probes)
+	if probes == "" {
+		if probes = redirect.ProbesCaptured; cfg.Kubernetes != nil {
+			probes = redirect.ProbesOfKubelet
+		}
+	}
 	node, err := redirect.Open(redirect.Config{
 		PinDir: cfg.PinDir, Cgroup: cfg.Cgroup, Mark: cfg.Mark, Mask: cfg.Mask, Table: cfg.Table, Priority: cfg.Priority,
-		AppPorts: redirect.PortRange{First: cfg.AppPortMin, Last: cfg.AppPortMax}, Logger: log,
+		AppPorts: redirect.PortRange{First: cfg.AppPortMin, Last: cfg.AppPortMax}, Probes: probes, Logger: log,
 	})
 	if err != nil {
 		return false, fmt.Errorf("open redirection: %w", err)
@@ -60,20 +67,22 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	setup := zds.Setup{AppPortMin: node.AppPorts().First, AppPortMax: node.AppPorts().Last, Exempt: zds.NewFile(exempt)}
 	setup.Mark, setup.Mask = node.Mark()
 	defer setup.Exempt.Close()
-	cluster, err := newCluster(&cfg, kernel, log)
+	cluster, err := newCluster(&cfg, kernel, probes == redirect.ProbesByAddress, log)
 	if err != nil {
 		return false, err
 	}
+	prober := newProber(probes, &cfg, node, log)
 	m, err := capture.New(capture.Config{
-		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Logger: log,
+		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,
 	})
 	if err != nil {
 		return false, err
 	}
-	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir)
+	log.Info("capture starts", "node", cfg.Node, "run_dir", cfg.RunDir, "pin_dir", cfg.PinDir, "probes", probes)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
 	g.Go(func() (err error) { left, err = cluster.run(ctx, m); return err })
+	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
 		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
@@ -84,6 +93,32 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	err = g.Wait()
 	return left, err
 }
+
+// prober tells the kubelet's probes from other connections.
+type prober interface {
+	How() string
+	Run(ctx context.Context) error
+}
+
+func newProber(mode redirect.Probes, cfg *CaptureConfig, node *redirect.Node, log *slog.Logger) prober {
+	if mode != redirect.ProbesOfKubelet {
+		return fixedProber(mode)
+	}
+	proc := "/proc"
+	if cfg.Kubernetes != nil {
+		proc = cfg.Kubernetes.Proc
+	}
+	return kubelet.New(kubelet.Config{Proc: proc, Set: node.SetKubelet, Logger: log})
+}
+
+// fixedProber is a mode that needs nothing to be followed.
+type fixedProber redirect.Probes
+
+// How implements prober.
+func (p fixedProber) How() string { return string(p) }
+
+// Run implements prober.
+func (p fixedProber) Run(context.Context) error { return nil }
 
 // serve serves h at a path until ctx is done.
 func serve(ctx context.Context, address, path string, h http.Handler) error {

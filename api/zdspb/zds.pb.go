@@ -82,7 +82,9 @@ type ZdsHello struct {
 	// The proxy takes listeners: an AddWorkload to it carries 4 descriptors instead of 1.
 	Listeners bool `protobuf:"varint,100,opt,name=listeners,proto3" json:"listeners,omitempty"`
 	// The proxy's process, for logs.
-	Pid           int64 `protobuf:"varint,101,opt,name=pid,proto3" json:"pid,omitempty"`
+	Pid int64 `protobuf:"varint,101,opt,name=pid,proto3" json:"pid,omitempty"`
+	// The proxy takes the sockets for DNS: an AddWorkload to it may carry 6 descriptors.
+	Dns           bool `protobuf:"varint,102,opt,name=dns,proto3" json:"dns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -136,6 +138,13 @@ func (x *ZdsHello) GetPid() int64 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *ZdsHello) GetDns() bool {
+	if x != nil {
+		return x.Dns
+	}
+	return false
 }
 
 type WorkloadInfo struct {
@@ -208,7 +217,8 @@ func (x *WorkloadInfo) GetAddresses() []string {
 }
 
 // AddWorkload hands over a pod. With SCM_RIGHTS: its network namespace; and if the hello said listeners, then the
-// outbound (15001), inbound plaintext (15006) and HBONE (15008) listening sockets, in this order.
+// outbound (15001), inbound plaintext (15006) and HBONE (15008) listening sockets, in this order; and if the hello said dns
+// and the pod's DNS queries are captured, then the sockets that these come to (15053), UDP and TCP.
 type AddWorkload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -398,7 +408,7 @@ func (*SnapshotSent) Descriptor() ([]byte, []int) {
 }
 
 // ReturnWorkload is ours: it asks for what an AddWorkload handed over, because the sender was restarted and the proxy's
-// descriptors are the only ones left. The answer carries the same 4 descriptors, duplicated (the proxy goes on accepting),
+// descriptors are the only ones left. The answer carries the same descriptors, duplicated (the proxy goes on accepting),
 // or an error if the proxy does not have the pod. It comes before the list of pods of a connection.
 type ReturnWorkload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -777,11 +787,12 @@ var File_zds_proto protoreflect.FileDescriptor
 
 const file_zds_proto_rawDesc = "" +
 	"\n" +
-	"\tzds.proto\x12\x12istio.workload.zds\"q\n" +
+	"\tzds.proto\x12\x12istio.workload.zds\"\x83\x01\n" +
 	"\bZdsHello\x125\n" +
 	"\aversion\x18\x01 \x01(\x0e2\x1b.istio.workload.zds.VersionR\aversion\x12\x1c\n" +
 	"\tlisteners\x18d \x01(\bR\tlisteners\x12\x10\n" +
-	"\x03pid\x18e \x01(\x03R\x03pid\"\x8d\x01\n" +
+	"\x03pid\x18e \x01(\x03R\x03pid\x12\x10\n" +
+	"\x03dns\x18f \x01(\bR\x03dns\"\x8d\x01\n" +
 	"\fWorkloadInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +

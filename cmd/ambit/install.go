@@ -47,13 +47,19 @@ and -f. Connections go on for the drain time of each proxy.`,
 }
 
 func (f *installFlags) register(c *cobra.Command) {
-	f.kubeFlags.register(c)
+	registerMesh(&f.kubeFlags, c)
 	c.Flags().StringArrayVarP(&f.files, "values", "f", nil, "file with values of the chart; repeatable")
 	c.Flags().StringArrayVar(&f.settings, "set", nil, "value of the chart, as KEY=VALUE; repeatable")
 	c.Flags().StringVar(&f.dryRun, "dry-run", "none", "change nothing: client prints the objects, server has the API server check them")
 	c.Flags().Lookup("dry-run").NoOptDefVal = "client"
 	c.Flags().BoolVar(&f.wait, "wait", true, "wait until the mesh works")
 	c.Flags().DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long to wait")
+}
+
+// registerMesh declares the flags of a command whose namespace is the mesh's, wherever the context points.
+func registerMesh(k *kubeFlags, c *cobra.Command) {
+	k.register(c)
+	c.PersistentFlags().Lookup("namespace").Usage = "namespace of the mesh (default: " + install.DefaultNamespace + ")"
 }
 
 func (f *installFlags) run(cmd *cobra.Command, upgrade bool) error {
@@ -126,7 +132,7 @@ then on, and connections that are open go on for the drain time. Gateways, route
 			return install.Uninstall(cmd.Context(), r)
 		},
 	}
-	k.register(c)
+	registerMesh(k, c)
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&r.DryRun, "dry-run", false, "change nothing, and say what would be deleted")
 	c.Flags().BoolVar(&r.KeepCA, "keep-ca", false, "keep the mesh's root certificate and key (Secret istio-ca-secret)")

@@ -31,25 +31,51 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "root of cgroup v2 (default: found)")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", "also serve /metrics at this address")
 	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready at this address")
+	probes := f.String("probes", "", "how the kubelet's probes of pods are told from other connections: kubelet, address or captured; MODE,NODE=MODE for some nodes another (default: kubelet with --pods=kubernetes)")
 	kubernetes := kubernetesFlags(f, r)
 	f.StringVar(&excluded, "exclude-namespaces", excluded, "comma-separated namespaces that are never captured [EXCLUDE_NAMESPACES]")
+	dns := f.Bool("dns-capture", true, "capture DNS queries too of pods whose annotation ambient.istio.io/dns-capture does not say")
 	f.String("same-node", "direct", "taken for symmetry with proxy, without effect")
 	f.StringVar(&log.level, "log-level", log.level, "level of the log [RUST_LOG]")
 	f.BoolVar(&log.json, "log-json", log.json, "log JSON [LOG_FORMAT=json]")
 	if err := parse(f, args); err != nil {
 		return cfg, log, err
 	}
+	var err error
+	if cfg.Probes, err = ofNode(*probes, cfg.Node); err != nil {
+		return cfg, log, usageError{fmt.Errorf("--probes=%s: %w", *probes, err)}
+	}
+	cfg.Policy.NoDNS = !*dns
 	cfg.Policy.ExcludeNamespaces = []string{}
 	for _, ns := range strings.Split(excluded, ",") {
 		if ns = strings.TrimSpace(ns); ns != "" {
 			cfg.Policy.ExcludeNamespaces = append(cfg.Policy.ExcludeNamespaces, ns)
 		}
 	}
-	var err error
 	if cfg.Kubernetes, err = kubernetes(&cfg); err != nil {
 		return cfg, log, err
 	}
 	return cfg, log, r.err
+}
+
+// ofNode picks a node's value from "VALUE,NODE=VALUE,...".
+func ofNode(list, node string) (value string, err error) {
+	all, nodes := "", map[string]string{}
+	for i, v := range strings.Split(list, ",") {
+		name, of, ok := strings.Cut(strings.TrimSpace(v), "=")
+		switch {
+		case !ok && i == 0:
+			all = name
+		case !ok || name == "" || of == "":
+			return "", fmt.Errorf("%q is not NODE=MODE", v)
+		default:
+			nodes[name] = of
+		}
+	}
+	if of, ok := nodes[node]; ok {
+		return of, nil
+	}
+	return all, nil
 }
 
 // kubernetesFlags declares the flags of capture on a node of a cluster; the result is called when they are parsed, and

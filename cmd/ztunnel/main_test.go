@@ -176,6 +176,26 @@ func TestCaptureReadsItsFlags(t *testing.T) {
 	}
 }
 
+func TestANodeHasItsOwnWayWithProbes(t *testing.T) {
+	for _, c := range []struct{ flag, node, want string }{
+		{"", "n", ""},
+		{"kubelet", "n", "kubelet"},
+		{"kubelet,a=address,b=captured", "n", "kubelet"},
+		{"kubelet,a=address,b=captured", "b", "captured"},
+		{"a=address", "a", "address"},
+	} {
+		cfg, _, err := captureConfig([]string{"--node=" + c.node, "--probes=" + c.flag}, env{}, io.Discard)
+		if err != nil || cfg.Probes != c.want {
+			t.Errorf("%s at node %s: got %q, %v, want %q", c.flag, c.node, cfg.Probes, err, c.want)
+		}
+	}
+	for _, bad := range []string{"kubelet,address", "a=", "=x", "kubelet,"} {
+		if _, _, err := captureConfig([]string{"--probes=" + bad}, env{}, io.Discard); err == nil {
+			t.Errorf("%s is taken", bad)
+		}
+	}
+}
+
 func TestVerbs(t *testing.T) {
 	for _, c := range []struct {
 		args   []string

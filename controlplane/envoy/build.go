@@ -52,9 +52,7 @@ func (x *Index) Build(gateway kube.Name, last *Resources) *Resources {
 		good: map[kube.Key]*patchSet{}, applied: map[*patch]bool{},
 		ruleSets: map[*service]*ruleSet{}, virtualOf: map[*service]*networkingv1.VirtualService{},
 	}
-	if f := x.mesh.flaw; f != nil {
-		b.problems = append(b.problems, *f)
-	}
+	b.problems = append(b.problems, x.mesh.flaws...)
 	b.services, b.workloads = x.bound(gateway)
 	for _, s := range b.services {
 		b.serves[s] = true

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/secret"
 )
 
 // spaceDelimited claims are lists in one text.
@@ -146,10 +148,14 @@ func localKeys(text string) *jwtv3.JwtProvider_LocalJwks {
 func (b *builder) remoteKeys(r *security.JWTRule) (*jwtv3.JwtProvider_RemoteJwks, string) {
 	u, err := url.Parse(r.JwksUri)
 	if err != nil {
+		var parse *url.Error // whose text has the whole address
+		if errors.As(err, &parse) {
+			err = parse.Err
+		}
 		return nil, err.Error()
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" {
-		return nil, fmt.Sprintf("%q is no address of a web server", r.JwksUri)
+		return nil, fmt.Sprintf("%q is no address of a web server", secret.URL(r.JwksUri))
 	}
 	number := uint32(443)
 	if u.Scheme == "http" {
@@ -158,7 +164,7 @@ func (b *builder) remoteKeys(r *security.JWTRule) (*jwtv3.JwtProvider_RemoteJwks
 	if u.Port() != "" {
 		n, err := strconv.ParseUint(u.Port(), 10, 16)
 		if err != nil {
-			return nil, fmt.Sprintf("%q has an invalid port", r.JwksUri)
+			return nil, fmt.Sprintf("%q has an invalid port", secret.URL(r.JwksUri))
 		}
 		number = uint32(n)
 	}

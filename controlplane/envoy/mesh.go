@@ -1,23 +1,26 @@
 package envoy
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/format"
 )
 
 // meshSettings are what of MeshConfig concerns waypoints.
 type meshSettings struct {
 	config *meshconfig.MeshConfig
-	// flaw is what is wrong with the ConfigMap, nil when nothing is.
-	flaw *kube.Problem
+	// flaws are what is wrong with the ConfigMap.
+	flaws []kube.Problem
 }
 
 // ParseMesh reads MeshConfig as YAML. Fields that are not known are an error, which names them.
@@ -44,11 +47,73 @@ func (x *Index) readMesh() meshSettings {
 	}
 	m, err := ParseMesh([]byte(cm.Data["mesh"]))
 	if err != nil {
-		return meshSettings{config: &meshconfig.MeshConfig{}, flaw: &kube.Problem{
+		return meshSettings{config: &meshconfig.MeshConfig{}, flaws: []kube.Problem{{
 			Severity: kube.Ignored, Object: kube.KeyOf(cm), Field: "data.mesh", Cause: err.Error(), Accepted: "Istio's MeshConfig as YAML",
-		}}
+		}}}
 	}
-	return meshSettings{config: m}
+	s := meshSettings{config: m}
+	dropFormats(m, func(field string, err error) {
+		s.flaws = append(s.flaws, kube.Problem{
+			Severity: kube.Ignored, Object: kube.KeyOf(cm), Field: "data.mesh." + field, Cause: err.Error() + ": the default format is used", Accepted: "a format string of Envoy's access logs",
+		})
+	})
+	return s
+}
+
+// dropFormats removes the formats of access logs that no waypoint takes: it would refuse the listener, and all that is in it.
+func dropFormats(m *meshconfig.MeshConfig, flaw func(field string, err error)) {
+	if m.AccessLogFormat != "" {
+		_, err := format.Parse(m.AccessLogFormat)
+		if m.AccessLogEncoding == meshconfig.MeshConfig_JSON {
+			fields := &structpb.Struct{}
+			if err = fields.UnmarshalJSON([]byte(m.AccessLogFormat)); err == nil {
+				err = formatsFlaw(fields)
+			}
+		}
+		if err != nil {
+			flaw("accessLogFormat", err)
+			m.AccessLogFormat = ""
+		}
+	}
+	for i, p := range m.ExtensionProviders {
+		at := indexed("extensionProviders", i)
+		if l := p.GetEnvoyFileAccessLog(); l != nil {
+			if err := errors.Join(textFlaw(l.GetLogFormat().GetText()), formatsFlaw(l.GetLogFormat().GetLabels())); err != nil {
+				flaw(at+".envoyFileAccessLog.logFormat", err)
+				l.LogFormat = nil
+			}
+		}
+		if l := p.GetEnvoyOtelAls(); l != nil {
+			if err := errors.Join(textFlaw(l.GetLogFormat().GetText()), formatsFlaw(l.GetLogFormat().GetLabels())); err != nil {
+				flaw(at+".envoyOtelAls.logFormat", err)
+				l.LogFormat = nil
+			}
+		}
+	}
+}
+
+func textFlaw(text string) error {
+	_, err := format.Parse(text)
+	return err
+}
+
+// formatsFlaw says what is wrong with a format in JSON: its values are format strings, or objects of such.
+func formatsFlaw(fields *structpb.Struct) error {
+	for _, name := range sortedKeys(fields.GetFields()) {
+		var err error
+		switch v := fields.Fields[name].GetKind().(type) {
+		case *structpb.Value_StringValue:
+			err = textFlaw(v.StringValue)
+		case *structpb.Value_StructValue:
+			err = formatsFlaw(v.StructValue)
+		default:
+			err = errors.New("neither a string nor an object")
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // provider finds an extension provider by name.

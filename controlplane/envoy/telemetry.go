@@ -12,9 +12,10 @@ import (
 )
 
 // What is served of Telemetry: selection by namespace and targetRefs; accessLogging (mode, providers, disabled, filter) to
-// files and OpenTelemetry; tracing (mode, the first provider, randomSamplingPercentage, disableSpanReporting, customTags of all
-// four kinds, enableIstioTags, useRequestIdForTraceSampling) to OpenTelemetry and Zipkin; metrics (overrides, disabled,
-// tagOverrides, reportingInterval) for Prometheus. Not served, and reported: other providers, disableContextPropagation.
+// files and OpenTelemetry; tracing (mode, the first provider, randomSamplingPercentage, disableSpanReporting,
+// disableContextPropagation, customTags of all four kinds, enableIstioTags, useRequestIdForTraceSampling) to OpenTelemetry and
+// Zipkin; metrics (overrides, disabled, tagOverrides, reportingInterval) for Prometheus. Not served, and reported: other
+// providers.
 
 // telemetryFor lists the Telemetry objects for a chain from the widest to the narrowest: of the root namespace, of the
 // waypoint's namespace, those that refer to the waypoint, those that refer to the chain's service.

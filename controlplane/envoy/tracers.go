@@ -47,8 +47,8 @@ func (b *builder) applyTracing(t *hcmv3.HttpConnectionManager_Tracing, at target
 			if x.DisableSpanReporting != nil {
 				disabled = x.DisableSpanReporting.Value
 			}
-			if x.GetDisableContextPropagation().GetValue() {
-				b.problem(kube.Ignored, kube.KeyOf(o), "spec.tracing.disableContextPropagation", "a waypoint hands the context on", "false")
+			if x.DisableContextPropagation != nil {
+				t.NoContextPropagation = x.DisableContextPropagation.Value
 			}
 			if len(x.CustomTags) > 0 {
 				tags = x.CustomTags

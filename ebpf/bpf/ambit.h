@@ -16,12 +16,19 @@
 /* Addresses of a pod that lookup.c knows. */
 #define MAX_ADDRS 32
 
+/* Addresses and ports of probes that lookup.c knows. */
+#define MAX_PROBERS 4
+#define MAX_PROBE_PORTS 32
+
+/* Interfaces of a pod behind which there are clients of its own, that lookup.c knows. */
+#define MAX_REROUTED 8
+
 /* The listening sockets of a pod: slots of the map listeners. */
 enum slot {
 	SLOT_OUTBOUND = 0,  /* connections that the pod opens */
 	SLOT_PLAINTEXT = 1, /* connections to the pod */
 	SLOT_HBONE = 2,     /* connections to the pod's HBONE port */
-	SLOT_COUNT = 4,     /* one is spare, for DNS over TCP */
+	SLOT_COUNT = 4,     /* one is spare */
 };
 
 /* An address, IPv4 as ::ffff:a.b.c.d; network byte order. */

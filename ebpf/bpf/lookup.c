@@ -3,16 +3,20 @@
  * sk_lookup: choose the listening socket for a pod's incoming SYNs.
  *
  * One instance per pod's network namespace, because this hook knows neither mark nor cookie: the pod's addresses are
- * constants. It runs for SYNs only (and for datagrams, which it leaves alone). It sees a SYN
+ * constants. It runs for SYNs, and for datagrams, of which it only takes DNS queries (dns.h). It sees a SYN
  *
- *   by lo, from the pod's address to a foreign one   the application's, marked by connect.c: to the outbound listener
+ *   by lo, from the pod's address to a foreign one   the application's, marked by connect.c: to the outbound listener, or
+ *                                                    to that for DNS
  *   by lo, from a foreign address to the pod's       the proxy's, with the client's address: to the application
  *   from and to the pod's own addresses, loopback    not the mesh's business: to the application
- *   by another interface                             from outside: to the HBONE or the plaintext listener
+ *   by an interface to machines inside the pod       from these, to anywhere: to the outbound listener
+ *   by another interface                             from outside: to the HBONE or the plaintext listener;
+ *                                                    probes of the kubelet, and all if the pod wants it so: to the application
  *
  * Without a listener the SYN is refused (RST); it never reaches the application instead.
  */
-#include "ambit.h"
+#include "dns.h"
+#include "probe.h"
 
 /* What user space must know of the pod after a restart; pinned beside the link. This program does not read it. */
 struct pod {
@@ -45,6 +49,15 @@ volatile const struct addr own[MAX_ADDRS]; /* the pod's addresses */
 volatile const __u32 own_count;
 volatile const __u16 hbone_port;
 
+/* Where probes are told by their source instead of by the kubelet: its addresses and the ports that it asks. */
+volatile const struct addr prober[MAX_PROBERS];
+volatile const __u16 probe_port[MAX_PROBE_PORTS];
+volatile const __u32 prober_count, probe_port_count;
+
+volatile const __u32 rerouted[MAX_REROUTED]; /* interfaces to machines inside the pod */
+volatile const __u32 rerouted_count;
+volatile const __u32 bypass_inbound; /* not 0: only HBONE is captured from outside */
+
 static __always_inline bool is_own(const struct addr *a)
 {
 	for (__u32 i = 0; i < MAX_ADDRS; i++) {
@@ -56,9 +69,9 @@ static __always_inline bool is_own(const struct addr *a)
 	return false;
 }
 
-static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+static __always_inline int assign_from(struct bpf_sk_lookup *ctx, void *map, __u32 slot)
 {
-	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
+	struct bpf_sock *sk = bpf_map_lookup_elem(map, &slot);
 	long err;
 
 	if (!sk)
@@ -69,12 +82,52 @@ static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
 	return err ? SK_DROP : SK_PASS;
 }
 
+static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+{
+	return assign_from(ctx, &listeners, slot);
+}
+
+static __always_inline bool is_prober(const struct addr *a)
+{
+	for (__u32 i = 0; i < MAX_PROBERS && i < prober_count; i++)
+		if (same(a, &prober[i]))
+			return true;
+	return false;
+}
+
+static __always_inline bool is_probe_port(__u32 port)
+{
+	for (__u32 i = 0; i < MAX_PROBE_PORTS && i < probe_port_count; i++)
+		if (port == probe_port[i])
+			return true;
+	return false;
+}
+
+static __always_inline bool is_rerouted(__u32 ifindex)
+{
+	for (__u32 i = 0; i < MAX_REROUTED && i < rerouted_count; i++)
+		if (ifindex == rerouted[i])
+			return true;
+	return false;
+}
+
+/* from_kubelet: the kubelet of this node has just opened this connection. */
+static __always_inline bool from_kubelet(struct bpf_sk_lookup *ctx, const struct addr *local, const struct addr *remote)
+{
+	struct tuple t = { *remote, *local, bpf_ntohs(ctx->remote_port), ctx->local_port };
+	__u64 *opened = bpf_map_lookup_elem(&probes, &t);
+
+	if (opened)
+		return bpf_ktime_get_ns() - *opened <= PROBE_AGE_NS;
+	return is_probe_port(ctx->local_port) && is_prober(remote);
+}
+
 SEC("sk_lookup")
 int lookup(struct bpf_sk_lookup *ctx)
 {
 	struct addr local, remote;
 
-	if (ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP && !(ctx->protocol == IPPROTO_UDP && dns(ctx)))
 		return SK_PASS;
 	if (ctx->family == AF_INET) {
 		local = from_ip4(ctx->local_ip4);
@@ -85,13 +138,22 @@ int lookup(struct bpf_sk_lookup *ctx)
 	}
 	if (loopback(&local))
 		return SK_PASS;
+	/* Only the pod's own datagrams come by lo to an address that is not its own: a rule for port 53 routes them so. */
+	if (ctx->protocol == IPPROTO_UDP)
+		return ctx->ingress_ifindex != LOOPBACK_IFINDEX || is_own(&local) ? SK_PASS : assign_from(ctx, &dns_sockets, DNS_SLOT_DATAGRAM);
 	/* The order matters: for traffic to the pod's own address ingress_ifindex is the interface that has the address,
 	 * although the packet crosses lo. Only by the local route of our table it is lo. */
 	if (loopback(&remote) || is_own(&remote))
-		return is_own(&local) ? SK_PASS : assign(ctx, SLOT_OUTBOUND);
+		return is_own(&local) ? SK_PASS : dns(ctx) ? assign_from(ctx, &dns_sockets, DNS_SLOT_STREAM) : assign(ctx, SLOT_OUTBOUND);
 	if (ctx->ingress_ifindex == LOOPBACK_IFINDEX)
 		return SK_PASS;
-	return assign(ctx, ctx->local_port == hbone_port ? SLOT_HBONE : SLOT_PLAINTEXT);
+	if (is_rerouted(ctx->ingress_ifindex))
+		return assign(ctx, SLOT_OUTBOUND);
+	if (ctx->local_port == hbone_port)
+		return assign(ctx, SLOT_HBONE);
+	if (bypass_inbound || from_kubelet(ctx, &local, &remote))
+		return SK_PASS;
+	return assign(ctx, SLOT_PLAINTEXT);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

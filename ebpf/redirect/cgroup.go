@@ -99,6 +99,22 @@ func (n *Node) pinConnect(objs *connectObjects, cg *os.File, exists bool) error 
 	return attachConnect(dir, &objs.connectPrograms, cg)
 }
 
+// updateHook gives a pinned link another program. One that is missing, or ended with its cgroup, is no error.
+func updateHook(pin string, prog *ebpf.Program) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link: %w", err)
+	}
+	defer l.Close()
+	if cgroupOf(l) == 0 {
+		return nil
+	}
+	return l.Update(prog)
+}
+
 func attachConnect(dir string, progs *connectPrograms, cg *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(cg.Fd()), &st); err != nil {
@@ -185,28 +201,30 @@ func isRootCgroup(f *os.File) bool {
 	return unix.Fstat(int(f.Fd()), &st) == nil && st.Ino == rootCgroupID
 }
 
-// mountCgroup mounts cgroup v2 as the machine's first process sees it.
-func mountCgroup() (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result)
+// inHostCgroups runs f on a thread that sees cgroups as the machine's first process does, if we may.
+func inHostCgroups(f func() error) error {
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends in the foreign cgroup namespace
-		f, err := mountCgroupHere()
-		done <- result{f, err}
+		if ns, err := os.Open("/proc/1/ns/cgroup"); err == nil {
+			_ = unix.Setns(int(ns.Fd()), unix.CLONE_NEWCGROUP)
+			ns.Close()
+		}
+		done <- f()
 	}()
-	r := <-done
-	return r.f, r.err
+	return <-done
+}
+
+// mountCgroup mounts cgroup v2 as the machine's first process sees it.
+func mountCgroup() (f *os.File, err error) {
+	err = inHostCgroups(func() error {
+		f, err = mountCgroupHere()
+		return err
+	})
+	return f, err
 }
 
 func mountCgroupHere() (*os.File, error) {
-	if ns, err := os.Open("/proc/1/ns/cgroup"); err == nil {
-		defer ns.Close()
-		// Without it the mount shows our own part only, which is refused below.
-		_ = unix.Setns(int(ns.Fd()), unix.CLONE_NEWCGROUP)
-	}
 	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup v2: %w", err)

@@ -30,6 +30,7 @@ type world struct {
 	t       testing.TB
 	router  *netnstest.Router
 	pinDir  string
+	probes  Probes // other than "": the router is the node
 	node    *Node
 	a, b, c *testPod
 }
@@ -45,8 +46,13 @@ type testPod struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldWith(t, "")
+}
+
+func newWorldWith(t testing.TB, probes Probes) *world {
+	t.Helper()
 	netnstest.RequireRoot(t)
-	w := &world{t: t, router: netnstest.NewRouter(t), pinDir: filepath.Join(t.TempDir(), "bpf")}
+	w := &world{t: t, router: netnstest.NewRouter(t), pinDir: filepath.Join(t.TempDir(), "bpf"), probes: probes}
 	w.open()
 	w.a = w.pod("a", "10.77.0.2", "fd77::2")
 	w.b = w.pod("b", "10.77.0.3", "fd77::3")
@@ -57,11 +63,16 @@ func newWorld(t testing.TB) *world {
 // open opens the node and unloads it at the end.
 func (w *world) open() {
 	w.t.Helper()
-	n, err := Open(Config{PinDir: w.pinDir})
-	if err != nil {
-		w.t.Fatal(err)
+	open := func() (err error) {
+		w.node, err = Open(Config{PinDir: w.pinDir, Probes: w.probes})
+		return err
 	}
-	w.node = n
+	if w.probes == "" {
+		netnstest.Must(w.t, open())
+	} else {
+		netnstest.Must(w.t, w.router.NS.Do(open))
+	}
+	n := w.node
 	w.t.Cleanup(func() {
 		netnstest.Must(w.t, n.Close(), Unload(w.pinDir))
 	})
@@ -104,7 +115,14 @@ func (p *testPod) capture() {
 
 func (p *testPod) attach(l Listeners) {
 	p.w.t.Helper()
-	netnstest.Must(p.w.t, p.w.node.Attach(Pod{UID: p.uid, NS: p.ns, Addrs: p.addrs(), Listeners: l}))
+	p.attachPod(Pod{Listeners: l})
+}
+
+// attachPod attaches the pod with what is its own filled in.
+func (p *testPod) attachPod(as Pod) {
+	p.w.t.Helper()
+	as.UID, as.NS, as.Addrs = p.uid, p.ns, p.addrs()
+	netnstest.Must(p.w.t, p.w.node.Attach(as))
 }
 
 // seen is what a proxy saw of a connection.

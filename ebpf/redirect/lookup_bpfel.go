@@ -33,16 +33,40 @@ type lookupPod struct {
 	Reserved uint32
 }
 
+type lookupTuple struct {
+	_    structs.HostLayout
+	Node struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Pod struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	NodePort uint16
+	PodPort  uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	lookupMapListeners = "listeners"
-	lookupMapRecord    = "record"
-	lookupProgLookup   = "lookup"
-	lookupVarHbonePort = "hbone_port"
-	lookupVarOwn       = "own"
-	lookupVarOwnCount  = "own_count"
+	lookupMapDnsSockets     = "dns_sockets"
+	lookupMapListeners      = "listeners"
+	lookupMapProbes         = "probes"
+	lookupMapRecord         = "record"
+	lookupProgLookup        = "lookup"
+	lookupVarBypassInbound  = "bypass_inbound"
+	lookupVarDnsOn          = "dns_on"
+	lookupVarHbonePort      = "hbone_port"
+	lookupVarOwn            = "own"
+	lookupVarOwnCount       = "own_count"
+	lookupVarProbePort      = "probe_port"
+	lookupVarProbePortCount = "probe_port_count"
+	lookupVarProber         = "prober"
+	lookupVarProberCount    = "prober_count"
+	lookupVarRerouted       = "rerouted"
+	lookupVarReroutedCount  = "rerouted_count"
 )
 
 // loadLookup returns the embedded CollectionSpec for lookup.
@@ -94,17 +118,27 @@ type lookupProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupMapSpecs struct {
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Record    *ebpf.MapSpec `ebpf:"record"`
+	DnsSockets *ebpf.MapSpec `ebpf:"dns_sockets"`
+	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
+	Probes     *ebpf.MapSpec `ebpf:"probes"`
+	Record     *ebpf.MapSpec `ebpf:"record"`
 }
 
 // lookupVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lookupVariableSpecs struct {
-	HbonePort *ebpf.VariableSpec `ebpf:"hbone_port"`
-	Own       *ebpf.VariableSpec `ebpf:"own"`
-	OwnCount  *ebpf.VariableSpec `ebpf:"own_count"`
+	BypassInbound  *ebpf.VariableSpec `ebpf:"bypass_inbound"`
+	DnsOn          *ebpf.VariableSpec `ebpf:"dns_on"`
+	HbonePort      *ebpf.VariableSpec `ebpf:"hbone_port"`
+	Own            *ebpf.VariableSpec `ebpf:"own"`
+	OwnCount       *ebpf.VariableSpec `ebpf:"own_count"`
+	ProbePort      *ebpf.VariableSpec `ebpf:"probe_port"`
+	ProbePortCount *ebpf.VariableSpec `ebpf:"probe_port_count"`
+	Prober         *ebpf.VariableSpec `ebpf:"prober"`
+	ProberCount    *ebpf.VariableSpec `ebpf:"prober_count"`
+	Rerouted       *ebpf.VariableSpec `ebpf:"rerouted"`
+	ReroutedCount  *ebpf.VariableSpec `ebpf:"rerouted_count"`
 }
 
 // lookupObjects contains all objects after they have been loaded into the kernel.
@@ -127,13 +161,17 @@ func (o *lookupObjects) Close() error {
 //
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupMaps struct {
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Record    *ebpf.Map `ebpf:"record"`
+	DnsSockets *ebpf.Map `ebpf:"dns_sockets"`
+	Listeners  *ebpf.Map `ebpf:"listeners"`
+	Probes     *ebpf.Map `ebpf:"probes"`
+	Record     *ebpf.Map `ebpf:"record"`
 }
 
 func (m *lookupMaps) Close() error {
 	return _LookupClose(
+		m.DnsSockets,
 		m.Listeners,
+		m.Probes,
 		m.Record,
 	)
 }
@@ -142,9 +180,17 @@ func (m *lookupMaps) Close() error {
 //
 // It can be passed to loadLookupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lookupVariables struct {
-	HbonePort *ebpf.Variable `ebpf:"hbone_port"`
-	Own       *ebpf.Variable `ebpf:"own"`
-	OwnCount  *ebpf.Variable `ebpf:"own_count"`
+	BypassInbound  *ebpf.Variable `ebpf:"bypass_inbound"`
+	DnsOn          *ebpf.Variable `ebpf:"dns_on"`
+	HbonePort      *ebpf.Variable `ebpf:"hbone_port"`
+	Own            *ebpf.Variable `ebpf:"own"`
+	OwnCount       *ebpf.Variable `ebpf:"own_count"`
+	ProbePort      *ebpf.Variable `ebpf:"probe_port"`
+	ProbePortCount *ebpf.Variable `ebpf:"probe_port_count"`
+	Prober         *ebpf.Variable `ebpf:"prober"`
+	ProberCount    *ebpf.Variable `ebpf:"prober_count"`
+	Rerouted       *ebpf.Variable `ebpf:"rerouted"`
+	ReroutedCount  *ebpf.Variable `ebpf:"rerouted_count"`
 }
 
 // lookupPrograms contains all programs after they have been loaded into the kernel.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/netns"
@@ -36,10 +37,20 @@ type Pod struct {
 	NS *netns.NS
 	// Addrs are the pod's addresses, its preferred one of each family first. Those found on its interfaces count as well.
 	Addrs []netip.Addr
+	// ProbePorts are those that the kubelet asks. They count in the mode ProbesByAddress.
+	ProbePorts []uint16
+	// BypassInbound leaves connections from outside to the application, but for those to the HBONE port.
+	BypassInbound bool
+	// Reroute are interfaces to machines inside the pod (a bridge to virtual machines or containers): TCP that comes in by
+	// them is taken for connections that the pod opens. One that has the pod's addresses or a default route is left alone.
+	Reroute []string
 	// Listeners are the sockets that get the connections; those of Listen. They stay the caller's, and the kernel drops
 	// them from the pod when the last descriptor of them is closed, in whatever process: from then on it refuses. Those
 	// that are 0 or negative leave the pod's as they are.
 	Listeners Listeners
+	// DNS are the sockets that get the pod's DNS queries, as Listeners get its connections. Without both the queries are
+	// not captured.
+	DNS DNSSockets
 }
 
 // PodState is a pod that has pins.
@@ -58,7 +69,7 @@ func (n *Node) Attach(p Pod) error {
 	if err := checkUID(p.UID); err != nil {
 		return err
 	}
-	if p.NS.ID() == n.own {
+	if p.NS.ID() == n.own.ID() {
 		return fmt.Errorf("attach pod %q: %v is the node's own network namespace", p.UID, p.NS)
 	}
 	end, err := n.begin()
@@ -113,13 +124,28 @@ func (n *Node) attach(p Pod) error {
 	if err := st.fill(p.Listeners); err != nil {
 		return err
 	}
+	if err := n.prepareDNS(st, p.DNS, h); err != nil {
+		return err
+	}
 	// 3. From here inbound connections are redirected or refused.
-	if err := n.linkLookup(st, p.NS, s.own); err != nil {
+	c, err := n.constants(h, p, s)
+	if err != nil {
+		return err
+	}
+	c.dns = p.DNS.given()
+	if err := n.linkLookup(st, p.NS, c); err != nil {
+		return err
+	}
+	if err := st.routing().reroute(h, c.rerouteNames); err != nil {
 		return err
 	}
 	// 4. From here outbound connections are redirected.
 	if err := n.maps.Enrolled.Put(cookie, connectEnrolment{}); err != nil {
 		return fmt.Errorf("enrol namespace: %w", err)
+	}
+	// 5. From here DNS queries are, if they are to be.
+	if err := st.finishDNS(p.DNS, h); err != nil {
+		return err
 	}
 	n.warnPorts(p)
 	return nil
@@ -128,9 +154,9 @@ func (n *Node) attach(p Pod) error {
 // setRouting makes the namespace's routes and sysctls; the record tells beforehand what to undo.
 func (n *Node) setRouting(st *podPins, p Pod, s *space, h netlinkHandle) error {
 	old := st.routing()
-	r := routing{n.cfg.Mark, n.cfg.Mask, n.cfg.Table, n.cfg.Priority}
+	r := n.cfg.routing()
 	if old != r && old != (routing{}) {
-		if err := old.remove(h); err != nil {
+		if err := errors.Join(old.reroute(h, nil), old.remove(h)); err != nil {
 			return err
 		}
 	}
@@ -151,37 +177,89 @@ func (n *Node) setRouting(st *podPins, p Pod, s *space, h netlinkHandle) error {
 	return st.save()
 }
 
+// constants are what the lookup program of a pod is built with.
+type constants struct {
+	own        []netip.Addr // the pod's addresses
+	probers    []netip.Addr // of ProbesByAddress
+	probePorts []uint16     // likewise
+	bypass     bool
+	dns        bool     // the pod's queries are captured
+	rerouted   []uint32 // interfaces
+
+	rerouteNames []string // those, and such as are not there yet; not the program's
+}
+
+func (n *Node) constants(h *netlink.Handle, p Pod, s *space) (c constants, err error) {
+	c.own, c.bypass = s.own, p.BypassInbound
+	if c.rerouteNames, c.rerouted, err = n.rerouted(h, p, s); err != nil {
+		return c, err
+	}
+	if c.probers, err = n.probers(p.Addrs); err != nil {
+		return c, err
+	}
+	if len(c.probers) > 0 {
+		c.probePorts = p.ProbePorts
+		if len(c.probePorts) > maxProbePorts {
+			n.cfg.Logger.Warn("pod has too many probes; those of its last ports are captured", "pod", p.UID, "ports", len(c.probePorts), "max", maxProbePorts)
+			c.probePorts = c.probePorts[:maxProbePorts]
+		}
+	}
+	if len(c.own) > maxAddrs {
+		return c, fmt.Errorf("pod has %d addresses, more than %d", len(c.own), maxAddrs)
+	}
+	return c, nil
+}
+
 // build is a hash of all that the lookup program is made of.
-func (n *Node) build(own []netip.Addr) uint64 {
+func (n *Node) build(c constants) (uint64, error) {
+	info, err := n.probes.Info()
+	if err != nil {
+		return 0, fmt.Errorf("describe map of probes: %w", err)
+	}
+	id, _ := info.ID()
 	h := fnv.New64a()
 	h.Write(_LookupBytes)
-	for _, a := range own {
+	fmt.Fprint(h, n.cfg.HBONEPort, id, c.own, c.probers, c.probePorts, c.bypass, c.rerouted, c.dns)
+	return h.Sum64(), nil
+}
+
+// words are addresses as the programs have them.
+func words(list []netip.Addr) []lookupAddr {
+	out := make([]lookupAddr, len(list))
+	for i, a := range list {
 		b := a.As16()
-		h.Write(b[:])
+		for w := range out[i].Word {
+			out[i].Word[w] = binary.NativeEndian.Uint32(b[w*4:])
+		}
 	}
-	h.Write(binary.BigEndian.AppendUint16(nil, n.cfg.HBONEPort))
-	return h.Sum64()
+	return out
+}
+
+// flag is a bool as the programs have it.
+func flag(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // loadProgram loads the lookup program with a pod's constants; maps replace those that it would make.
-func (n *Node) loadProgram(own []netip.Addr, maps map[string]*ebpf.Map) (*lookupObjects, error) {
-	if len(own) > maxAddrs {
-		return nil, fmt.Errorf("pod has %d addresses, more than %d", len(own), maxAddrs)
-	}
-	var words [maxAddrs]lookupAddr
-	for i, a := range own {
-		b := a.As16()
-		for w := range words[i].Word {
-			words[i].Word[w] = binary.NativeEndian.Uint32(b[w*4:])
-		}
-	}
+func (n *Node) loadProgram(c constants, maps map[string]*ebpf.Map) (*lookupObjects, error) {
+	var own [maxAddrs]lookupAddr
+	var probers [maxProbers]lookupAddr
+	var ports [maxProbePorts]uint16
+	var rerouted [maxRerouted]uint32
 	spec := n.spec.Copy()
-	if err := errors.Join(
-		spec.Variables[lookupVarOwn].Set(&words),
-		spec.Variables[lookupVarOwnCount].Set(uint32(len(own))),
-		spec.Variables[lookupVarHbonePort].Set(n.cfg.HBONEPort),
-	); err != nil {
-		return nil, fmt.Errorf("set constants of lookup program: %w", err)
+	for name, value := range map[string]any{
+		lookupVarOwn: &own, lookupVarOwnCount: uint32(copy(own[:], words(c.own))),
+		lookupVarProber: &probers, lookupVarProberCount: uint32(copy(probers[:], words(c.probers))),
+		lookupVarProbePort: &ports, lookupVarProbePortCount: uint32(copy(ports[:], c.probePorts)),
+		lookupVarRerouted: &rerouted, lookupVarReroutedCount: uint32(copy(rerouted[:], c.rerouted)),
+		lookupVarBypassInbound: flag(c.bypass), lookupVarDnsOn: flag(c.dns), lookupVarHbonePort: n.cfg.HBONEPort,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set constant %q of lookup program: %w", name, err)
+		}
 	}
 	objs := new(lookupObjects)
 	if err := spec.LoadAndAssign(objs, &ebpf.CollectionOptions{MapReplacements: maps}); err != nil {
@@ -191,7 +269,7 @@ func (n *Node) loadProgram(own []netip.Addr, maps map[string]*ebpf.Map) (*lookup
 }
 
 func (n *Node) tryLookup() error {
-	objs, err := n.loadProgram(nil, nil)
+	objs, err := n.loadProgram(constants{dns: true}, nil)
 	if err != nil {
 		return err
 	}
@@ -199,8 +277,11 @@ func (n *Node) tryLookup() error {
 }
 
 // linkLookup attaches the program to the namespace, or updates the link in one step if it is of another build.
-func (n *Node) linkLookup(st *podPins, ns *netns.NS, own []netip.Addr) error {
-	build := n.build(own)
+func (n *Node) linkLookup(st *podPins, ns *netns.NS, c constants) error {
+	build, err := n.build(c)
+	if err != nil {
+		return err
+	}
 	old, err := link.LoadPinnedLink(st.path("link"), nil)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -214,7 +295,9 @@ func (n *Node) linkLookup(st *podPins, ns *netns.NS, own []netip.Addr) error {
 			old = nil
 		}
 	}
-	objs, err := n.loadProgram(own, map[string]*ebpf.Map{lookupMapListeners: st.listeners, lookupMapRecord: st.record})
+	objs, err := n.loadProgram(c, map[string]*ebpf.Map{
+		lookupMapListeners: st.listeners, lookupMapRecord: st.record, lookupMapProbes: n.probes, lookupMapDnsSockets: st.dns,
+	})
 	if err != nil {
 		return err
 	}
@@ -268,7 +351,7 @@ func (n *Node) Detach(uid string) error {
 	}
 	if err == nil {
 		defer st.Close()
-		err = n.detach(st)
+		err = n.detach(uid, st)
 	}
 	if err != nil {
 		return fmt.Errorf("detach pod %q: %w", uid, err)
@@ -277,15 +360,38 @@ func (n *Node) Detach(uid string) error {
 }
 
 // detach notes first that the pod is to be detached, so that Sweep completes it after a crash. The order is that of the
-// enrolment backwards: outbound ends first, inbound stays closed to plaintext until the pod has left.
-func (n *Node) detach(st *podPins) error {
+// enrolment backwards: DNS and outbound end first, inbound stays closed to plaintext until the pod has left.
+func (n *Node) detach(uid string, st *podPins) error {
 	if st.rec.Detached == 0 {
 		st.rec.Detached = now()
 		if err := st.save(); err != nil {
 			return err
 		}
 	}
-	return n.unlink(st)
+	if err := n.releaseDNS(uid, st); err != nil {
+		return err
+	}
+	if err := n.unlink(st); err != nil {
+		return err
+	}
+	return n.endReroute(uid, st)
+}
+
+// endReroute ends the redirection of what comes in by interfaces, before somebody would refuse it.
+func (n *Node) endReroute(uid string, st *podPins) error {
+	k, err := n.namespace(uid, st)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	h, err := k.ns.Netlink(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return st.routing().reroute(h, nil)
 }
 
 // unlink ends redirection in both directions.
@@ -378,9 +484,13 @@ func (n *Node) Pods() []PodState {
 
 // keep holds the pod's namespace open, for Detach, Sweep and Verify.
 func (n *Node) keep(p Pod) error {
+	known := &known{pod: p}
+	known.pod.NS, known.pod.Listeners = nil, Listeners{}
+	known.pod.Addrs, known.pod.ProbePorts = slices.Clone(p.Addrs), slices.Clone(p.ProbePorts)
+	known.pod.Reroute = slices.Clone(p.Reroute)
 	have := n.known[p.UID]
 	if have != nil && have.ns.Same(p.NS) {
-		have.addrs = slices.Clone(p.Addrs)
+		have.pod = known.pod
 		return nil
 	}
 	dup, err := p.NS.Dup()
@@ -390,7 +500,8 @@ func (n *Node) keep(p Pod) error {
 	if have != nil {
 		have.ns.Close()
 	}
-	n.known[p.UID] = &known{ns: dup, addrs: slices.Clone(p.Addrs)}
+	known.ns = dup
+	n.known[p.UID] = known
 	return nil
 }
 

@@ -21,12 +21,17 @@ type netlinkHandle = *netlink.Handle
 type podPins struct {
 	dir               string
 	record, listeners *ebpf.Map
+	dns               *ebpf.Map // nil until prepareDNS if the pod is from before there was one
 	rec               lookupPod
 }
 
 func (st *podPins) path(name string) string { return filepath.Join(st.dir, name) }
 func (st *podPins) id() netns.ID            { return netns.ID{Dev: st.rec.Dev, Ino: st.rec.Ino} }
-func (st *podPins) Close() error            { return errors.Join(st.record.Close(), st.listeners.Close()) }
+
+// Close closes the maps.
+func (st *podPins) Close() error {
+	return errors.Join(st.record.Close(), st.listeners.Close(), st.dns.Close())
+}
 
 func (st *podPins) routing() routing {
 	return routing{st.rec.Mark, st.rec.Mask, int(st.rec.Table), int(st.rec.Priority)}
@@ -73,6 +78,10 @@ func openPod(dir pinDir, uid string) (_ *podPins, err error) {
 	if err != nil {
 		st.record.Close()
 		return nil, fmt.Errorf("open listeners of pod %q: %w", uid, err)
+	}
+	if st.dns, err = ebpf.LoadPinnedMap(st.path("dns"), nil); err != nil && !errors.Is(err, os.ErrNotExist) {
+		st.Close()
+		return nil, fmt.Errorf("open sockets for DNS of pod %q: %w", uid, err)
 	}
 	return st, nil
 }

@@ -7,7 +7,8 @@
 //
 // Outbound: connect.c marks the socket of an enrolled namespace as it connects; a rule sends marked packets to a table
 // whose only route is "local default dev lo src POD"; the SYN comes in on lo and lookup.c gives it to the outbound
-// listener. Inbound: lookup.c gives the SYN from eth0 to the plaintext or the HBONE listener. getsockname on the accepted
+// listener. Inbound: lookup.c gives the SYN from eth0 to the plaintext or the HBONE listener, but for probes of the node's kubelet,
+// which probe.c wrote down as they were made. getsockname on the accepted
 // socket is the original destination, getpeername the real client. Towards the application the proxy dials from the
 // client's address, marked and bound to lo (PrepareApp); tcp_fwmark_accept keeps the answers on lo.
 //
@@ -17,10 +18,14 @@
 //
 //	node/{enrolled,exempt}             maps: enrolled namespaces by cookie; sockets of the proxy
 //	node/{connect4,connect6}           links to the root of cgroup v2
-//	pods/UID/{record,listeners,link}   maps: what to undo, listening sockets; link to the pod's namespace
+//	node/{kubelet,kubelet_sockets}     maps: who is the kubelet, and its sockets
+//	node/probes                        map: connections that the kubelet has just opened
+//	node/{probe4,probe6,probe_tuple}   links to the kubelet's cgroup, or the root: probes are to be known by the kubelet
+//	pods/UID/{record,listeners,dns}    maps: what to undo, listening sockets, sockets for DNS
+//	pods/UID/link                      link to the pod's namespace
 //	new-*                              being built; whoever opens the directory next removes it
 //
-// and in each pod's namespace two rules and a table per family and three sysctls. The kernel keeps all of it when the
+// and in each pod's namespace two rules, or three, and a table per family and three sysctls. The kernel keeps all of it when the
 // process ends. Everything here is idempotent: after a crash between any two lines the same call again, or Attach of a
 // restarted process, completes the work; comments say what is left until then. A lock on the pin directory serialises
 // processes.
@@ -36,7 +41,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -70,12 +74,14 @@ type Config struct {
 	Cgroup string
 	// Mark and Mask are the bits that marked sockets have; the others of a socket's mark are left alone.
 	Mark, Mask uint32
-	// Table is the routing table in pods; Priority that of the first of two rules.
+	// Table is the routing table in pods; Priority that of the first of its rules, which take six.
 	Table, Priority int
 	// HBONEPort is the port of pods whose connections go to the HBONE listener.
 	HBONEPort uint16
 	// AppPorts are the source ports that PrepareApp uses; a pod whose own range overlaps is reported in the log.
 	AppPorts PortRange
+	// Probes says how the kubelet's probes are told from other connections; "" is ProbesCaptured.
+	Probes Probes
 	// SweepAfter is how long after Detach the routes stay at most, for connections that do not end; negative: for ever.
 	SweepAfter time.Duration
 	// Logger gets what a human wants once; nil: nothing.
@@ -111,20 +117,22 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("mark %#x does not fit mask %#x", c.Mark, c.Mask)
 	case c.Table < 1 || c.Table >= 253 && c.Table <= 255:
 		return c, fmt.Errorf("table %d is the kernel's", c.Table)
-	case c.Priority < 1 || c.Priority >= 32765:
+	case c.Priority < 1 || c.Priority >= 32760:
 		return c, fmt.Errorf("priority %d is not between the local and the main table", c.Priority)
 	}
-	return c, c.AppPorts.check()
+	return c, errors.Join(c.AppPorts.check(), c.Probes.Check())
 }
 
 // Node is the redirection of one node. Safe for concurrent use; every method but ExemptFD blocks for system calls (about
 // 2 ms) and for other processes that work on the same directory.
 type Node struct {
-	cfg  Config               // immutable
-	dir  pinDir               // immutable
-	own  netns.ID             // immutable: the node's namespace, which is never a pod's
-	maps connectMaps          // immutable
-	spec *ebpf.CollectionSpec // immutable: lookup.c, copied for each pod
+	cfg    Config               // immutable
+	dir    pinDir               // immutable
+	own    *netns.NS            // immutable: the node's namespace, which is never a pod's
+	maps   connectMaps          // immutable
+	probes *ebpf.Map            // immutable: of all pods' programs
+	probe  kubeletObjects       // immutable; empty unless probes are known by the kubelet
+	spec   *ebpf.CollectionSpec // immutable: lookup.c, copied for each pod
 
 	mu     sync.Mutex
 	known  map[string]*known // guarded by mu: pods by UID
@@ -133,8 +141,8 @@ type Node struct {
 
 // known is what this process knows of a pod beside its pins.
 type known struct {
-	ns    *netns.NS    // ours to close
-	addrs []netip.Addr // of Attach; nil for pods that only an earlier process attached
+	ns  *netns.NS // ours to close
+	pod Pod       // of Attach, without NS and Listeners; empty for pods that only an earlier process attached
 }
 
 // Open loads the programs of a node, or takes over what an earlier process pinned: the maps stay, the links go on with
@@ -148,11 +156,6 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open redirection: %w", err)
 	}
-	own, err := netns.Current()
-	if err != nil {
-		return nil, err
-	}
-	defer own.Close()
 	dir, err := makePinDir(cfg.PinDir)
 	if err != nil {
 		return nil, err
@@ -165,18 +168,32 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := dir.removeStaged(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, dir: dir, own: own.ID(), known: map[string]*known{}}
+	n := &Node{cfg: cfg, dir: dir, known: map[string]*known{}}
+	if err := n.open(); err != nil {
+		return nil, errors.Join(err, n.closeObjects())
+	}
+	return n, nil
+}
+
+func (n *Node) open() (err error) {
+	if n.own, err = netns.Current(); err != nil {
+		return err
+	}
+	cookie, err := n.own.Cookie()
+	if err != nil {
+		return err
+	}
 	if n.spec, err = loadLookup(); err != nil {
-		return nil, fmt.Errorf("read lookup program: %w", err)
+		return fmt.Errorf("read lookup program: %w", err)
 	}
 	// Not needed yet, but an unsuitable kernel shall show now and not with the first pod.
 	if err := n.tryLookup(); err != nil {
-		return nil, explain(err)
+		return explain(err, features)
 	}
 	if err := n.openConnect(); err != nil {
-		return nil, explain(err)
+		return explain(err, features)
 	}
-	return n, nil
+	return n.openProbe(cookie)
 }
 
 // Close closes what the node holds open. All that is pinned stays and works on; Unload removes it.
@@ -192,7 +209,15 @@ func (n *Node) Close() error {
 		errs = append(errs, k.ns.Close())
 	}
 	n.known = nil
-	return errors.Join(append(errs, n.maps.Close())...)
+	return errors.Join(append(errs, n.closeObjects())...)
+}
+
+func (n *Node) closeObjects() error {
+	errs := []error{n.maps.Close(), n.probe.Close(), n.probes.Close()}
+	if n.own != nil {
+		errs = append(errs, n.own.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // ExemptFD returns the descriptor of the map that OpenExempt takes, to be sent to the proxy. It stays the node's.

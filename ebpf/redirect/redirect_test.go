@@ -3,6 +3,7 @@
 package redirect
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -138,6 +139,18 @@ func TestTableFollowsTheMainTable(t *testing.T) {
 		got := s.wanted(unix.AF_INET, x.addrs)
 		if d := cmp.Diff(x.want, got, cmp.AllowUnexported(wantRoute{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 			t.Errorf("%s: (-want +got)\n%s", x.name, d)
+		}
+	}
+}
+
+func TestWhoCannotRecogniseTheKubeletIsToldWhatDoesWithout(t *testing.T) {
+	err := explainProbes(unix.EPERM)
+	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_BPF") || !strings.Contains(err.Error(), `probes "address" or "captured" do without`) {
+		t.Errorf("got %v", err)
+	}
+	for p, ok := range map[Probes]bool{"": true, ProbesCaptured: true, ProbesOfKubelet: true, ProbesByAddress: true, "kublet": false} {
+		if err := p.Check(); (err == nil) != ok {
+			t.Errorf("%q: %v", p, err)
 		}
 	}
 }

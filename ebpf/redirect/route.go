@@ -25,6 +25,8 @@ type routing struct {
 	table, priority int
 }
 
+func (c *Config) routing() routing { return routing{c.Mark, c.Mask, c.Table, c.Priority} }
+
 // sysctls are the settings that redirection needs, by bit of the pod's record.
 //
 //	tcp_fwmark_accept   accepted sockets get the SYN's mark, so that the application's answers go by lo
@@ -316,7 +318,7 @@ func (w wantRoute) is(r netlink.Route) bool {
 // remove removes rules and table of both families; what is not there is no error. Sockets that still have the mark
 // lose their way.
 func (r routing) remove(h *netlink.Handle) error {
-	var errs []error
+	errs := []error{r.removeDNS(h)}
 	for _, f := range families() {
 		rules, err := h.RuleList(f)
 		if err != nil {

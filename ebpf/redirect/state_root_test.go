@@ -78,8 +78,8 @@ func (o objects) left() (out []string) {
 	}
 	for _, id := range o.maps {
 		if m, err := ebpf.NewMapFromID(id); err == nil {
+			out = append(out, fmt.Sprintf("map %d (%v)", id, m))
 			m.Close()
-			out = append(out, fmt.Sprintf("map %d", id))
 		}
 	}
 	return out
@@ -272,7 +272,7 @@ func TestRootWhatACrashLeavesIsCompleted(t *testing.T) {
 		{"pins staged and linked, not published", func() error {
 			dir, err := w.node.dir.stage(stagedPod + escape("a"))
 			netnstest.Must(t, err)
-			objs, err := w.node.loadProgram(w.a.addrs(), nil)
+			objs, err := w.node.loadProgram(constants{own: w.a.addrs()}, nil)
 			netnstest.Must(t, err)
 			defer objs.Close()
 			l, err := link.AttachNetNs(w.a.ns.FD(), objs.Lookup)
@@ -407,7 +407,7 @@ func TestRootChangedMarkMovesAPodsRules(t *testing.T) {
 func TestRootExplainLeavesOtherErrorsAlone(t *testing.T) {
 	netnstest.RequireRoot(t)
 	err := errors.New("something else")
-	if got := explain(err); got != err || errors.Is(got, ErrNotSupported) {
+	if got := explain(err, features); got != err || errors.Is(got, ErrNotSupported) {
 		t.Errorf("explain on a kernel that has everything: %v", got)
 	}
 }
@@ -423,7 +423,7 @@ func TestRootOpenWithoutCapabilitySaysWhich(t *testing.T) {
 		spec, err := loadLookup()
 		netnstest.Must(t, err)
 		n := &Node{spec: spec}
-		return explain(n.tryLookup())
+		return explain(n.tryLookup(), features)
 	})
 	if !errors.Is(err, unix.EPERM) || errors.Is(err, ErrNotSupported) {
 		t.Errorf("load without capabilities: %v, want EPERM", err)

@@ -65,7 +65,7 @@ func (n *Node) SweepPod(uid string) (done bool, err error) {
 }
 
 func (n *Node) sweep(uid string, st *podPins) (bool, error) {
-	if err := n.detach(st); err != nil { // if a crash interrupted it
+	if err := n.detach(uid, st); err != nil { // if a crash interrupted it
 		return false, err
 	}
 	k, err := n.namespace(uid, st)
@@ -98,7 +98,7 @@ func undo(ns *netns.NS, st *podPins) error {
 		return err
 	}
 	defer h.Close()
-	return errors.Join(st.routing().remove(h), restoreSysctls(ns, st.rec.Sysctls))
+	return errors.Join(st.routing().reroute(h, nil), st.routing().remove(h), restoreSysctls(ns, st.rec.Sysctls))
 }
 
 // struct inet_diag_req_v2, struct inet_diag_msg and the attribute of linux/inet_diag.h.

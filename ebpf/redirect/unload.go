@@ -33,9 +33,9 @@ func Unload(dir string) error {
 		return nil // nothing was ever opened here
 	}
 	// First no more sockets get the mark, of any pod.
-	for _, h := range connectHooks {
-		if err := unloadHook(d.node(h.pin)); err != nil {
-			return fmt.Errorf("unload %s: %w", h.pin, err)
+	for _, pin := range nodeLinks() {
+		if err := unloadHook(d.node(pin)); err != nil {
+			return fmt.Errorf("unload %s: %w", pin, err)
 		}
 	}
 	uids, err := d.uids()
@@ -55,6 +55,17 @@ func Unload(dir string) error {
 		return err
 	}
 	return removePinDir(path)
+}
+
+// nodeLinks are the pins of the node's links.
+func nodeLinks() (pins []string) {
+	for _, h := range connectHooks {
+		pins = append(pins, h.pin)
+	}
+	for _, h := range probeHooks {
+		pins = append(pins, h.pin)
+	}
+	return pins
 }
 
 func unloadHook(pin string) error {
@@ -77,9 +88,6 @@ func unloadPod(d pinDir, uid string) error {
 	}
 	if err == nil {
 		defer st.Close()
-		if err := unlinkLookup(st); err != nil {
-			return err
-		}
 		ns, err := findNamespace(st)
 		switch {
 		case errors.Is(err, os.ErrNotExist): // ended, with all that was in it
@@ -87,6 +95,14 @@ func unloadPod(d pinDir, uid string) error {
 			return err
 		default:
 			defer ns.Close()
+			if err := removeDNS(ns, st); err != nil {
+				return err
+			}
+		}
+		if err := unlinkLookup(st); err != nil {
+			return err
+		}
+		if ns != nil {
 			if err := undo(ns, st); err != nil {
 				return err
 			}

@@ -84,19 +84,38 @@ func (n *Node) verifySpace(uid string, st *podPins) ([]Problem, error) {
 		return nil, err
 	}
 	defer h.Close()
-	s, err := readSpace(h, k.addrs)
+	s, err := readSpace(h, k.pod.Addrs)
 	if err != nil {
 		return nil, err
 	}
-	texts, err := st.routing().problems(h, s, k.addrs)
+	texts, err := st.routing().problems(h, s, k.pod.Addrs)
+	if err != nil {
+		return nil, err
+	}
+	c, err := n.constants(h, k.pod, s)
+	if err != nil {
+		return nil, err
+	}
+	more, err := st.routing().rerouteProblems(h, c.rerouteNames)
 	if err != nil {
 		return nil, err
 	}
 	var out []Problem
-	for _, t := range texts {
+	for _, t := range append(texts, more...) {
 		out = append(out, Problem(t))
 	}
-	if st.rec.Build != n.build(s.own) {
+	c.dns = st.dnsSockets()
+	switch on, err := st.routing().hasDNS(h); {
+	case err != nil:
+		return nil, err
+	case c.dns && !on:
+		out = append(out, "rule for DNS is missing")
+	case !c.dns && on:
+		out = append(out, "rule for DNS is there, and no socket")
+	}
+	if build, err := n.build(c); err != nil {
+		return out, err
+	} else if st.rec.Build != build {
 		out = append(out, "lookup program is of another build, or for other addresses")
 	}
 	for _, key := range sysctls {

@@ -86,7 +86,7 @@ func analyse(w *World) *analysis {
 			a.pods[p.Namespace] = append(a.pods[p.Namespace], p)
 		}
 	}
-	a.result = translate.Build(translate.Config{RootNamespace: w.system()}, a.objects)
+	a.result = translate.Build(translate.Config{RootNamespace: w.system(), TrustDomain: a.trustDomain()}, a.objects)
 	var addresses []*workloadpb.Address
 	for _, name := range slices.Sorted(maps.Keys(a.result.Addresses)) {
 		addresses = append(addresses, a.result.Addresses[name].Message.(*workloadpb.Address))

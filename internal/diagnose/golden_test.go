@@ -78,34 +78,81 @@ func (f *fixture) explain(t *testing.T, w *World) string {
 	return out
 }
 
-// TestGolden reads testdata/*.txtar: a situation that is broken on purpose, and what is found.
+// findings runs the command of a case.
+func (f *fixture) findings(t *testing.T, objects *kube.Objects) []Finding {
+	w := f.world(t, objects)
+	switch f.Command {
+	case "", "analyze":
+		return Analyze(w)
+	case "check":
+		return Check(w)
+	case "preflight":
+		return Preflight(w)
+	case "enrol":
+		return Enrol(w, f.Namespace, f.Pod, false)
+	}
+	t.Fatalf("unknown command %q", f.Command)
+	return nil
+}
+
+func readFixture(t *testing.T, text string) *fixture {
+	f := &fixture{}
+	if err := yaml.UnmarshalStrict([]byte(text), f); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// repair makes of a case what it is when somebody did what the findings say. Its lines are "OLD => NEW", a replacement in
+// the objects and the world (\n in NEW is a new line), "+ OBJECT", and "- KIND NAMESPACE/NAME".
+func repair(t *testing.T, lines, manifests, world string) (*fixture, *kube.Objects) {
+	var gone []kube.Key
+	for _, line := range strings.Split(strings.TrimSpace(lines), "\n") {
+		old, now, replace := strings.Cut(line, " =>")
+		switch kind, rest, _ := strings.Cut(line, " "); {
+		case kind == "+":
+			manifests += "---\n" + rest + "\n"
+		case kind == "-":
+			word, name, _ := strings.Cut(rest, " ")
+			namespace, name, _ := strings.Cut(name, "/")
+			gone = append(gone, kube.Key{Kind: kube.Kind(word), Name: kube.Name{Namespace: namespace, Name: name}})
+		case !replace || !strings.Contains(manifests+world, old):
+			t.Fatalf("repair: line %q changes nothing", line)
+		default:
+			now = strings.ReplaceAll(strings.TrimPrefix(now, " "), `\n`, "\n")
+			manifests, world = strings.ReplaceAll(manifests, old, now), strings.ReplaceAll(world, old, now)
+		}
+	}
+	objects := kubetest.Decode(t, manifests)
+	for _, k := range gone {
+		if objects.Lookup(k) == nil {
+			t.Fatalf("repair: there is no %s", k)
+		}
+	}
+	return readFixture(t, world), objects.With(nil, gone)
+}
+
+// TestGolden reads testdata/*.txtar: a situation that is broken on purpose, what is found, and what repairs it, after which
+// nothing is found.
 func TestGolden(t *testing.T) {
 	seen := map[string]bool{}
 	kubetest.Golden(t, func(t *testing.T, c *kubetest.Case) string {
-		f := &fixture{}
-		if err := yaml.UnmarshalStrict(c.File("world.yaml"), f); err != nil {
-			t.Fatal(err)
-		}
-		w := f.world(t, c.Objects)
-		var list []Finding
-		switch f.Command {
-		case "", "analyze":
-			list = Analyze(w)
-		case "check":
-			list = Check(w)
-		case "preflight":
-			list = Preflight(w)
-		case "enrol":
-			list = Enrol(w, f.Namespace, f.Pod, false)
-		case "explain":
-			return f.explain(t, w)
-		default:
-			t.Fatalf("unknown command %q", f.Command)
+		world, lines := string(c.File("world.yaml")), string(c.File("repair"))
+		f := readFixture(t, world)
+		if f.Command == "explain" {
+			return f.explain(t, f.world(t, c.Objects))
 		}
 		out := ""
-		for _, x := range list {
+		for _, x := range f.findings(t, c.Objects) {
 			seen[x.Code] = true
 			out += fmt.Sprintf("%s\n  fix: %s\n", x, x.Fix)
+		}
+		if out == "" {
+			return ""
+		}
+		f, repaired := repair(t, lines, c.Manifests, world)
+		for _, x := range f.findings(t, repaired) {
+			t.Errorf("repaired, and found all the same: %s", x)
 		}
 		return out
 	})

@@ -2,7 +2,6 @@ package diagnose
 
 import (
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"maps"
@@ -271,16 +270,4 @@ func parseRoots(text []byte) []*x509.Certificate {
 			out = append(out, c)
 		}
 	}
-}
-
-// parseInfo reads a certificate of a dump; nil when it is none.
-func parseInfo(c admin.CertInfo) *x509.Certificate {
-	text, err := base64.StdEncoding.DecodeString(c.PEM)
-	if err != nil {
-		return nil
-	}
-	if list := parseRoots(text); len(list) > 0 {
-		return list[0]
-	}
-	return nil
 }

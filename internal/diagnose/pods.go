@@ -87,21 +87,26 @@ func (a *analysis) captured() {
 
 // networkPolicy looks whether one keeps the tunnels' port from pods of the mesh.
 func (a *analysis) networkPolicy(n *networkv1.NetworkPolicy) {
-	selector, err := metav1.LabelSelectorAsSelector(&n.Spec.PodSelector)
-	if err != nil || !a.about(n, networkv1.PolicyTypeIngress) {
-		return
-	}
-	hit := ""
 	for _, p := range a.pods[n.Namespace] {
-		if a.mode(p) == modeAmbient && !p.Spec.HostNetwork && selector.Matches(labels.Set(p.Labels)) {
-			hit = p.Name
-			break
+		if a.mode(p) == modeAmbient && !p.Spec.HostNetwork && a.selects(n, p) && !a.lets(p) {
+			a.add("AMB0306", "NetworkPolicy "+n.Namespace+"/"+n.Name, "it selects pods of the mesh (%s) and lets nobody in to TCP port %d", p.Name, portHBONE)
+			return
 		}
 	}
-	if hit == "" || opens(n.Spec.Ingress) {
-		return
-	}
-	a.add("AMB0306", "NetworkPolicy "+n.Namespace+"/"+n.Name, "it selects pods of the mesh (%s) and lets nobody in to TCP port %d", hit, portHBONE)
+}
+
+// lets says whether somebody may come in to the tunnels' port of a pod that policies select: what one lets in, none of the
+// others keeps out.
+func (a *analysis) lets(p *corev1.Pod) bool {
+	return slices.ContainsFunc(a.NetworkPolicies, func(n networkv1.NetworkPolicy) bool {
+		return a.selects(&n, p) && opens(n.Spec.Ingress)
+	})
+}
+
+// selects says whether a policy is about what comes in to a pod.
+func (a *analysis) selects(n *networkv1.NetworkPolicy, p *corev1.Pod) bool {
+	selector, err := metav1.LabelSelectorAsSelector(&n.Spec.PodSelector)
+	return err == nil && n.Namespace == p.Namespace && a.about(n, networkv1.PolicyTypeIngress) && selector.Matches(labels.Set(p.Labels))
 }
 
 func (a *analysis) about(n *networkv1.NetworkPolicy, kind networkv1.PolicyType) bool {

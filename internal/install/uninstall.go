@@ -242,7 +242,7 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 			}
 			switch {
 			case left == "":
-				missing = fmt.Sprintf("node %s to leave the mesh (pod %s)", node, p.GetName())
+				missing = fmt.Sprintf("node %s to leave the mesh (pod %s%s)", node, p.GetName(), troubleOf(p))
 			case left != "0" && time.Since(began) < u.Removal.Drain && missing == "":
 				missing = "connections to end on node " + node
 			}

@@ -2,7 +2,6 @@ package install
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -25,7 +24,7 @@ func (c *Config) until(ctx context.Context, limit time.Duration, look func(ctx c
 	defer t.Stop()
 	said := ""
 	for {
-		missing, err := look(timed)
+		missing, err := look(ctx)
 		switch {
 		case err == nil && missing == "":
 			return nil
@@ -47,8 +46,7 @@ func (c *Config) until(ctx context.Context, limit time.Duration, look func(ctx c
 }
 
 // await waits until the mesh works: its programs run in the version that was applied and say that they are ready, which the
-// node proxies are once they have a certificate's roots and the configuration of the control plane, and the CNI plugin is in
-// place; and waypoints can be had.
+// node proxies are once they have the mesh's roots and the configuration of the control plane, and the CNI plugin is in place.
 func (c *Config) await(ctx context.Context, objects []*unstructured.Unstructured) error {
 	began := time.Now()
 	left := func() time.Duration { return max(c.Wait-time.Since(began), step) }
@@ -60,9 +58,6 @@ func (c *Config) await(ctx context.Context, objects []*unstructured.Unstructured
 			return err
 		}
 		c.say("%s is ready", name(o))
-	}
-	if err := c.until(ctx, left(), c.Cluster.classAccepted); err != nil {
-		return err
 	}
 	c.say("the mesh works, after %v", time.Since(began).Round(100*time.Millisecond))
 	return nil
@@ -101,15 +96,23 @@ func (c *Cluster) why(ctx context.Context, o *unstructured.Unstructured) (string
 		return "", fmt.Errorf("list the pods of %s: %w", name(o), err)
 	}
 	for _, u := range list.Items {
-		var p corev1.Pod
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &p); err != nil {
-			return "", fmt.Errorf("read pod %s: %w", u.GetName(), err)
-		}
-		if w := trouble(&p); w != "" {
-			return "; pod " + p.Name + ": " + w, nil
+		if w := troubleOf(u); w != "" {
+			return "; pod " + u.GetName() + w, nil
 		}
 	}
 	return "", nil
+}
+
+// troubleOf is trouble of a pod as the API server gave it, after a colon.
+func troubleOf(o unstructured.Unstructured) string {
+	var p corev1.Pod
+	if runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &p) != nil {
+		return ""
+	}
+	if w := trouble(&p); w != "" {
+		return ": " + w
+	}
+	return ""
 }
 
 // trouble is why a pod does not run, if that does not pass by itself in a moment.
@@ -129,29 +132,4 @@ func trouble(p *corev1.Pod) string {
 		}
 	}
 	return ""
-}
-
-// classAccepted says that the control plane has not accepted the class of waypoints yet. Without the Gateway API there is none.
-func (c *Cluster) classAccepted(ctx context.Context) (string, error) {
-	o, err := c.dynamic.Resource(gatewayClass).Get(ctx, "istio-waypoint", metav1.GetOptions{})
-	missing := "gatewayclass/istio-waypoint: not accepted by the control plane yet"
-	switch {
-	case apierrors.IsNotFound(err):
-		if _, err := c.dynamic.Resource(gatewayClass).List(ctx, metav1.ListOptions{Limit: 1}); apierrors.IsNotFound(err) {
-			return "", nil // no such kind
-		}
-		return missing, nil
-	case err != nil:
-		return "", fmt.Errorf("get GatewayClass istio-waypoint: %w", err)
-	}
-	conditions, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
-	if err != nil {
-		return "", errors.New("GatewayClass istio-waypoint: its status makes no sense")
-	}
-	for _, v := range conditions {
-		if m, ok := v.(map[string]any); ok && m["type"] == "Accepted" && m["status"] == "True" {
-			return "", nil
-		}
-	}
-	return missing, nil
 }

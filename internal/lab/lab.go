@@ -131,6 +131,8 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 		objects: map[key]*object{}, pods: map[key]*pod{}, warned: map[string]bool{},
 	}
 	l.clusters = newAddresses(o.Families, serviceV4, serviceV6)
+	l.clusters.claim(nameV4)
+	l.clusters.claim(nameV6)
 	if err := l.paths.create(); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,10 @@ var (
 	serviceV4 = netip.MustParsePrefix("10.96.0.0/16")
 	serviceV6 = netip.MustParsePrefix("fd00:10:96::/112")
 
+	// The name server of pods. Nobody is there: what the mesh knows its own DNS proxy answers, and what it does not is refused.
+	nameV4 = at(serviceV4, 5)
+	nameV6 = at(serviceV6, 5)
+
 	// Gateways are link-local, the same in every pod, as with Calico.
 	gatewayV4 = netip.MustParseAddr("169.254.1.1")
 	gatewayV6 = netip.MustParseAddr("fe80::1")
@@ -160,11 +164,12 @@ func (l *Lab) plug(ns *netNS, name string, n int) error {
 	return nil
 }
 
-// baseSysctls hold in every namespace: no waiting for duplicate addresses, no router advertisements.
+// baseSysctls hold in every namespace: no waiting for duplicate addresses, no router advertisements, every refusal is told.
 var baseSysctls = map[string]string{
 	"net/ipv6/conf/all/accept_dad": "0", "net/ipv6/conf/default/accept_dad": "0",
 	"net/ipv6/conf/all/accept_ra": "0", "net/ipv6/conf/default/accept_ra": "0",
 	"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
+	"net/ipv4/icmp_ratelimit": "0", "net/ipv6/icmp/ratelimit": "0",
 }
 
 func (l *Lab) buildNode(i int) (*node, error) {

@@ -61,6 +61,14 @@ func (p *pod) nsName() string {
 	return p.l.paths.podNS(p.key.Namespace, p.key.Name)
 }
 
+// nameserver is the pod's, of a family that it has.
+func (p *pod) nameserver() netip.Addr {
+	if len(p.addrs) > 0 && p.addrs[0].Is6() {
+		return nameV6
+	}
+	return nameV4
+}
+
 func (p *pod) account() string {
 	if p.spec.ServiceAccountName != "" {
 		return p.spec.ServiceAccountName
@@ -149,7 +157,8 @@ func (p *pod) build() (_ *sandbox, err error) {
 		}
 		return nil, err
 	}
-	search := fmt.Sprintf("# The lab has no name server; services are in /etc/hosts.\nsearch %s.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n", p.key.Namespace)
+	search := fmt.Sprintf("# Nobody is at this address: pods of the mesh have its DNS proxy, all have services in /etc/hosts.\nnameserver %s\nsearch %s.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
+		p.nameserver(), p.key.Namespace)
 	files := map[string]string{"hosts": "127.0.0.1 localhost\n::1 localhost\n", "resolv.conf": search, "hostname": p.key.Name + "\n"}
 	var binds []bindFile
 	for name, text := range files {

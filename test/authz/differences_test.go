@@ -6,11 +6,14 @@ import (
 )
 
 // excuse is why a decision may differ; "": it may not. docs/differences.md has the reasons.
-func excuse(r *request, as normalization, whose string) string {
+func excuse(r *request, as normalization, whose, got string) string {
 	path := strings.ToLower(r.path)
 	canonical, _ := as.normalise(r.path)
 	switch {
-	case whose != envoys || as == none:
+	case whose != envoys:
+	case strings.Contains(path, ";") && strings.HasPrefix(got, denied):
+		return "a rule that denies looks at a path without parameters too"
+	case as == none:
 	case (strings.Contains(path, "%2e") || strings.Contains(path, `\`)) && strings.Contains(path, ";"):
 		return "a dot segment with parameters is one, also if it is escaped or behind a backslash"
 	case strings.Contains(path, "%%41"):

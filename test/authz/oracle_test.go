@@ -18,6 +18,7 @@ import (
 //     AUDIT and dry runs decide nothing.
 //   - A policy matches if one of its rules does; a rule if one of "from", one of "to" and all of "when" do. Fields of a
 //     source or an operation are ANDed, values ORed, and of a not-list none may match.
+//   - What a DENY policy matches without the parameters of the path's segments is denied too.
 //   - A text is exact, a prefix "abc*", a suffix "*abc", or "*": there and not empty. Hosts ignore case.
 type oracle struct {
 	r *request
@@ -50,7 +51,9 @@ func decide(policies []*securityv1.AuthorizationPolicy, r *request, as normaliza
 		hit := slices.ContainsFunc(p.Spec.Rules, func(x *security.Rule) bool { return o.rule(p.Namespace, x) })
 		switch p.Spec.Action {
 		case security.AuthorizationPolicy_DENY:
-			if hit {
+			bare := *o
+			bare.path = segmentParameters.ReplaceAllString(o.path, "")
+			if hit || slices.ContainsFunc(p.Spec.Rules, func(x *security.Rule) bool { return bare.rule(p.Namespace, x) }) {
 				return denied
 			}
 		case security.AuthorizationPolicy_ALLOW:
@@ -297,6 +300,7 @@ var normalizations = []normalization{base, decode, merge, none}
 var (
 	escapedSlashes     = regexp.MustCompile(`%2[fF]`)
 	escapedBackslashes = regexp.MustCompile(`%5[cC]`)
+	segmentParameters  = regexp.MustCompile(`;[^/]*`)
 	slashes            = regexp.MustCompile(`//+`)
 )
 

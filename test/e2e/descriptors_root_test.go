@@ -101,3 +101,57 @@ func TestRootAProxyOutOfDescriptorsLetsConnectionsWaitAndStaysInTouch(t *testing
 		t.Error("the proxy panicked")
 	}
 }
+
+// TestRootAWaypointOutOfDescriptorsServesItsPeersAndStaysInTouch: strangers that open more connections than a waypoint may have, and
+// say nothing, keep nobody out for long.
+func TestRootAWaypointOutOfDescriptorsServesItsPeersAndStaysInTouch(t *testing.T) { // B8, EMFILE
+	netnstest.RequireRoot(t)
+	const limit = 150
+	wrapper := filepath.Join(t.TempDir(), "waypoint")
+	netnstest.Must(t, os.WriteFile(wrapper, fmt.Appendf(nil, "#!/bin/sh\nulimit -n %d\nexec %s \"$@\"\n", limit, program(t, "waypoint")), 0o755))
+	m := start(t, lab.Options{Name: "e2ewpemfile", Programs: lab.Programs{Waypoint: wrapper}})
+	m.files("testdata/waypoint.yaml")
+	m.ready()
+	answered := func(want string) func() bool {
+		return func() bool {
+			s := m.from("shop", "client", "--fresh", "--timeout=3s", "http://web/")
+			return s.OK == 1 && strings.Contains(s.First, want)
+		}
+	}
+	m.eventually("the first answer through the waypoint", 20*time.Second, answered("header.X-Request-Id="))
+	pod := m.podNamed("wp-")
+	at := netip.AddrPortFrom(m.addrs("shop", "wp-")[0], 15008)
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for range 2 * limit {
+		c, err := m.dial("", "node-1", at, 5*time.Second)
+		netnstest.Must(t, err)
+		conns = append(conns, c)
+	}
+	m.eventually("the waypoint's word that it is out of descriptors", 10*time.Second, func() bool { return strings.Contains(m.podLog("wp-"), "out of descriptors") })
+	m.eventually("an answer to who is connected", 10*time.Second, answered("pod=web-"))
+	m.apply("{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: web, namespace: shop}, spec: {hosts: [web], http: [{headers: {request: {set: {x-new: here}}}, route: [{destination: {host: web}}]}]}}")
+	m.eventually("news from the control plane", 10*time.Second, answered("header.X-New=here"))
+	for _, c := range conns {
+		c.Close()
+	}
+	conns = nil
+	m.eventually("a stranger's connection that is taken again", 20*time.Second, func() bool {
+		c, err := m.dial("", "node-1", at, time.Second)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("GET / HTTP/1.1\r\n\r\n")) // no TLS: it is closed at once if it is looked at
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		_, readErr := c.Read(make([]byte, 1))
+		return err == nil && readErr != nil && !os.IsTimeout(readErr)
+	})
+	if log := m.podLog("wp-"); m.podNamed("wp-") != pod || strings.Contains(log, "panic") || strings.Count(log, "waypoint starts") != 1 {
+		t.Error("the waypoint ended meanwhile: " + log)
+	}
+}

@@ -97,3 +97,20 @@ func traces() []feature {
 		{name: "an authorizer's absence is told", field: "AuthorizationPolicy.action CUSTOM", yaml: trail + custom("authz-grpc-away"), asks: []ask{asked("allow").want("status=403")}, logged: []string{"trail $S.shop /ask code=403", "details=ext_authz_error"}},
 	}
 }
+
+// tracing is what requests leave at a collector, and what endpoints are told of it.
+func tracing() []group {
+	const field = "Telemetry.tracing."
+	traced := func(more string) string {
+		return "{apiVersion: telemetry.istio.io/v1, kind: Telemetry, metadata: {name: $S, namespace: shop}, spec: {targetRefs: [{group: \"\", kind: Service, name: $S}], tracing: [{providers: [{name: spans}], randomSamplingPercentage: 100" + more + "}]}}\n---\n"
+	}
+	const above = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	told, untold := "header.Traceparent=00-*", "!header.Traceparent=*"
+	span := []string{"msg=span", "http://$S.shop/"}
+	return []group{{title: "trace", features: []feature{
+		{name: "a request", field: field + "providers", yaml: traced(""), asks: []ask{get("/").want(ok, told)}, logged: span},
+		{name: "a request of a trace", field: field + "providers", yaml: traced(""), asks: []ask{get("/", above).want(ok, "header.Traceparent=00-4bf92f3577b34da6a3ce929d0e0e4736-*", "!header."+"Traceparent=*-00f067aa0ba902b7-*")}, logged: append(span, "parent=00f067aa0ba902b7")},
+		{name: "and do not tell endpoints", field: field + "disableContextPropagation", yaml: traced(", disableContextPropagation: true"), asks: []ask{get("/").want(ok, untold)}, logged: span},
+		{name: "and do not tell endpoints of the caller's trace", envoy: "it leaves what the caller has sent", field: field + "disableContextPropagation", yaml: traced(", disableContextPropagation: true"), asks: []ask{get("/", above).want(ok, untold)}, logged: append(span, "parent=00f067aa0ba902b7")},
+	}}}
+}

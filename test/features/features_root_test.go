@@ -75,7 +75,7 @@ type bed struct {
 	vips   map[string]netip.Addr
 	pods   map[string]*netns.NS
 	v2log  string
-	logs   []string // of waypoints, ztunnels and the control plane
+	logs   []string // of waypoints, ztunnels, the control plane and the collector of spans
 }
 
 // start makes a lab whose waypoints are ours, or the Envoy's, and applies the whole table.
@@ -125,7 +125,7 @@ func (b *bed) findLogs(t *testing.T) {
 		if strings.HasPrefix(p.Metadata.Name, "v2-") {
 			b.v2log = log(p.Metadata.Namespace, p.Metadata.Name, "")
 		}
-		if p.Metadata.Labels["gateway.networking.k8s.io/gateway-name"] != "" {
+		if p.Metadata.Labels["gateway.networking.k8s.io/gateway-name"] != "" || p.Metadata.Name == "collector" {
 			b.logs = append(b.logs, log(p.Metadata.Namespace, p.Metadata.Name, ""))
 		}
 	}

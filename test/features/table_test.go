@@ -43,7 +43,7 @@ type group struct {
 
 // groups is the table.
 func groups() []group {
-	out := slices.Concat(matching(), actions(), resilience(), balancing(), gatewayRoutes(), policies(), tokens(), externalAuthorization(), protocols(), wire(), serviceEntries(), originate(), binding(), rateLimits())
+	out := slices.Concat(matching(), actions(), resilience(), balancing(), gatewayRoutes(), policies(), tokens(), externalAuthorization(), protocols(), wire(), serviceEntries(), originate(), binding(), rateLimits(), tracing())
 	n := 0
 	for i := range out {
 		for j := range out[i].features {

@@ -3,8 +3,10 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -59,24 +61,72 @@ type meshWorld struct {
 }
 
 func newMeshWorld(t *testing.T) *meshWorld {
-	requireCluster(t)
-	m := &meshWorld{t: t, system: "istio-system", image: "localhost/ambit-ambit:dev"}
-	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
-		m.image = v
-	}
-	if out, err := kubectl(t.Context(), "", "-n", m.system, "get", "daemonset", "ztunnel"); err != nil {
-		t.Skipf("the mesh is not installed (make kube-mesh does it): %v %s", err, out)
-	}
-	t.Cleanup(func() {
-		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "delete", "--ignore-not-found", "--wait=false", "namespace", "km-shop", "km-outside"); err != nil {
-			t.Log(err)
-		}
-	})
+	m := newMesh(t, "km-shop", "km-outside")
 	m.apply(shop)
 	m.ready("km-shop", "client")
 	m.ready("km-outside", "outsider")
 	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/server", "--timeout=60s")
 	return m
+}
+
+// newMesh is a cluster with the mesh in it. The namespaces, which a test makes, are deleted at its end.
+func newMesh(t *testing.T, namespaces ...string) *meshWorld {
+	t.Helper()
+	requireCluster(t)
+	m := &meshWorld{t: t, system: "istio-system", image: "localhost/ambit-ambit:dev"}
+	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
+		m.image = v
+	}
+	m.install()
+	t.Cleanup(func() {
+		if _, err := kubectl(context.WithoutCancel(t.Context()), "", append([]string{"delete", "--ignore-not-found", "--wait=true", "namespace"}, namespaces...)...); err != nil {
+			t.Log(err)
+		}
+	})
+	return m
+}
+
+// installedHere says that a test has installed the mesh, so that the last one takes it out again.
+var installedHere bool
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if installedHere {
+		if out, err := exec.Command(ambitPath, "uninstall", "-y").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "ambit uninstall: %v\n%s", err, out)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// ambitPath is the command line's, once a test has used it.
+var ambitPath string
+
+// ambit runs the command line and returns what it wrote, and its exit status.
+func ambit(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	if ambitPath == "" {
+		ambitPath = program(t, "ambit")
+	}
+	c := exec.CommandContext(t.Context(), ambitPath, args...)
+	out, err := c.CombinedOutput()
+	if c.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), c.ProcessState.ExitCode()
+}
+
+// install installs the mesh, unless it is there.
+func (m *meshWorld) install() {
+	m.t.Helper()
+	if _, err := kubectl(m.t.Context(), "", "-n", m.system, "get", "daemonset", "ztunnel"); err == nil {
+		return
+	}
+	installedHere = true
+	if out, status := ambit(m.t, "install", "--timeout=3m"); status != 0 {
+		m.t.Fatalf("ambit install: status %d\n%s", status, out)
+	}
 }
 
 func (m *meshWorld) apply(manifest string) {
@@ -156,6 +206,7 @@ func TestRootAMeshInKubernetes(t *testing.T) {
 			t.Errorf("outside again %d of 5 answered", n)
 		}
 	})
+	t.Run("open connections go on when both their pods leave the mesh and come back", m.leaveAndReturn)
 	t.Run("while a node has no capture pods of the mesh wait and say why, others start", m.captureAway)
 }
 
@@ -176,11 +227,58 @@ func (m *meshWorld) gateway(t *testing.T) {
 	must(t, "", "-n", "km-shop", "label", "service", "server", "istio.io/use-waypoint-")
 }
 
+// leaveAndReturn holds one TCP connection across the nodes meanwhile; a second one would be a failure of the first.
+func (m *meshWorld) leaveAndReturn(t *testing.T) {
+	type result struct {
+		out string
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, err := kubectl(t.Context(), "", "-n", "km-shop", "exec", "client", "--", "/ambit", "echo", "client", "--json",
+			"--duration=15s", "--rate=20", "--timeout=5s", "--data=still here", "tcp://server.km-shop:80")
+		done <- result{out, err}
+	}()
+	eventually(t, "the connection", func() error {
+		out := must(t, "", "-n", "km-shop", "logs", "-l", "app=server", "--tail=-1")
+		if !strings.Contains(out, "msg=tcp") {
+			return errors.New("no server has it in its log")
+		}
+		return nil
+	})
+	pods := append([]string{"client"}, strings.Fields(must(t, "", "-n", "km-shop", "get", "pods", "-l", "app=server", "-o", "jsonpath={.items[*].metadata.name}"))...)
+	for _, x := range []struct{ label, annotation string }{{"istio.io/dataplane-mode=none", ""}, {"istio.io/dataplane-mode-", "enabled"}} {
+		must(t, "", append(append([]string{"-n", "km-shop", "label", "pods"}, pods...), x.label)...)
+		for _, pod := range pods {
+			eventually(t, pod+" with "+x.label, m.redirection("km-shop", pod, x.annotation))
+		}
+	}
+	r := <-done
+	var sum struct {
+		OK, Failed int
+		Errors     map[string]int
+	}
+	if err := json.Unmarshal([]byte(r.out), &sum); err != nil || r.err != nil || sum.Failed != 0 || sum.OK == 0 {
+		t.Errorf("got %+v, %v, %v, want no failure", sum, err, r.err)
+	}
+	if n := m.ask("km-shop", "client", 5); n != 5 {
+		t.Errorf("%d of 5 answered afterwards", n)
+	}
+}
+
 func (m *meshWorld) captureAway(t *testing.T) {
 	pods := must(t, "", "-n", m.system, "get", "pods", "-l", "app=ztunnel", "--field-selector=spec.nodeName=node1", "-o", "name")
-	must(t, "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=none") // the DaemonSet leaves the node
+	patch := func(text string) error {
+		_, err := kubectl(context.WithoutCancel(t.Context()), "", "-n", m.system, "patch", "daemonset", "ztunnel", "-p", text)
+		return err
+	}
+	// The DaemonSet leaves the node, and nothing changes on others. (Kubernetes sets labels such as kubernetes.io/os back.)
+	if err := patch(`{"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}, "template": {"spec": {"affinity": {"nodeAffinity":
+		{"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node1"]}]}]}}}}}}}`); err != nil {
+		t.Fatal(err)
+	}
 	back := func() {
-		if _, err := kubectl(context.WithoutCancel(t.Context()), "", "label", "node", "node1", "--overwrite", "kubernetes.io/os=linux"); err != nil {
+		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
 			t.Error(err)
 		}
 	}
@@ -200,7 +298,17 @@ func (m *meshWorld) captureAway(t *testing.T) {
 	if phase := must(t, "", "-n", "km-shop", "get", "pod", "late", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
 		t.Errorf("the pod of the mesh is %s without capture", phase)
 	}
+	// One that runs is labelled meanwhile: it is found, and said to have run before.
+	must(t, "", "-n", "km-outside", "label", "pod", "late", "istio.io/dataplane-mode=ambient")
 	back()
 	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pod/late", "--timeout=120s")
 	eventually(t, "the pod's annotation", m.redirection("km-shop", "late", "enabled"))
+	eventually(t, "the other's annotation", m.redirection("km-outside", "late", "enabled"))
+	eventually(t, "its event", func() error {
+		out, err := kubectl(t.Context(), "", "-n", "km-outside", "get", "events", "--field-selector=involvedObject.name=late", "-o", "jsonpath={.items[*].reason}")
+		if err != nil || !strings.Contains(out, "StartedBeforeCapture") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 }

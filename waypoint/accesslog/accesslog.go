@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -144,24 +147,44 @@ func (l *Log) compileFormat(f *corev3.SubstitutionFormatString) (err error) {
 		l.json, err = compileObject(s.JsonFormat, 0)
 		return field.At(err, "json_format")
 	}
-	l.format, err = route.CompileFormat(text)
+	l.format, err = route.CompileShown(text)
 	return field.At(err, "text_format")
 }
 
 // Wants says whether an entry is logged.
 func (l *Log) Wants(e *Entry) bool { return l.wants == nil || l.wants(e) }
 
-// Append appends the entry's line. What came from a peer cannot end a quoted field or a line.
+// A line has at most maxLine bytes: in one that would be longer values are cut, to minValue bytes if need be.
+const (
+	maxLine  = 8 << 10
+	minValue = 32
+)
+
+// Append appends the entry's line. What came from a peer cannot end a quoted field or a line, nor make it longer than maxLine.
 func (l *Log) Append(b []byte, e *Entry) []byte {
-	if l.json != nil {
-		b = l.json.append(b, e, l.omit)
-		return append(b, '\n')
+	at := len(b)
+	return bounded(func(most int) []byte {
+		b = b[:at]
+		if l.json != nil {
+			b = l.json.append(b, e, l.omit, most)
+			return append(b, '\n')
+		}
+		missing := "-"
+		if l.omit {
+			missing = ""
+		}
+		b = l.format.AppendEscaped(b, e.Context, missing, most)
+		return b
+	}, at+maxLine)
+}
+
+// bounded has a text made of at most n bytes, with values of at most so many that it is.
+func bounded(text func(most int) []byte, n int) []byte {
+	b := text(math.MaxInt)
+	for most := maxLine / 2; len(b) > n && most >= minValue; most /= 2 {
+		b = text(most)
 	}
-	missing := "-"
-	if l.omit {
-		missing = ""
-	}
-	return l.format.AppendEscaped(b, e.Context, missing)
+	return b
 }
 
 // object is a compiled JSON format.
@@ -190,7 +213,7 @@ func compileObject(s *structpb.Struct, depth int) (*object, error) {
 		m := member{name: string(appendJSON(nil, k)) + ":"}
 		switch v := s.GetFields()[k].GetKind().(type) {
 		case *structpb.Value_StringValue:
-			f, err := route.CompileFormat(v.StringValue)
+			f, err := route.CompileShown(v.StringValue)
 			if err != nil {
 				return nil, field.Key(err, "fields", k)
 			}
@@ -210,7 +233,7 @@ func compileObject(s *structpb.Struct, depth int) (*object, error) {
 	return o, nil
 }
 
-func (o *object) append(b []byte, e *Entry, omit bool) []byte {
+func (o *object) append(b []byte, e *Entry, omit bool, most int) []byte {
 	b = append(b, '{')
 	first := true
 	for i := range o.members {
@@ -221,12 +244,12 @@ func (o *object) append(b []byte, e *Entry, omit bool) []byte {
 		}
 		b = append(b, m.name...)
 		if m.inner != nil {
-			b = m.inner.append(b, e, omit)
+			b = m.inner.append(b, e, omit, most)
 			first = false
 			continue
 		}
 		var space [512]byte
-		text := m.format.Append(space[:0], e.Context, "\x00")
+		text := m.format.AppendCut(space[:0], e.Context, "\x00", most)
 		switch {
 		case len(text) == 1 && text[0] == 0:
 			if omit {
@@ -244,16 +267,21 @@ func (o *object) append(b []byte, e *Entry, omit bool) []byte {
 	return append(b, '}')
 }
 
-// appendJSON appends s as a JSON string. Bytes that are not UTF-8 become U+FFFD.
+// appendJSON appends s as a JSON string, in which all that a terminal or a viewer could obey is escaped. Bytes that are not
+// UTF-8 become U+FFFD.
 func appendJSON(b []byte, s string) []byte {
 	b = append(b, '"')
 	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':
 			b = append(b, '\\', byte(r))
-		case r < 0x20 || r == 0x7f:
-			b = append(b, `\u00`...)
-			b = append(b, "0123456789abcdef"[r>>4], "0123456789abcdef"[r&15])
+		case !unicode.IsPrint(r):
+			for _, u := range utf16.AppendRune(nil, r) {
+				b = append(b, `\u`...)
+				for shift := 12; shift >= 0; shift -= 4 {
+					b = append(b, "0123456789abcdef"[u>>shift&15])
+				}
+			}
 		default:
 			b = append(b, string(r)...)
 		}

@@ -72,7 +72,7 @@ func formatOf(v *commonpb.AnyValue) (*route.Format, error) {
 	if !ok {
 		return nil, field.Errorf("", "only strings are supported, not %T", v.GetValue())
 	}
-	return route.CompileFormat(s.StringValue)
+	return route.CompileShown(s.StringValue)
 }
 
 func text(key, value string) *commonpb.KeyValue {
@@ -88,10 +88,11 @@ func (x *Exporter) Record(e *Entry, trace []byte) *logspb.LogRecord {
 	r := &logspb.LogRecord{TimeUnixNano: uint64(e.Exchange.Now.UnixNano()), TraceId: trace}
 	var space [512]byte
 	if x.body != nil {
-		r.Body = stringOf(strings.TrimSuffix(string(x.body.AppendEscaped(space[:0], e.Context, "-")), "\n"))
+		body := bounded(func(most int) []byte { return x.body.AppendEscaped(space[:0], e.Context, "-", most) }, maxLine)
+		r.Body = stringOf(strings.TrimSuffix(string(body), "\n"))
 	}
 	for _, a := range x.attributes {
-		r.Attributes = append(r.Attributes, text(a.key, string(a.value.Append(space[:0], e.Context, "-"))))
+		r.Attributes = append(r.Attributes, text(a.key, string(a.value.AppendCut(space[:0], e.Context, "-", maxLine))))
 	}
 	return r
 }

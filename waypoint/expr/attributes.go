@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/secret"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -17,6 +18,24 @@ type Env struct {
 	Status   int
 	GRPC     string // "" if there is no status
 	Duration time.Duration
+	// Shown says that the value is for people to see: secrets (package secret) are not in it.
+	Shown bool
+}
+
+// header is what the expression gets of a header.
+func (e *Env) header(name, value string) string {
+	if e.Shown {
+		value = secret.Header(name, value)
+	}
+	return strings.Clone(value)
+}
+
+// target is a request's path and query.
+func (e *Env) target() string {
+	if e.Shown {
+		return secret.URL(e.Exchange.Req.Path)
+	}
+	return e.Exchange.Req.Path
 }
 
 // value is an operator of Envoy's format strings.
@@ -41,7 +60,7 @@ func (e *Env) number(operator string) Value {
 
 // path is a request's path without query.
 func path(e *Env) string {
-	p, _, _ := strings.Cut(e.Exchange.Req.Path, "?")
+	p, _, _ := strings.Cut(e.target(), "?")
 	return p
 }
 
@@ -53,11 +72,12 @@ func request(e *Env, name string) Value {
 	if e.Exchange.Req == nil {
 		return Value{}
 	}
-	v, ok := route.RequestHeader(e.Exchange.Req, strings.ToLower(name))
+	name = strings.ToLower(name)
+	v, ok := route.RequestHeader(e.Exchange.Req, name)
 	if !ok {
 		return Value{}
 	}
-	return text(strings.Clone(v))
+	return text(e.header(name, v))
 }
 
 // ofRequest is an attribute that connections without HTTP do not have.
@@ -76,7 +96,7 @@ func operator(name string) func(*Env) Value {
 
 // plain are the attributes that are values, with Envoy's names.
 var plain = map[string]func(*Env) Value{
-	"request.path":      ofRequest(func(e *Env) string { return e.Exchange.Req.Path }),
+	"request.path":      ofRequest((*Env).target),
 	"request.url_path":  ofRequest(path),
 	"request.host":      ofRequest(func(e *Env) string { return e.Exchange.Req.Authority }),
 	"request.scheme":    ofRequest(func(e *Env) string { return e.Exchange.Req.Scheme }),
@@ -86,7 +106,7 @@ var plain = map[string]func(*Env) Value{
 	"request.referer":   header("referer"),
 	"request.useragent": header("user-agent"),
 	"request.query": ofRequest(func(e *Env) string {
-		_, q, _ := strings.Cut(e.Exchange.Req.Path, "?")
+		_, q, _ := strings.Cut(e.target(), "?")
 		return q
 	}),
 	"request.size":       func(e *Env) Value { return e.number("BYTES_RECEIVED") },
@@ -138,11 +158,12 @@ var keyed = map[string]func(*Env, string) Value{
 		if e.Exchange.Resp == nil {
 			return Value{}
 		}
-		v, ok := route.ResponseHeader(e.Exchange.Resp, strings.ToLower(name))
+		name = strings.ToLower(name)
+		v, ok := route.ResponseHeader(e.Exchange.Resp, name)
 		if !ok {
 			return Value{}
 		}
-		return text(strings.Clone(v))
+		return text(e.header(name, v))
 	},
 	"filter_state.downstream_peer": peer("downstream_peer"),
 	"filter_state.upstream_peer":   peer("upstream_peer"),

@@ -242,7 +242,7 @@ func (f *jwt) Request(x *Exchange) Action {
 	if !check || need == nil {
 		return Continue
 	}
-	return f.try(x, need)
+	return f.try(x, need, nil)
 }
 
 // required is what a request has to prove.
@@ -279,9 +279,10 @@ func (f *jwt) sanitize(x *Exchange) {
 	}
 }
 
-// try decides, or fetches the keys that are missing and tries again.
-func (f *jwt) try(x *Exchange, need requirement) Action {
-	a := attempt{x: x, now: time.Now()}
+// try decides, or fetches the keys that are missing and tries again, but for those of the providers in asked: a request waits for
+// each of them once.
+func (f *jwt) try(x *Exchange, need requirement, asked []*provider) Action {
+	a := attempt{x: x, now: time.Now(), asked: asked}
 	err := need.meet(&a)
 	if a.missing != nil {
 		a.missing.fetch(x, func(err error) {
@@ -289,7 +290,7 @@ func (f *jwt) try(x *Exchange, need requirement) Action {
 				x.Resume(f.refuse(x, errJWTFetch))
 				return
 			}
-			x.Resume(f.try(x, need))
+			x.Resume(f.try(x, need, append(asked, a.missing)))
 		})
 		return Wait
 	}
@@ -330,13 +331,14 @@ func (p *provider) fetch(x *Exchange, done func(error)) {
 		if err == nil && a.Status != 200 {
 			err = errJWTFetch
 		}
-		if err != nil {
-			done(err)
-			return
+		var keys *jwks
+		if err == nil {
+			keys, err = parseJWKS(a.Body)
 		}
-		keys, err := parseJWKS(a.Body)
 		if err == nil {
 			p.keys.Store(&keySet{keys, time.Now().Add(p.remote.cache)})
+		} else if p.keys.Load() != nil { // the turn of the next one is after a while, also if this one has taken long
+			p.next.Store(time.Now().Add(p.remote.timeout).UnixNano())
 		}
 		done(err)
 	})

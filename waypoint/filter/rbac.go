@@ -3,6 +3,7 @@ package filter
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	configv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -71,14 +72,15 @@ func compilePolicy(name string, p *configv3.Policy) (policy, error) {
 	return c, err
 }
 
-// Check applies the rules to a request, or to a connection whose request is empty.
+// Check applies the rules to a request, or to a connection whose request is empty. Rules that deny look at a path with parameters
+// without them too: "/admin;x=1" is "/admin" to many servers.
 func (r *RBAC) Check(x *Exchange) Verdict {
-	name, hit := "", false
-	for i := range r.policies {
-		p := &r.policies[i]
-		if p.permissions.match(x) && p.principals.match(x) {
-			name, hit = p.name, true
-			break
+	name, hit := r.first(x)
+	if !hit && r.action == configv3.RBAC_DENY && x.Req != nil {
+		if path := x.Req.Path; strings.IndexByte(path, ';') >= 0 {
+			x.Req.Path = withoutParameters(path)
+			name, hit = r.first(x)
+			x.Req.Path = path
 		}
 	}
 	switch r.action {
@@ -88,6 +90,36 @@ func (r *RBAC) Check(x *Exchange) Verdict {
 		return Verdict{!hit, name}
 	}
 	return Verdict{true, name} // LOG never refuses
+}
+
+// first is the first policy that matches.
+func (r *RBAC) first(x *Exchange) (name string, hit bool) {
+	for i := range r.policies {
+		p := &r.policies[i]
+		if p.permissions.match(x) && p.principals.match(x) {
+			return p.name, true
+		}
+	}
+	return "", false
+}
+
+// withoutParameters is a path without the parameters of its segments (RFC 3986 section 3.3), and with its query.
+func withoutParameters(path string) string {
+	path, query, ok := strings.Cut(path, "?")
+	var b strings.Builder
+	for path != "" {
+		segment, rest := path, ""
+		if i := strings.IndexByte(path[1:], '/'); i >= 0 {
+			segment, rest = path[:1+i], path[1+i:]
+		}
+		bare, _, _ := strings.Cut(segment, ";")
+		b.WriteString(bare)
+		path = rest
+	}
+	if ok {
+		b.WriteString("?" + query)
+	}
+	return b.String()
 }
 
 // rbacFilter is the HTTP filter.

@@ -25,7 +25,8 @@ type attempt struct {
 	x       *Exchange
 	now     time.Time
 	good    []accepted
-	missing *provider // whose keys have to be fetched first
+	missing *provider   // whose keys have to be fetched first
+	asked   []*provider // whose keys were fetched for this request, or were not to be had
 }
 
 type (
@@ -306,7 +307,7 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 		return errJWTAudience
 	}
 	k := p.keys.Load()
-	if p.remote != nil && (k == nil || a.now.After(k.until) && p.turn(a.now)) {
+	if p.remote != nil && (k == nil || a.now.After(k.until) && a.turn(p)) {
 		a.missing = p // old keys are good for others while one request gets the new ones
 		return nil
 	}
@@ -314,7 +315,7 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 		return errJWTFetch
 	}
 	err := k.verify(t)
-	if errors.Is(err, errJWTNoKey) && p.remote != nil && p.turn(a.now) {
+	if errors.Is(err, errJWTNoKey) && p.remote != nil && a.turn(p) {
 		a.missing = p // the issuer may have a new key
 		return nil
 	}
@@ -324,7 +325,10 @@ func (p *provider) check(a *attempt, t *token, audiences []string) error {
 // staleKeys is how much longer than their time keys are good while new ones cannot be had.
 const staleKeys = time.Hour
 
-// turn says whether it is this request's turn to get new keys: one at a time, and none for a while after a failure.
+// turn says whether it is this request's turn to get a provider's new keys.
+func (a *attempt) turn(p *provider) bool { return !slices.Contains(a.asked, p) && p.turn(a.now) }
+
+// turn says whether it is a request's turn to get new keys: one at a time, and none for a while after a failure.
 func (p *provider) turn(now time.Time) bool {
 	next := p.next.Load()
 	return now.UnixNano() >= next && p.next.CompareAndSwap(next, now.Add(p.remote.timeout).UnixNano())

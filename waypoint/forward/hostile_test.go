@@ -383,62 +383,74 @@ func TestABackendThatMisbehavesIsNamedAndNotUsedAgain(t *testing.T) {
 		name   string
 		f      func(net.Conn)
 		status int // 0: the answer is cut off
+		flags  string
 		body   string
 	}{
-		{"closes without an answer", func(c net.Conn) { request(c) }, 503, ""},
-		{"resets without an answer", func(c net.Conn) { request(c); c.(*net.TCPConn).SetLinger(0) }, 503, ""},
+		{"closes without an answer", func(c net.Conn) { request(c) }, 503, "UC", ""},
+		{"resets without an answer", func(c net.Conn) { request(c); c.(*net.TCPConn).SetLinger(0) }, 503, "UC", ""},
 		{"resets in the middle of the body", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
 			time.Sleep(50 * time.Millisecond)
 			c.(*net.TCPConn).SetLinger(0)
-		}, 0, ""},
-		{"ends in the middle of the body", func(c net.Conn) { request(c); io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf") }, 0, ""},
+		}, 0, "UC", ""},
+		{"ends in the middle of the body", func(c net.Conn) { request(c); io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf") }, 0, "UC", ""},
 		{"ends in the middle of a chunk", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
-		}, 0, ""},
+		}, 0, "UC", ""},
 		{"ends without the last chunk", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-		}, 0, ""},
+		}, 0, "UC", ""},
 		{"says continue for ever", func(c net.Conn) {
 			for request(c); ; {
 				if _, err := io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
 					return
 				}
 			}
-		}, 502, ""},
+		}, 502, "UPE", ""},
 		{"gives hints for ever", func(c net.Conn) {
 			for request(c); ; {
 				if _, err := io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"); err != nil {
 					return
 				}
 			}
-		}, 502, ""},
+		}, 502, "UPE", ""},
 		{"changes protocols unasked", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
 			io.Copy(io.Discard, c)
-		}, 502, ""},
-		{"has no length and closes", func(c net.Conn) { request(c); io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nall of it") }, 200, "all of it"},
+		}, 502, "UPE", ""},
+		{"has no length and closes", func(c net.Conn) { request(c); io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nall of it") }, 200, "-", "all of it"},
 		{"says more than its length", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nthisHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
 			io.Copy(io.Discard, c)
-		}, 200, "this"},
+		}, 200, "-", "this"},
 		{"two lengths", func(c net.Conn) {
 			request(c)
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 6\r\n\r\nthisor")
-		}, 502, ""},
-		{"never answers", func(c net.Conn) { io.Copy(io.Discard, c) }, 504, ""},
+		}, 502, "UPE", ""},
+		{"answers what is no HTTP", func(c net.Conn) { request(c); io.WriteString(c, "220 mail.example ESMTP\r\n"); io.Copy(io.Discard, c) }, 502, "UPE", ""},
+		{"answers with a head without end", func(c net.Conn) {
+			request(c)
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+			for {
+				if _, err := io.WriteString(c, "x-more: "+strings.Repeat("x", 1000)+"\r\n"); err != nil {
+					return
+				}
+			}
+		}, 502, "UPE", ""},
+		{"never answers", func(c net.Conn) { io.Copy(io.Discard, c) }, 504, "UT", ""},
 	} {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r, out := newLoggedRig(t)
 			var conns atomic.Int32
 			r.cluster("bad", "", script(t, func(c net.Conn) { conns.Add(1); b.f(c) }))
 			r.routes(`[{"match": {"prefix": "/"}, "route": {"cluster": "bad", "timeout": "0.7s"}}]`)
+			r.logs("code=%RESPONSE_CODE% flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS%")
 			c := r.client()
 			for range 3 {
 				resp, err := c.Get("http://reviews:9080/")
@@ -461,6 +473,30 @@ func TestABackendThatMisbehavesIsNamedAndNotUsedAgain(t *testing.T) {
 			}
 			if conns.Load() < 3 {
 				t.Errorf("3 requests came by %d connections", conns.Load())
+			}
+			code := b.status
+			if code == 0 {
+				code = 200 // its head was passed on
+			}
+			for line := range strings.Lines(out.await(t, 3)) {
+				if want := fmt.Sprintf("code=%d flags=%s ", code, b.flags); !strings.HasPrefix(line, want) {
+					t.Errorf("logged %q, want %q", line, want)
+				}
+			}
+			var metrics strings.Builder
+			if err := r.metrics.Expose(&metrics); err != nil {
+				t.Fatal(err)
+			}
+			counted := slices.Collect(func(yield func(string) bool) {
+				for line := range strings.Lines(metrics.String()) {
+					if strings.HasPrefix(line, "istio_requests_total{") && !yield(line) {
+						return
+					}
+				}
+			})
+			if want := fmt.Sprintf(`response_code="%d"`, code); len(counted) != 1 || !strings.Contains(counted[0], want) ||
+				!strings.Contains(counted[0], `response_flags="`+b.flags+`"`) || !strings.HasSuffix(counted[0], "} 3\n") {
+				t.Errorf("counted %q, want 3 with code %d and flags %s", counted, code, b.flags)
 			}
 		})
 	}

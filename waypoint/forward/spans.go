@@ -17,7 +17,11 @@ type spanState struct {
 
 // beginSpan finds out which trace the request is of, and has endpoints be told.
 func (x *exchange) beginSpan() {
-	if t := x.chain.Tracing; t != nil && t.Sink != nil {
+	switch t := x.chain.Tracing; {
+	case t == nil:
+	case t.Sink == nil:
+		t.Hide(&x.Req.Header)
+	default:
 		x.span.ctx, x.span.parent = t.Begin(&x.Req.Header, x.chain.SampleByRequestID, x.Rand.Uint64)
 		x.span.on = true
 	}

@@ -119,6 +119,39 @@ func TestOneTraceHasEveryHop(t *testing.T) {
 	}
 }
 
+// TestAnEndpointThatIsNotToBeToldHearsOfNoTrace: a span is recorded as ever, below the caller's.
+func TestAnEndpointThatIsNotToBeToldHearsOfNoTrace(t *testing.T) {
+	r := newRig(t)
+	addr, got := collector[tracepb.TracesData](t, "trace")
+	r.cluster("otel", h2, addr)
+	seen := make(chan http.Header, 1)
+	r.cluster("reviews", "", backend(t, func(w http.ResponseWriter, q *http.Request) { seen <- q.Header.Clone() }))
+	for _, tracing := range []string{strings.Replace(otlpTracing, "{", `{"no_context_propagation": true, `, 1), `{"no_context_propagation": true}`} {
+		r.traced(tracing)
+		req, _ := http.NewRequest("GET", "http://reviews:9080/", nil)
+		for n, v := range map[string]string{
+			"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "vendor=1", "b3": "a3ce929d0e0e4736-00f067aa0ba902b7-1",
+			"x-b3-traceid": "a3ce929d0e0e4736", "x-b3-spanid": "00f067aa0ba902b7", "x-b3-sampled": "1",
+		} {
+			req.Header.Set(n, v)
+		}
+		resp, err := r.client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		for n, v := range <-seen {
+			if n = strings.ToLower(n); strings.HasPrefix(n, "trace") || strings.Contains(n, "b3") {
+				t.Errorf("the endpoint was told %s: %s", n, v)
+			}
+		}
+	}
+	s := (<-got).GetResourceSpans()[0].GetScopeSpans()[0].GetSpans()
+	if len(s) != 1 || hex.EncodeToString(s[0].GetParentSpanId()) != "00f067aa0ba902b7" || s[0].GetTraceState() != "vendor=1" {
+		t.Errorf("spans: %v", s)
+	}
+}
+
 func TestTheCallersDecisionNotToRecordIsObeyed(t *testing.T) {
 	r := newRig(t)
 	addr, got := collector[tracepb.TracesData](t, "trace")

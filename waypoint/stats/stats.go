@@ -84,6 +84,7 @@ func (c *Config) Fixed() bool { return len(c.values) == 0 }
 func (c *Config) Apply(l *telemetry.HTTPLabels, e *expr.Env) {
 	l.View = c.view
 	if len(c.values) > 0 {
+		e.Shown = true
 		var b strings.Builder
 		for i, p := range c.values {
 			if i > 0 {

@@ -1,8 +1,10 @@
 package stats
 
 import (
+	"fmt"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -140,5 +142,40 @@ func TestOverridesThatAreNotUnderstoodNameTheField(t *testing.T) {
 		if _, err := compile(t, json); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", json, err, want)
 		}
+	}
+}
+
+// TestLabelsThatClientsChooseMakeABoundedNumberOfSeries: a Telemetry that counts by host, and a client that asks for many.
+func TestLabelsThatClientsChooseMakeABoundedNumberOfSeries(t *testing.T) { // B44
+	const asked, most = 100_000, 1000
+	c, err := compile(t, `"metrics": [{"name": "requests_total", "dimensions": {"host": "request.host", "user": "request.headers['x-user']"}}]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := telemetry.NewRegistry(telemetry.Config{MaxSeries: most})
+	for i := range asked {
+		l := telemetry.HTTPLabels{Protocol: "http", Code: 200, Flags: "-"}
+		req := &message.Request{Method: "GET", Authority: fmt.Sprintf("h%d.example:%d", i, i%65536)}
+		req.Header.Add("x-user", strings.Repeat("u", 1+i%5000))
+		c.Apply(&l, &expr.Env{Exchange: &filter.Exchange{Req: req}, Status: 200})
+		r.HTTP(&l, &telemetry.Request{})
+	}
+	var b strings.Builder
+	if err := r.Expose(&b); err != nil {
+		t.Fatal(err)
+	}
+	series, sum := 0, 0
+	for line := range strings.Lines(b.String()) {
+		if !strings.HasPrefix(line, "istio_requests_total{") {
+			continue
+		}
+		series++
+		n, err := strconv.Atoi(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]))
+		if sum += n; err != nil || len(line) > 4096 {
+			t.Errorf("%v in a line of %d bytes", err, len(line))
+		}
+	}
+	if series != most+1 || sum != asked || !strings.Contains(b.String(), `"overflow"`) {
+		t.Errorf("%d series that count %d, want %d and the overflow, and all %d", series, sum, most, asked)
 	}
 }

@@ -185,6 +185,19 @@ func (c *Context) Inject(h *message.Header, forms Forms, parent [8]byte) {
 	}
 }
 
+// contextHeaders are all that tell of a trace.
+var contextHeaders = []string{nameParent, nameState, nameB3, nameB3Trace, nameB3Span, nameB3Parent, nameB3Sample, nameB3Flags}
+
+// Hide takes the context that a caller has sent out of the headers, if endpoints are not to be told of any.
+func (c *Config) Hide(h *message.Header) {
+	if !c.quiet {
+		return
+	}
+	for _, name := range contextHeaders {
+		h.Del(name)
+	}
+}
+
 // AppendTrace appends the trace's ID: 32 digits.
 func (c *Context) AppendTrace(b []byte) []byte { return hex.AppendEncode(b, c.Trace[:]) }
 

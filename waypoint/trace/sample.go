@@ -55,7 +55,7 @@ func (c *Config) Decide(h *message.Header, byID, wanted bool, draw uint64) bool 
 }
 
 // Begin makes the context of our span for a request whose headers are h, of a parent that is zero if the trace begins here,
-// and puts it into h. draw gives random numbers.
+// and puts it into h, unless endpoints are not to be told. draw gives random numbers.
 func (c *Config) Begin(h *message.Header, byID bool, draw func() uint64) (own Context, parent [8]byte) {
 	above, forms := Extract(h, c.forms)
 	own = above
@@ -73,6 +73,9 @@ func (c *Config) Begin(h *message.Header, byID bool, draw func() uint64) (own Co
 	}
 	own.Decided = true
 	binary.BigEndian.PutUint64(own.Span[:], draw()|1)
-	own.Inject(h, c.forms|forms, parent)
+	if !c.quiet {
+		own.Inject(h, c.forms|forms, parent)
+	}
+	c.Hide(h)
 	return own, parent
 }

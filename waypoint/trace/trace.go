@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/ambit-mesh/ambit/internal/secret"
 	"github.com/ambit-mesh/ambit/waypoint/field"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
@@ -37,6 +38,7 @@ type Config struct {
 	maxPath                 int
 	forms                   Forms // that are sent, whatever has come
 	short                   bool  // IDs of new traces have 64 bits
+	quiet                   bool  // endpoints are told of no trace, the caller's neither
 }
 
 // Sink says how a collector is told.
@@ -76,7 +78,8 @@ func (s *Span) Size() int {
 
 // Compile compiles the tracing of a connection manager. Tracers that are not known are refused.
 func Compile(p *hcmv3.HttpConnectionManager_Tracing) (*Config, error) {
-	c := &Config{client: share(p.GetClientSampling()), random: share(p.GetRandomSampling()), overall: share(p.GetOverallSampling()), maxPath: defaultPath, forms: W3C}
+	c := &Config{client: share(p.GetClientSampling()), random: share(p.GetRandomSampling()), overall: share(p.GetOverallSampling()), maxPath: defaultPath, forms: W3C,
+		quiet: p.GetNoContextPropagation()}
 	if n := p.GetMaxPathTagLength(); n != nil {
 		c.maxPath = int(n.GetValue())
 	}
@@ -154,7 +157,7 @@ func compileTag(p *tracingv3.CustomTag) (t customTag, err error) {
 	case *tracingv3.CustomTag_RequestHeader:
 		t.header, t.def = strings.ToLower(k.RequestHeader.GetName()), k.RequestHeader.GetDefaultValue()
 	case *tracingv3.CustomTag_Value:
-		t.format, err = route.CompileFormat(k.Value)
+		t.format, err = route.CompileShown(k.Value)
 		return t, field.At(err, "value")
 	case *tracingv3.CustomTag_Metadata_:
 		t.def, t.filter = k.Metadata.GetDefaultValue(), k.Metadata.GetMetadataKey().GetKey()
@@ -180,10 +183,13 @@ func (t *customTag) value(x *filter.Exchange, env func(string) (string, bool)) s
 	v, ok := t.literal, true
 	switch {
 	case t.env != "":
-		v, ok = env(t.env)
+		if v, ok = env(t.env); ok && secret.Named(t.env) {
+			v = secret.Hidden
+		}
 	case t.header != "":
-		v, ok = x.Req.Header.Lookup(t.header)
-		v = strings.Clone(v)
+		if v, ok = x.Req.Header.Lookup(t.header); ok {
+			v = strings.Clone(secret.Header(t.header, v))
+		}
 	case t.format != nil:
 		var space [128]byte
 		v = string(t.format.Append(space[:0], x.Context(), ""))
@@ -227,7 +233,7 @@ func text(s *structpb.Struct, path []string) (string, bool) {
 	return string(b), err == nil
 }
 
-// Describe adds what the request says, by Envoy's names, and the tags that the configuration asks for.
+// Describe adds what the request says, by Envoy's names, and the tags that the configuration asks for. Secrets are in none.
 func (c *Config) Describe(s *Span, x *filter.Exchange, env func(string) (string, bool)) {
 	r := x.Req
 	h := func(tag, name string) {
@@ -242,13 +248,14 @@ func (c *Config) Describe(s *Span, x *filter.Exchange, env func(string) (string,
 	if v, ok := r.Header.Lookup("x-envoy-original-path"); ok {
 		path = v
 	}
+	path = secret.URL(path)
 	s.Add("http.url", r.Scheme+"://"+r.Authority+path[:min(len(path), c.maxPath)])
 	s.Add("http.method", strings.Clone(r.Method))
 	s.Add("http.protocol", r.Proto.String())
 	h("user_agent", "user-agent")
 	s.Add("peer.address", x.Client.Addr.Addr().String())
 	if route.IsGRPC(r) {
-		s.Add("grpc.path", strings.Clone(r.Path))
+		s.Add("grpc.path", strings.Clone(secret.URL(r.Path)))
 		s.Add("grpc.authority", strings.Clone(r.Authority))
 		h("grpc.content_type", "content-type")
 		h("grpc.timeout", "grpc-timeout")

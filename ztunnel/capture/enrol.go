@@ -53,11 +53,19 @@ func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
 	if err := m.save(p, false); err != nil {
 		return err
 	}
-	if err := m.listen(ctx, p, wait); err != nil {
+	dns := m.cfg.Policy.Decide(&p.spec).DNS
+	if err := m.listen(ctx, p, dns, wait); err != nil {
 		return err
 	}
-	if err := m.cfg.Kernel.Attach(p.spec.UID, p.spec.Addresses, m.filesOf(p)); err != nil {
+	files := m.filesOf(p)
+	if !dns {
+		files = files.WithoutDNS()
+	}
+	if err := m.cfg.Kernel.Attach(&p.spec, files); err != nil {
 		return fmt.Errorf("redirect pod: %w", err)
+	}
+	if !dns {
+		m.closeDNS(p)
 	}
 	if err := m.zds.Add(ctx, p.spec.UID); err != nil && !errors.Is(err, zds.ErrNoProxy) {
 		return fmt.Errorf("hand pod to proxy: %w", err)
@@ -97,23 +105,50 @@ func (m *Manager) checkAddrs(ns *zds.File, spec *podsock.Pod) error {
 	return refuse("namespace %q has none of the pod's addresses %v, only %v", spec.Netns, spec.Addresses, have)
 }
 
-// listen makes sure that the pod's listeners are there. If the ports are in use it tries for as long as wait says.
-func (m *Manager) listen(ctx context.Context, p *pod, wait time.Duration) error {
+// listen makes sure that the pod's listeners are there, and with dns the sockets for its DNS queries. If the ports are in use
+// it tries for as long as wait says.
+func (m *Manager) listen(ctx context.Context, p *pod, dns bool, wait time.Duration) error {
 	deadline := time.Now().Add(wait)
 	for {
-		f := m.filesOf(p)
-		if f.HasListeners() {
-			return nil
-		}
-		l, err := m.cfg.Kernel.Listen(f.NetNS)
+		err := m.listenOnce(p, dns)
 		if err == nil {
-			m.setListeners(p, l)
 			return nil
 		}
 		if !errors.Is(err, ErrInUse) || !time.Now().Before(deadline) || !sleep(ctx, inUsePause) {
 			return fmt.Errorf("listen in pod: %w", err)
 		}
 	}
+}
+
+func (m *Manager) listenOnce(p *pod, dns bool) error {
+	f := m.filesOf(p)
+	if !f.HasListeners() {
+		l, err := m.cfg.Kernel.Listen(f.NetNS)
+		if err != nil {
+			return err
+		}
+		m.setListeners(p, l)
+	}
+	if !dns || m.filesOf(p).HasDNS() {
+		return nil
+	}
+	d, err := m.cfg.Kernel.ListenDNS(f.NetNS)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.files.DNS, p.files.DNSStream = d.DNS, d.DNSStream
+	return nil
+}
+
+// closeDNS closes the sockets for DNS of a pod whose queries are not captured any more. p.op is held.
+func (m *Manager) closeDNS(p *pod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.files.DNS.Close()
+	p.files.DNSStream.Close()
+	p.files = p.files.WithoutDNS()
 }
 
 // setListeners keeps new listeners, unless a proxy returned the old ones meanwhile.
@@ -154,7 +189,7 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	p.err = err
 	m.mu.Unlock()
 	if err == nil {
-		m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.reason)
+		m.log.Info("pod left the mesh", "pod", p.spec.Namespace+"/"+p.spec.Name, "uid", p.spec.UID, "reason", p.decision.Reason)
 	}
 	return err
 }

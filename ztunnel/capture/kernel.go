@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
@@ -21,8 +22,11 @@ type Kernel interface {
 	Addrs(ns *zds.File) ([]netip.Addr, error)
 	// Listen opens the three listening sockets of a pod; NetNS of the result is nil.
 	Listen(ns *zds.File) (zds.Files, error)
-	// Attach redirects the pod's traffic to its listeners, or repairs that.
-	Attach(uid string, addrs []netip.Addr, f zds.Files) error
+	// ListenDNS opens the sockets that a pod's DNS queries come to; the rest of the result is nil.
+	ListenDNS(ns *zds.File) (zds.Files, error)
+	// Attach redirects the pod's traffic to its listeners, or repairs that: its DNS queries too if f has the sockets for
+	// them, and not if it has none.
+	Attach(p *podsock.Pod, f zds.Files) error
 	// Detach ends redirection; open connections go on until Swept says that they are over.
 	Detach(uid string) error
 	// Swept cleans up behind detached pods without connections left and reports whether nothing of uid remains.

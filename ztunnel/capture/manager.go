@@ -70,6 +70,10 @@ type Config struct {
 	Verify time.Duration
 	// Cluster knows the pods that a CNI plugin asks for. nil refuses such requests.
 	Cluster Cluster
+	// Late is how many pods ran before they were captured, for the metrics. nil for no such metric.
+	Late func() uint64
+	// Probes says how the kubelet's probes of pods are recognised now, for the metrics. nil for no such metric.
+	Probes func() string
 	// ProxyUID is the user that proxies run as. The zero value is root.
 	ProxyUID uint32
 	// Logger, nil for none.
@@ -108,7 +112,7 @@ type pod struct {
 	netns    zds.FileID // of the namespace that something was done to
 	dir      zds.FileID // of the directory of spec.Netns then
 	enrolled bool       // it is to be captured
-	reason   string
+	decision Decision
 	removed  bool // no longer in Manager.pods
 
 	// guarded by Manager.mu
@@ -186,8 +190,8 @@ func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, e
 	defer p.op.Unlock()
 	d := m.decide(spec)
 	m.mu.Lock()
-	old := p.spec
-	p.spec, p.reason = *spec, d.Reason
+	old, problem := p.spec, p.decision.Problem
+	p.spec, p.decision = *spec, d
 	if p.spec.Netns == "" {
 		p.spec.Netns = old.Netns
 	}
@@ -195,12 +199,15 @@ func (m *Manager) Set(ctx context.Context, spec *podsock.Pod) (podsock.Result, e
 		p.spec.Addresses = old.Addresses
 	}
 	m.mu.Unlock()
+	if d.Problem != "" && d.Problem != problem {
+		m.log.Warn("labels or annotations of pod are wrong", "pod", spec.Namespace+"/"+spec.Name, "uid", spec.UID, "problem", d.Problem)
+	}
 	if d.Enrol {
 		err := m.enrol(ctx, p, inUseWait)
 		m.note(p, err)
-		return podsock.Result{Result: podsock.Captured, Reason: d.Reason}, err
+		return podsock.Result{Result: podsock.Captured, Problem: d.Problem}, err
 	}
-	return podsock.Result{Result: podsock.Skipped, Reason: d.Reason}, m.leave(ctx, p)
+	return podsock.Result{Result: podsock.Skipped, Reason: d.Reason, Problem: d.Problem}, m.leave(ctx, p)
 }
 
 // Remove is told that a pod is gone. It blocks until nothing of it remains here and the proxies know. Unknown pods are no
@@ -270,7 +277,7 @@ func (m *Manager) List() []podsock.State {
 	for uid, p := range m.pods {
 		s := podsock.State{
 			UID: uid, Namespace: p.spec.Namespace, Name: p.spec.Name, Netns: p.spec.Netns, Addresses: p.spec.Addresses,
-			State: p.state, Reason: p.reason,
+			State: p.state, Reason: p.decision.Reason, Problem: p.decision.Problem,
 		}
 		if p.err != nil {
 			s.Error = p.err.Error()
@@ -329,7 +336,7 @@ func (m *Manager) note(p *pod, err error) {
 		log.Warn("pod not captured", "err", err)
 	case err == nil && old != stateCaptured:
 		m.started.Add(1)
-		log.Info("pod captured", "note", p.reason)
+		log.Info("pod captured")
 	}
 }
 

@@ -34,12 +34,14 @@ type fakeKernel struct {
 	inUse    map[zds.FileID]bool
 	attached map[string]bool
 	draining map[string]bool
+	dns      map[string]bool // attached with the sockets for DNS
 	problems []string
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
 	return &fakeKernel{
 		t: t, fail: map[string]error{}, inUse: map[zds.FileID]bool{}, attached: map[string]bool{}, draining: map[string]bool{},
+		dns: map[string]bool{},
 	}
 }
 
@@ -91,6 +93,17 @@ func (k *fakeKernel) Listen(ns *zds.File) (zds.Files, error) {
 	return listeners(k.t), nil
 }
 
+func (k *fakeKernel) ListenDNS(*zds.File) (zds.Files, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fail["listen dns"]; err != nil {
+		return zds.Files{}, err
+	}
+	l := listeners(k.t)
+	l.HBONE.Close()
+	return zds.Files{DNS: l.Outbound, DNSStream: l.Plaintext}, nil
+}
+
 // listeners returns three files that stand for sockets.
 func listeners(t *testing.T) zds.Files {
 	var f [3]*zds.File
@@ -107,7 +120,8 @@ func listeners(t *testing.T) zds.Files {
 	return zds.Files{Outbound: f[0], Plaintext: f[1], HBONE: f[2]}
 }
 
-func (k *fakeKernel) Attach(uid string, _ []netip.Addr, f zds.Files) error {
+func (k *fakeKernel) Attach(p *podsock.Pod, f zds.Files) error {
+	uid := p.UID
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !f.HasListeners() || f.NetNS.FD() < 0 || f.HBONE.FD() < 0 {
@@ -117,6 +131,7 @@ func (k *fakeKernel) Attach(uid string, _ []netip.Addr, f zds.Files) error {
 		return err
 	}
 	k.attached[uid], k.draining[uid], k.problems = true, false, nil
+	k.dns[uid] = f.HasDNS()
 	return nil
 }
 
@@ -263,6 +278,31 @@ func TestAPodIsCapturedAndCapturedAgainWithoutHarm(t *testing.T) {
 	if s := n.Stats(); s.Active != 1 || s.Started != 1 {
 		t.Errorf("got %+v", s)
 	}
+}
+
+func TestCaptureOfDNSFollowsThePodsAnnotation(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("a")
+	for _, c := range []struct {
+		annotation string
+		want       bool
+	}{{"", true}, {"false", false}, {"false", false}, {"true", true}, {"", true}} {
+		p.Annotations = map[string]string{annotationDNS: c.annotation}
+		n.set(p)
+		w, ok := n.Workload("a")
+		if !ok || !w.Files.HasListeners() || w.Files.HasDNS() != c.want || n.k.dns["a"] != c.want {
+			t.Errorf("annotation %q: the proxy is told %+v, attached %v, want %v", c.annotation, w.Files, n.k.dns["a"], c.want)
+		}
+		w.Files.Close()
+	}
+	n.k.set("listen dns", ErrInUse)
+	if _, err := n.Set(t.Context(), n.pod("b")); !errors.Is(err, ErrInUse) {
+		t.Errorf("port taken: %v", err)
+	}
+	n.want("b", statePending)
+	n.k.set("listen dns", nil)
+	n.round(t.Context())
+	n.want("b", stateCaptured)
 }
 
 func TestAPodThatIsNotOursIsLeftAlone(t *testing.T) {

@@ -49,4 +49,13 @@ func (m *Manager) ServeMetrics(w http.ResponseWriter, _ *http.Request) {
 	} {
 		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", x.name, x.help, x.name, x.kind, x.name, x.value)
 	}
+	if m.cfg.Late != nil {
+		const name = "workload_manager_late_pods_total"
+		fmt.Fprintf(w, "# HELP %s Pods that ran before they were captured.\n# TYPE %s counter\n%s %d\n", name, name, name, m.cfg.Late())
+	}
+	if m.cfg.Probes != nil {
+		const name = "workload_manager_probe_recognition"
+		fmt.Fprintf(w, "# HELP %s How the kubelet's probes are told from other connections now; none: no kubelet found, they are captured.\n"+
+			"# TYPE %s gauge\n%s{by=%q} 1\n", name, name, name, m.cfg.Probes())
+	}
 }

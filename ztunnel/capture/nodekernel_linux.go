@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/podsock"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
 
@@ -101,12 +102,31 @@ func (k *NodeKernel) Listen(file *zds.File) (f zds.Files, err error) {
 	return f, err
 }
 
+// ListenDNS implements Kernel.
+func (k *NodeKernel) ListenDNS(file *zds.File) (f zds.Files, err error) {
+	err = with(file, func(ns *netns.NS) error {
+		d, err := redirect.ListenDNS(ns)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("%w: %w", ErrInUse, err)
+		}
+		if err != nil {
+			return err
+		}
+		f = zds.Files{DNS: zds.NewFile(d.Datagram), DNSStream: zds.NewFile(d.Stream)}
+		return nil
+	})
+	return f, err
+}
+
 // Attach implements Kernel.
-func (k *NodeKernel) Attach(uid string, addrs []netip.Addr, f zds.Files) error {
+func (k *NodeKernel) Attach(p *podsock.Pod, f zds.Files) error {
+	w, _ := wishesOf(p)
 	return with(f.NetNS, func(ns *netns.NS) error {
 		return k.node.Attach(redirect.Pod{
-			UID: uid, NS: ns, Addrs: addrs,
+			UID: p.UID, NS: ns, Addrs: p.Addresses, ProbePorts: p.ProbePorts,
+			BypassInbound: w.bypassInbound, Reroute: w.reroute,
 			Listeners: redirect.Listeners{Outbound: f.Outbound.FD(), Plaintext: f.Plaintext.FD(), HBONE: f.HBONE.FD()},
+			DNS:       redirect.DNSSockets{Datagram: f.DNS.FD(), Stream: f.DNSStream.FD()},
 		})
 	})
 }

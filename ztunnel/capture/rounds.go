@@ -43,7 +43,7 @@ func (m *Manager) recoverPod(r *record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p.spec, p.netns, p.dir = r.Pod, r.netns(), r.dir()
-	p.reason = m.cfg.Policy.Decide(&r.Pod).Reason
+	p.decision = m.cfg.Policy.Decide(&r.Pod)
 	if r.Draining {
 		p.state = stateDraining
 		return
@@ -88,6 +88,8 @@ func (m *Manager) round(ctx context.Context) {
 			m.note(p, m.enrol(ctx, p, 0))
 		case state == stateDraining:
 			return m.swept(ctx, p)
+		case state == stateCaptured && p.spec.Annotations[annotationReroute] != "":
+			return m.verify(ctx, p) // its interfaces come later than the pod
 		}
 		return nil
 	})
@@ -104,7 +106,7 @@ func (m *Manager) verify(_ context.Context, p *pod) error {
 	}
 	m.log.Warn("redirection was damaged", "uid", p.spec.UID, "problems", problems)
 	m.repaired.Add(1)
-	if err := m.cfg.Kernel.Attach(p.spec.UID, p.spec.Addresses, m.filesOf(p)); err != nil {
+	if err := m.cfg.Kernel.Attach(&p.spec, m.filesOf(p)); err != nil {
 		err = fmt.Errorf("repair redirection: %w", err)
 		m.note(p, err)
 		return err

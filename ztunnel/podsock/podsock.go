@@ -39,6 +39,9 @@ type Pod struct {
 	Labels          map[string]string `json:"labels,omitempty"`
 	Annotations     map[string]string `json:"annotations,omitempty"`
 	NamespaceLabels map[string]string `json:"namespaceLabels,omitempty"`
+	// ProbePorts are the TCP ports that the kubelet asks whether the pod is well. Only a capture that cannot recognise the
+	// kubelet needs them.
+	ProbePorts []uint16 `json:"probePorts,omitempty"`
 	// HostNetwork pods are never captured.
 	HostNetwork bool `json:"hostNetwork,omitempty"`
 }
@@ -83,8 +86,10 @@ const (
 type Result struct {
 	// Result is Captured, Skipped or Removed.
 	Result string `json:"result"`
-	// Reason says why a pod is skipped, or what of a captured pod's annotations is not supported.
+	// Reason says why a pod is skipped.
 	Reason string `json:"reason,omitempty"`
+	// Problem says what of the pod's labels and annotations is wrong, and what comes of that.
+	Problem string `json:"problem,omitempty"`
 }
 
 // State is a pod as GET /v1/pods lists it.
@@ -97,8 +102,9 @@ type State struct {
 	// State is skipped, captured, pending (it is to be captured and cannot be yet: Error says why) or draining (it left the
 	// mesh and old connections are not all over).
 	State string `json:"state"`
-	// Reason is Result.Reason.
-	Reason string `json:"reason,omitempty"`
+	// Reason and Problem are those of Result.
+	Reason  string `json:"reason,omitempty"`
+	Problem string `json:"problem,omitempty"`
 	// Error is the last failure.
 	Error string `json:"error,omitempty"`
 }

@@ -314,9 +314,15 @@ func (m *mesh) wantRefused(p *meshPod, addr string) {
 // line waits for a log line with all of these parts.
 func (m *mesh) line(parts ...string) string {
 	m.t.Helper()
+	return m.lineAfter(0, parts...)
+}
+
+// lineAfter is line for what was logged behind the first n bytes.
+func (m *mesh) lineAfter(n int, parts ...string) string {
+	m.t.Helper()
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 	lines:
-		for _, l := range strings.Split(m.logs.String(), "\n") {
+		for _, l := range strings.Split(m.logs.String()[n:], "\n") {
 			for _, p := range parts {
 				if !strings.Contains(l, p) {
 					continue lines

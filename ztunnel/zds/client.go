@@ -97,7 +97,7 @@ func (c *Client) connection(ctx context.Context, h Handler) (served bool, err er
 		stop()
 		pc.close()
 	}()
-	b, err := encodeHello(hello{listeners: true, pid: int64(os.Getpid())})
+	b, err := encodeHello(hello{listeners: true, dns: true, pid: int64(os.Getpid())})
 	if err != nil {
 		return false, err
 	}

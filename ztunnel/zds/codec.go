@@ -58,7 +58,7 @@ func encodeRequest(r Request) ([]byte, []*File, error) {
 }
 
 // decodeRequest reads a packet of the agent. listeners says whether a node setup came before, that is, whether an add
-// carries 4 descriptors or 1 (Z3). On success the descriptors belong to the request, on error to the caller.
+// carries 4 descriptors, or 6, or 1 (Z3). On success the descriptors belong to the request, on error to the caller.
 func decodeRequest(b []byte, files []*File, listeners bool) (Request, error) {
 	m := &zdspb.WorkloadRequest{}
 	if err := proto.Unmarshal(b, m); err != nil {
@@ -71,7 +71,10 @@ func decodeRequest(b []byte, files []*File, listeners bool) (Request, error) {
 	case *zdspb.WorkloadRequest_Add:
 		want = 1
 		if listeners {
-			want = maxFiles
+			want = listenerFiles
+			if len(files) == maxFiles {
+				want = maxFiles
+			}
 		}
 		r, err = decodeAdd(p.Add)
 	case *zdspb.WorkloadRequest_Del:
@@ -133,12 +136,12 @@ func decodeSetup(m *zdspb.NodeSetup) (*NodeSetup, error) {
 
 // hello is the first packet of a proxy.
 type hello struct {
-	listeners bool
-	pid       int64
+	listeners, dns bool
+	pid            int64
 }
 
 func encodeHello(h hello) ([]byte, error) {
-	return marshal(&zdspb.ZdsHello{Version: zdspb.Version_V1, Listeners: h.listeners, Pid: h.pid})
+	return marshal(&zdspb.ZdsHello{Version: zdspb.Version_V1, Listeners: h.listeners, Dns: h.dns, Pid: h.pid})
 }
 
 func decodeHello(b []byte) (hello, error) {
@@ -149,7 +152,7 @@ func decodeHello(b []byte) (hello, error) {
 	if m.GetVersion() != zdspb.Version_V1 {
 		return hello{}, protocolError("hello of version %v, not V1", m.GetVersion())
 	}
-	return hello{listeners: m.GetListeners(), pid: m.GetPid()}, nil
+	return hello{listeners: m.GetListeners(), dns: m.GetDns(), pid: m.GetPid()}, nil
 }
 
 // encodeAck returns the answer to a request that ended with err; nil is success.

@@ -18,6 +18,7 @@ func TestRequestsSurviveTheWire(t *testing.T) {
 	for _, r := range []Request{
 		&Add{Workload{UID: "u", Name: "n", Namespace: "ns", ServiceAccount: "sa",
 			Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, Files: files}},
+		&Add{Workload{UID: "u", Files: files.WithoutDNS()}},
 		&Del{UID: "u", Drain: true},
 		&Del{UID: "u"},
 		&Keep{UID: "u"},
@@ -91,6 +92,8 @@ func TestBrokenRequestsAreProtocolErrors(t *testing.T) {
 		{"add with two descriptors (Z3)", add(&zdspb.WorkloadInfo{}), []*File{f, f}, false},
 		{"add of istio-cni with listeners", add(&zdspb.WorkloadInfo{}), []*File{f, f, f, f}, false},
 		{"add of capture without listeners", add(&zdspb.WorkloadInfo{}), []*File{f}, true},
+		{"add of capture with half of DNS", add(&zdspb.WorkloadInfo{}), []*File{f, f, f, f, f}, true},
+		{"add of istio-cni with DNS", add(&zdspb.WorkloadInfo{}), []*File{f, f, f, f, f, f}, false},
 		{"add with a bad address", add(&zdspb.WorkloadInfo{Addresses: []string{"x"}}), []*File{f}, false},
 		{"del with a descriptor (Z3)", []byte("\x12\x03\x12\x01u"), []*File{f}, false},
 		{"snapshot sent with a descriptor (Z3)", []byte("\x1a\x00"), []*File{f}, false},

@@ -69,14 +69,25 @@ func (f *File) Close() error {
 	return unix.Close(fd)
 }
 
-// Files are the descriptors of a pod: its network namespace and, from our capture, its three listening sockets. Without
-// listeners the last three are nil.
+// Files are the descriptors of a pod: its network namespace and, from our capture, its three listening sockets and, if its
+// DNS queries are captured, the sockets that these come to. What is not there is nil.
 type Files struct {
 	NetNS, Outbound, Plaintext, HBONE *File
+	// DNS gets datagrams, DNSStream connections.
+	DNS, DNSStream *File
 }
 
 // HasListeners reports whether the three listening sockets are there.
 func (f Files) HasListeners() bool { return f.Outbound != nil && f.Plaintext != nil && f.HBONE != nil }
+
+// HasDNS reports whether the sockets for DNS are there.
+func (f Files) HasDNS() bool { return f.DNS != nil && f.DNSStream != nil }
+
+// WithoutDNS returns f without the sockets for DNS, which stay f's.
+func (f Files) WithoutDNS() Files {
+	f.DNS, f.DNSStream = nil, nil
+	return f
+}
 
 // Close closes all of them. It may be called again.
 func (f Files) Close() error {
@@ -93,7 +104,7 @@ func (f Files) Dup() (Files, error) {
 	for _, pair := range []struct {
 		to   **File
 		from *File
-	}{{&out.NetNS, f.NetNS}, {&out.Outbound, f.Outbound}, {&out.Plaintext, f.Plaintext}, {&out.HBONE, f.HBONE}} {
+	}{{&out.NetNS, f.NetNS}, {&out.Outbound, f.Outbound}, {&out.Plaintext, f.Plaintext}, {&out.HBONE, f.HBONE}, {&out.DNS, f.DNS}, {&out.DNSStream, f.DNSStream}} {
 		if pair.from == nil {
 			continue
 		}
@@ -110,7 +121,7 @@ func (f Files) Dup() (Files, error) {
 // list returns the descriptors that are there, in the order of the wire.
 func (f Files) list() []*File {
 	var l []*File
-	for _, file := range []*File{f.NetNS, f.Outbound, f.Plaintext, f.HBONE} {
+	for _, file := range []*File{f.NetNS, f.Outbound, f.Plaintext, f.HBONE, f.DNS, f.DNSStream} {
 		if file != nil {
 			l = append(l, file)
 		}
@@ -118,11 +129,15 @@ func (f Files) list() []*File {
 	return l
 }
 
-// filesOf is the opposite of list: one descriptor is a namespace, four are a namespace and its listeners.
+// filesOf is the opposite of list: one descriptor is a namespace, listenerFiles are a namespace and its listeners, maxFiles
+// also the sockets for DNS.
 func filesOf(l []*File) Files {
 	f := Files{NetNS: l[0]}
-	if len(l) == maxFiles {
+	if len(l) >= listenerFiles {
 		f.Outbound, f.Plaintext, f.HBONE = l[1], l[2], l[3]
+	}
+	if len(l) == maxFiles {
+		f.DNS, f.DNSStream = l[4], l[5]
 	}
 	return f
 }

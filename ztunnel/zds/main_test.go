@@ -46,7 +46,7 @@ func tempFile(t *testing.T) *File {
 }
 
 func tempFiles(t *testing.T) Files {
-	return Files{NetNS: tempFile(t), Outbound: tempFile(t), Plaintext: tempFile(t), HBONE: tempFile(t)}
+	return Files{NetNS: tempFile(t), Outbound: tempFile(t), Plaintext: tempFile(t), HBONE: tempFile(t), DNS: tempFile(t), DNSStream: tempFile(t)}
 }
 
 // openFDs counts the descriptors of the process.

@@ -13,6 +13,7 @@ type peer struct {
 	c       conn
 	timeout time.Duration
 	id      uint64 // set before it is shared
+	dns     bool   // takes the sockets for DNS; set before it is shared
 	answers chan answer
 	jobs    chan job
 	gone    chan struct{} // closed by end
@@ -135,7 +136,10 @@ func (p *peer) call(r Request) (Files, error) {
 func (p *peer) take(r Request, a answer) (Files, error) {
 	want := 0
 	if _, ok := r.(*Return); ok && a.text == "" {
-		want = maxFiles
+		want = listenerFiles
+		if len(a.files) == maxFiles {
+			want = maxFiles
+		}
 	}
 	if len(a.files) != want {
 		closeFiles(a.files)

@@ -164,7 +164,7 @@ func (s *Server) connection(ctx context.Context, c conn) {
 	}
 	s.mu.Lock()
 	s.nextID++
-	p.id = s.nextID
+	p.id, p.dns = s.nextID, h.dns
 	s.proxies = append(s.proxies, p)
 	s.mu.Unlock()
 	log := s.log.With("proxy", p.id, "pid", h.pid)
@@ -228,7 +228,11 @@ func (s *Server) add(p *peer, uid string) error {
 		_, err := p.call(&Keep{UID: uid})
 		return err
 	}
-	_, err := p.call(&Add{*w})
+	add := &Add{*w}
+	if !p.dns {
+		add.Files = add.Files.WithoutDNS()
+	}
+	_, err := p.call(add)
 	return err
 }
 

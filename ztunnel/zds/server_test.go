@@ -154,6 +154,39 @@ func connect(t *testing.T, path string, h Handler) (stop func()) {
 	return start(t, func(ctx context.Context) error { return c.Run(ctx, h) })
 }
 
+// A proxy of an earlier version, during an upgrade: it would refuse six descriptors.
+func TestAProxyThatKnowsNoDNSGetsThePodWithoutItsSockets(t *testing.T) {
+	src := newFakeSource()
+	src.set("a", tempFiles(t))
+	_, path := startServer(t, src)
+	c, err := dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	b, err := encodeHello(hello{listeners: true, pid: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.write(b, nil); err != nil {
+		t.Fatal(err)
+	}
+	ok, err := encodeAck(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{1, listenerFiles, 0} { // node setup, add, snapshot
+		_, files, err := c.read()
+		if err != nil || len(files) != want {
+			t.Fatalf("got %d descriptors, %v, want %d", len(files), err, want)
+		}
+		closeFiles(files)
+		if err := c.write(ok, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestAProxyIsToldTheNodeThenAllPodsThenChanges(t *testing.T) {
 	src := newFakeSource()
 	src.set("a", tempFiles(t))

@@ -280,5 +280,6 @@ func sameFile(a, b *File) bool {
 }
 
 func sameListeners(a, b Files) bool {
-	return sameFile(a.Outbound, b.Outbound) && sameFile(a.Plaintext, b.Plaintext) && sameFile(a.HBONE, b.HBONE)
+	return sameFile(a.Outbound, b.Outbound) && sameFile(a.Plaintext, b.Plaintext) && sameFile(a.HBONE, b.HBONE) &&
+		sameFile(a.DNS, b.DNS) && sameFile(a.DNSStream, b.DNSStream)
 }

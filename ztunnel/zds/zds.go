@@ -5,11 +5,12 @@
 // along as SCM_RIGHTS. The proxy dials and says hello, then the agent asks and the proxy answers, one request at a time:
 //
 //	proxy                                       agent
-//	  hello{V1, listeners}              ->
+//	  hello{V1, listeners, dns}         ->
 //	                                    <-      node setup (BPF map)            ours only
 //	  ack                               ->
 //	                                    <-      return{uid}                     ours only, after capture's restart
-//	  ack (netns, 15001, 15006, 15008)  ->
+//	  ack (netns, 15001, 15006, 15008;  ->
+//	       15053 UDP and TCP)
 //	                                    <-      add{uid, info} (netns, ...) or keep{uid}, for every pod
 //	  ack                               ->
 //	                                    <-      snapshot sent
@@ -35,7 +36,9 @@ const (
 	DefaultTimeout = 5 * time.Second
 
 	// maxFiles is the largest number of descriptors of a message, and one more than that is read to notice extra ones.
-	maxFiles = 4
+	maxFiles = listenerFiles + 2
+	// listenerFiles is the number of descriptors of a pod whose DNS queries are not captured.
+	listenerFiles = 4
 )
 
 // ErrProtocol is wrapped by errors that end a connection because the peer broke the protocol: a message that cannot be

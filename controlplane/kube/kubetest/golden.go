@@ -23,8 +23,9 @@ const (
 
 // Case is an archive: a claim, the objects, and files that only some tests know.
 type Case struct {
-	// Objects are those of objects.yaml, all without problems.
-	Objects *kube.Objects
+	// Objects are those of objects.yaml, all without problems, and Manifests its text.
+	Objects   *kube.Objects
+	Manifests string
 
 	files map[string][]byte // that nobody has asked for yet
 }
@@ -55,7 +56,8 @@ func Golden(t *testing.T, of func(t *testing.T, c *Case) string) {
 			for _, f := range a.Files {
 				switch f.Name {
 				case objectsFile:
-					c.Objects = Decode(t, string(f.Data))
+					c.Manifests = string(f.Data)
+					c.Objects = Decode(t, c.Manifests)
 				case resultFile:
 					want = string(f.Data)
 					continue

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -37,8 +36,11 @@ func (d *demo) connectionClaims() []claim {
 		{"A policy cuts a connection that is open", "an AuthorizationPolicy that denies the client port 9000, while it has a connection to it", d.policyCuts},
 		{"The control plane may be away", "the control plane stopped for 2 s under 100 new connections a second", d.controlplaneAway},
 		{"The proxy may crash", "kill -9 of both nodes' ztunnel proxies under 200 new connections a second", d.proxyKilled},
-		{"A planned restart loses nothing", "both nodes' ztunnel proxies replaced under 200 new connections a second", d.proxyReplaced},
 	}
+}
+
+func (d *demo) restartClaim() claim {
+	return claim{"A planned restart loses nothing", "both nodes' ztunnel proxies replaced under 200 new connections a second", d.proxyReplaced}
 }
 
 func (d *demo) rotationClaim() claim {
@@ -124,7 +126,7 @@ type certificate struct {
 
 // certificates asks a node's ztunnel.
 func (d *demo) certificates(ctx context.Context, node string) (map[string]certificate, error) {
-	text, err := d.c.Fetch(ctx, "ztunnel/"+node, "http://127.0.0.1:15000/config_dump")
+	text, err := d.c.fetch(ctx, "ztunnel/"+node, "http://127.0.0.1:15000/config_dump")
 	if err != nil {
 		return nil, err
 	}
@@ -170,16 +172,12 @@ func (d *demo) identities(ctx context.Context) (string, error) {
 			errs = append(errs, fmt.Errorf("expected exactly one URI, %s, among %v", x.id, slices.Sorted(maps.Keys(certs))))
 		}
 	}
-	path, err := d.c.LogFile(ctx, "", "ztunnel/node-2", "proxy")
-	if err != nil {
-		return "", err
-	}
-	log, err := os.ReadFile(path)
+	log, err := d.c.log(ctx, "", "ztunnel/node-2")
 	if err != nil {
 		return "", fmt.Errorf("read log: %w", err)
 	}
 	n := 0
-	for line := range strings.Lines(string(log)) {
+	for line := range strings.Lines(log) {
 		if strings.Contains(line, clientID) && strings.Contains(line, serverID) {
 			n++
 		}
@@ -196,7 +194,7 @@ func (d *demo) clientAddress(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	raw, err := d.c.Objects(ctx, "pod", "shop", "client")
+	raw, err := d.c.objects(ctx, "pod", "shop", "client")
 	if err != nil {
 		return "", err
 	}
@@ -283,7 +281,7 @@ func (d *demo) policyCuts(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := d.c.DeleteObject(ctx, "AuthorizationPolicy", "shop", "no-tcp"); err != nil {
+	if err := d.c.remove(ctx, "AuthorizationPolicy", "shop", "no-tcp"); err != nil {
 		return "", err
 	}
 	again := poll(ctx, 10*time.Second, func() error {
@@ -302,7 +300,7 @@ func (d *demo) policyCuts(ctx context.Context) (string, error) {
 }
 
 func (d *demo) serviceVIP(ctx context.Context) (string, error) {
-	raw, err := d.c.Objects(ctx, "service", "shop", "server")
+	raw, err := d.c.objects(ctx, "service", "shop", "server")
 	if err != nil {
 		return "", err
 	}
@@ -315,11 +313,11 @@ func (d *demo) serviceVIP(ctx context.Context) (string, error) {
 
 func (d *demo) controlplaneAway(ctx context.Context) (string, error) {
 	seen, sum, err := d.under(ctx, 100, func() error {
-		if err := d.c.Program(ctx, "stop", "controlplane", ""); err != nil {
+		if err := d.c.program(ctx, "stop", "controlplane", ""); err != nil {
 			return err
 		}
 		err := wait(ctx, 2*time.Second)
-		return errors.Join(err, d.c.Program(ctx, "start", "controlplane", ""))
+		return errors.Join(err, d.c.program(ctx, "start", "controlplane", ""))
 	})
 	if err == nil && sum.Failed > 0 {
 		err = errors.New("expected no failure")
@@ -334,11 +332,11 @@ func (d *demo) eachNode(f func(target string) error) error {
 func (d *demo) proxyKilled(ctx context.Context) (string, error) {
 	seen, sum, err := d.under(ctx, 200, func() error {
 		return d.eachNode(func(t string) error {
-			if err := d.c.Program(ctx, "kill", t, "proxy"); err != nil {
+			if err := d.c.program(ctx, "kill", t, "proxy"); err != nil {
 				return err
 			}
 			return poll(ctx, 20*time.Second, func() error { // until the next one serves
-				_, err := d.c.Fetch(ctx, t, "http://127.0.0.1:15021/healthz/ready")
+				_, err := d.c.fetch(ctx, t, "http://127.0.0.1:15021/healthz/ready")
 				return err
 			})
 		})
@@ -352,7 +350,7 @@ func (d *demo) proxyKilled(ctx context.Context) (string, error) {
 
 func (d *demo) proxyReplaced(ctx context.Context) (string, error) {
 	seen, sum, err := d.under(ctx, 200, func() error {
-		return d.eachNode(func(t string) error { return d.c.Program(ctx, "restart", t, "proxy") })
+		return d.eachNode(func(t string) error { return d.c.program(ctx, "restart", t, "proxy") })
 	})
 	if err == nil && sum.Failed > 0 {
 		err = errors.New("expected no failure")

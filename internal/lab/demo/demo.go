@@ -41,7 +41,7 @@ const certLife = 30 * time.Second
 
 type demo struct {
 	cfg    Config
-	c      *lab.Client
+	c      place
 	number int
 	failed int
 }
@@ -71,17 +71,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() {
 		err = errors.Join(err, l.Close())
 	}()
-	d := &demo{cfg: cfg, c: l.Client()}
+	d := &demo{cfg: cfg, c: &labPlace{l.Client(), cfg.Lab.Programs.Echo}}
 	if err := d.apply(ctx, "start"); err != nil {
 		return err
 	}
 	fmt.Fprintf(cfg.Out, "The lab is up after %.1f s.\n", time.Since(begin).Seconds())
-	d.check(ctx, d.connectionClaims())
+	d.check(ctx, append(d.connectionClaims(), d.restartClaim()))
 	d.beside(ctx, d.rotationClaim(), d.waypointClaims())
+	return d.end(ctx, begin)
+}
+
+// end tells how many claims hold.
+func (d *demo) end(ctx context.Context, begin time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	fmt.Fprintf(cfg.Out, "\n%d of %d claims hold, in %.0f s.\n", d.number-d.failed, d.number, time.Since(begin).Seconds())
+	fmt.Fprintf(d.cfg.Out, "\n%d of %d claims hold, in %.0f s.\n", d.number-d.failed, d.number, time.Since(begin).Seconds())
 	if d.failed > 0 {
 		return ErrFailed
 	}
@@ -151,24 +156,18 @@ func (d *demo) apply(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.c.Apply(ctx, files...); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return d.c.WaitReady(ctx, nil)
+	return d.c.apply(ctx, files)
 }
 
 // tap captures a node's link to the other nodes until stop is called; xDS and CA traffic is left out.
 func (d *demo) tap(ctx context.Context, node string) (stop func() wire.Report, err error) {
-	a, err := d.c.Access(ctx, "", node, "")
+	inside, err := d.c.inside(ctx, "", node)
 	if err != nil {
 		return nil, err
 	}
-	c, err := wire.Open(wire.Config{
-		Link: "eth0", Inside: a.Do, Marker: []byte(marker),
-		Filter: func(s wire.Segment) bool { return s.Src.Port() != 15012 && s.Dst.Port() != 15012 },
-	})
+	c, err := wire.Open(wire.Config{Link: "eth0", Inside: inside, Marker: []byte(marker), Filter: d.c.watched})
 	if err != nil {
 		return nil, err
 	}
@@ -232,12 +231,12 @@ func pollEvery(ctx context.Context, pause, limit time.Duration, f func() error) 
 
 // hold opens a TCP connection from inside of a pod; it belongs to the pod like the connection of any process in it.
 func (d *demo) hold(ctx context.Context, namespace, pod, addr string) (net.Conn, error) {
-	a, err := d.c.Access(ctx, namespace, pod, "")
+	inside, err := d.c.inside(ctx, namespace, pod)
 	if err != nil {
 		return nil, err
 	}
 	var conn net.Conn
-	err = a.Do(func() (err error) {
+	err = inside(func() (err error) {
 		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", addr)
 		return err
 	})

@@ -22,16 +22,17 @@ const (
 
 // client is the command line of the echo client.
 func (d *demo) client(args ...string) []string {
-	return append(append(append([]string{}, d.cfg.Lab.Programs.Echo...), "client", "--json", "--data="+marker), args...)
+	return append(append(append([]string{}, d.c.echo()...), "client", "--json", "--data="+marker), args...)
 }
 
 // load runs the echo client in a pod and returns its summary.
 func (d *demo) load(ctx context.Context, namespace, pod string, args ...string) (*echo.Summary, error) {
-	out, err := d.c.Run(ctx, namespace, pod, d.client(args...)...)
+	b := d.command(ctx, args...)
+	err := d.c.start(ctx, namespace, pod, b.cmd)
 	if err != nil {
 		return nil, err
 	}
-	return summary([]byte(out))
+	return b.wait()
 }
 
 func summary(text []byte) (*echo.Summary, error) {
@@ -50,19 +51,25 @@ type background struct {
 
 // loadBehind starts load in shop/client and returns at once. It goes on until end, which must be called.
 func (d *demo) loadBehind(ctx context.Context, args ...string) (*background, error) {
-	a, err := d.c.Access(ctx, "shop", "client", "")
-	if err != nil {
-		return nil, err
-	}
-	argv := d.client(append(args, "--duration="+claimTime.String())...)
+	b := d.command(ctx, append(args, "--duration="+claimTime.String())...)
+	return b, d.c.start(ctx, "shop", "client", b.cmd)
+}
+
+// command is the echo client, not started.
+func (d *demo) command(ctx context.Context, args ...string) *background {
+	argv := d.client(args...)
 	b := &background{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...)}
 	b.cmd.Stdout, b.cmd.Stderr = &b.out, &b.errOut
-	return b, a.Start(b.cmd)
+	return b
 }
 
 // end has the load stop once what is under way is answered, and tells what came of it.
 func (b *background) end() (*echo.Summary, error) {
 	_ = b.cmd.Process.Signal(os.Interrupt) // it fails if the load has ended by itself
+	return b.wait()
+}
+
+func (b *background) wait() (*echo.Summary, error) {
 	if err := b.cmd.Wait(); err != nil {
 		return nil, fmt.Errorf("run load: %w: %s", err, strings.TrimSpace(b.errOut.String()))
 	}

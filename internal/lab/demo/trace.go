@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 )
@@ -70,15 +69,11 @@ func (d *demo) logOf(ctx context.Context, deployment string) (string, error) {
 	}
 	var b strings.Builder
 	for _, p := range pods {
-		path, err := d.c.LogFile(ctx, "shop", p, "")
+		log, err := d.c.log(ctx, "shop", p)
 		if err != nil {
 			return "", err
 		}
-		log, err := os.ReadFile(path)
-		if err != nil {
-			return "", err
-		}
-		b.Write(log)
+		b.WriteString(log)
 	}
 	return b.String(), nil
 }

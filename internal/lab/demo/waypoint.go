@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -68,7 +67,7 @@ func (d *demo) ask(ctx context.Context, path string, args ...string) (*echo.Summ
 
 // set applies a manifest, and waits until try is content with it.
 func (d *demo) set(ctx context.Context, yaml string, try func() error) error {
-	if err := d.c.ApplyYAML(ctx, yaml); err != nil {
+	if err := d.c.applyYAML(ctx, yaml); err != nil {
 		return err
 	}
 	return poll(ctx, 20*time.Second, try)
@@ -79,7 +78,7 @@ func (d *demo) clean(show func(context.Context) (string, error), objects ...stri
 	return func(ctx context.Context) (string, error) {
 		seen, err := show(ctx)
 		for i := 0; i < len(objects); i += 2 {
-			if e := d.c.DeleteObject(context.WithoutCancel(ctx), objects[i], "shop", objects[i+1]); err == nil {
+			if e := d.c.remove(context.WithoutCancel(ctx), objects[i], "shop", objects[i+1]); err == nil {
 				err = e
 			}
 		}
@@ -164,7 +163,7 @@ func (d *demo) weightsLive(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for i := 0; i < 20 && err == nil; i++ {
-		err = errors.Join(d.c.ApplyYAML(ctx, split(5*i, 100-5*i)), wait(ctx, 200*time.Millisecond))
+		err = errors.Join(d.c.applyYAML(ctx, split(5*i, 100-5*i)), wait(ctx, 200*time.Millisecond))
 	}
 	sum, lerr := b.end()
 	if err = errors.Join(err, lerr); err != nil {
@@ -190,11 +189,10 @@ func (d *demo) failing(ctx context.Context) (heal func(), err error) {
 	if err != nil || len(pods) == 0 {
 		return nil, errors.Join(err, errors.New("no pod of version 2"))
 	}
-	log, err := d.c.LogFile(ctx, "shop", pods[0], "")
+	file, err := d.c.failFile(ctx, pods[0])
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(filepath.Dir(log), "fails")
 	return func() { os.Remove(file) }, os.WriteFile(file, nil, 0o600)
 }
 
@@ -337,7 +335,7 @@ func (d *demo) logged(ctx context.Context, deployment, text string) (int, error)
 
 // podsOf are the names of a deployment's pods.
 func (d *demo) podsOf(ctx context.Context, deployment string) (out []string, err error) {
-	raw, err := d.c.Objects(ctx, "pod", "shop", "")
+	raw, err := d.c.objects(ctx, "pod", "shop", "")
 	if err != nil {
 		return nil, err
 	}

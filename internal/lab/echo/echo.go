@@ -296,7 +296,8 @@ func (s *server) describe(r *http.Request) string {
 	return b.String()
 }
 
-// grpc answers any unary call whose message has a string in field 1 with the description and that string.
+// grpc answers any unary call whose message has a string in field 1 with the description and that string, and the health
+// check of gRPC with "serving".
 func (s *server) grpc(w http.ResponseWriter, r *http.Request) {
 	msg, err := io.ReadAll(io.LimitReader(r.Body, 4<<20))
 	w.Header().Set("Content-Type", "application/grpc")
@@ -306,7 +307,11 @@ func (s *server) grpc(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Grpc-Message", "not one unary message")
 		return
 	}
-	_, _ = w.Write(grpcMessage(s.describe(r) + grpcText(msg)))
+	answer := grpcMessage(s.describe(r) + grpcText(msg))
+	if r.URL.Path == "/grpc.health.v1.Health/Check" {
+		answer = []byte{0, 0, 0, 0, 2, 0x08, 1} // HealthCheckResponse{status: SERVING}
+	}
+	_, _ = w.Write(answer)
 	w.Header().Set("Grpc-Status", "0")
 }
 

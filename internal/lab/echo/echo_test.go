@@ -2,8 +2,10 @@ package echo
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -82,6 +84,20 @@ func TestOnePortSpeaksEverything(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestTheServerIsHealthyByGRPC(t *testing.T) {
+	addr, _ := serve(t)
+	c := newHTTPClient(ClientConfig{}, true)
+	resp, err := c.Post("http://"+addr+"/grpc.health.v1.Health/Check", "application/grpc", bytes.NewReader(make([]byte, 5)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(body, []byte{0, 0, 0, 0, 2, 8, 1}) || resp.Trailer.Get("Grpc-Status") != "0" {
+		t.Errorf("got %x, %v, %v", body, resp.Trailer, err)
 	}
 }
 

@@ -10,8 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
+
+	"github.com/ambit-mesh/ambit/internal/procfs"
 )
 
 // Running describes a running pod whose network namespace is looked for.
@@ -45,9 +46,9 @@ func NewFinder(proc string, addrs func(path string) ([]netip.Addr, error)) func(
 			if _, err := strconv.Atoi(e.Name()); err != nil || !r.owns(dir, uid) {
 				continue
 			}
-			started, err := startTime(dir)
+			stat, err := procfs.ReadStat(dir)
 			path := filepath.Join(dir, "ns/net")
-			if err != nil || best != "" && started >= age {
+			if err != nil || best != "" && stat.Started >= age {
 				continue
 			}
 			if !slices.ContainsFunc(addrsOf(addrs, path), func(a netip.Addr) bool { return slices.Contains(r.Addresses, a) }) {
@@ -57,7 +58,7 @@ func NewFinder(proc string, addrs func(path string) ([]netip.Addr, error)) func(
 				}
 				continue
 			}
-			best, age = path, started
+			best, age = path, stat.Started
 		}
 		switch {
 		case best != "":
@@ -88,19 +89,6 @@ func (r *Running) owns(dir, uid string) bool {
 		return true
 	}
 	return slices.ContainsFunc(r.Containers, func(id string) bool { return id != "" && bytes.Contains(b, []byte(id)) })
-}
-
-// startTime is when a process began, in ticks since boot (proc_pid_stat(5), field 22).
-func startTime(dir string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name before it may have anything in it
-	if len(f) < 20 {
-		return 0, fmt.Errorf("read %s/stat: %d fields", dir, len(f))
-	}
-	return strconv.ParseUint(f[19], 10, 64)
 }
 
 func inode(path string) (uint64, error) {

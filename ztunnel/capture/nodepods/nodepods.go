@@ -6,7 +6,7 @@
 // is found here: its network namespace by way of a process of it (find.go).
 //
 // The annotation ambient.istio.io/redirection says "enabled" when the pod is captured, "pending" when it should be and is
-// not; without it control planes tell the other nodes that the pod speaks plaintext.
+// not yet; without it control planes tell the other nodes that the pod speaks plaintext.
 package nodepods
 
 import (
@@ -67,6 +67,8 @@ type Config struct {
 	Self string
 	// Memory is the file that is left for the CNI plugin; "" for none.
 	Memory string
+	// ProbePorts says that capture wants the ports of the pods' probes.
+	ProbePorts bool
 	// Logger, nil for none.
 	Logger *slog.Logger
 }
@@ -85,9 +87,10 @@ type Source struct {
 	leaving    chan struct{} // closed when the mesh is to leave the node
 	leave      sync.Once     // closes it
 	withdrawn  atomic.Bool   // no pod is said to be in the mesh, and none is touched
+	late       atomic.Uint64
 
 	mu   sync.Mutex
-	told map[types.UID]string // the last event of a pod; guarded by mu
+	told map[types.UID]map[string]string // the last events of a pod, by what they are about; guarded by mu
 }
 
 // key names a pod, and not only its name: a pod of the same name may follow.
@@ -102,28 +105,32 @@ func keyOf(p *corev1.Pod) key {
 
 // New returns a Source; Run starts it.
 func New(cfg Config) *Source {
-	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}), told: map[types.UID]string{}}
+	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}), told: map[types.UID]map[string]string{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.pods, s.namespaces = watch(cfg.API.Pods(cfg.Node), &corev1.Pod{}), watch(cfg.API.Namespaces(), &corev1.Namespace{})
+	s.pods, s.namespaces = s.watch(cfg.API.Pods(cfg.Node), &corev1.Pod{}), s.watch(cfg.API.Namespaces(), &corev1.Namespace{})
 	s.podList, s.nsList = listers.NewPodLister(s.pods.GetIndexer()), listers.NewNamespaceLister(s.namespaces.GetIndexer())
 	s.queue = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[key](minBackoff, maxBackoff))
 	return s
 }
 
-func watch(lw cache.ListerWatcher, kind runtime.Object) cache.SharedIndexInformer {
+func (s *Source) watch(lw cache.ListerWatcher, kind runtime.Object) cache.SharedIndexInformer {
 	i := cache.NewSharedIndexInformer(lw, kind, 0, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
-	_ = i.SetTransform(slim) // fails only once it runs
+	_ = i.SetTransform(s.slim) // fails only once it runs
 	return i
 }
 
 // slim drops what nobody here reads.
-func slim(o any) (any, error) {
+func (s *Source) slim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
 		o.ManagedFields = nil
-		o.Spec = corev1.PodSpec{HostNetwork: o.Spec.HostNetwork, ServiceAccountName: o.Spec.ServiceAccountName, NodeName: o.Spec.NodeName}
+		spec := corev1.PodSpec{HostNetwork: o.Spec.HostNetwork, ServiceAccountName: o.Spec.ServiceAccountName, NodeName: o.Spec.NodeName}
+		if s.cfg.ProbePorts {
+			spec.InitContainers, spec.Containers = probesOnly(o.Spec.InitContainers), probesOnly(o.Spec.Containers)
+		}
+		o.Spec = spec
 	case *corev1.Namespace:
 		o.ManagedFields, o.Annotations = nil, nil
 	}
@@ -172,6 +179,9 @@ func (s *Source) Run(ctx context.Context, capture Capture) error {
 	})
 	return g.Wait()
 }
+
+// Late is how many pods ran before they were captured.
+func (s *Source) Late() uint64 { return s.late.Load() }
 
 // Synced says that all pods of the node and all namespaces are known.
 func (s *Source) Synced() bool { return s.pods.HasSynced() && s.namespaces.HasSynced() }
@@ -256,6 +266,11 @@ func (s *Source) sync(ctx context.Context, k key) error {
 		}
 	}
 	res, err := s.capture.Set(ctx, spec)
+	if known == "" && res.Result == podsock.Captured && p.Annotations[annotation] == "" {
+		if s.tell(ctx, p, noticeLate, "the pod ran before the mesh captured it: its new connections are captured, those that were open stay as they are") {
+			s.late.Add(1)
+		}
+	}
 	return s.report(ctx, p, res, err)
 }
 
@@ -292,6 +307,9 @@ func (s *Source) describe(p *corev1.Pod) (*podsock.Pod, error) {
 	out := &podsock.Pod{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.Spec.ServiceAccountName,
 		Labels: p.Labels, Annotations: p.Annotations, NamespaceLabels: ns.Labels, HostNetwork: p.Spec.HostNetwork,
+	}
+	if s.cfg.ProbePorts {
+		out.ProbePorts = probePorts(&p.Spec)
 	}
 	for _, ip := range p.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {

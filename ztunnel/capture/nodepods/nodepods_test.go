@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ type fakeCapture struct {
 	mu      sync.Mutex
 	pods    map[string]podsock.Pod
 	fail    error
+	problem string // set before use
 	removed []string
 }
 
@@ -40,9 +42,9 @@ func (c *fakeCapture) Set(_ context.Context, p *podsock.Pod) (podsock.Result, er
 	}
 	c.pods[p.UID] = n
 	if !p.WantsMesh() || p.HostNetwork {
-		return podsock.Result{Result: podsock.Skipped}, nil
+		return podsock.Result{Result: podsock.Skipped, Problem: c.problem}, nil
 	}
-	return podsock.Result{Result: podsock.Captured}, c.fail
+	return podsock.Result{Result: podsock.Captured, Problem: c.problem}, c.fail
 }
 
 func (c *fakeCapture) Remove(_ context.Context, uid string) error {
@@ -110,6 +112,7 @@ func (a fakeAPI) PatchStatus(ctx context.Context, namespace, name string, patch 
 }
 
 func (a fakeAPI) Event(ctx context.Context, e *corev1.Event) error {
+	e.Name = e.GenerateName + e.Reason // the fake does not generate names
 	_, err := a.c.CoreV1().Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
 	return err
 }
@@ -176,6 +179,21 @@ func (w *world) annotated(namespace, name, want string) {
 	})
 }
 
+// event waits for an event on a pod and returns what it says.
+func (w *world) event(namespace, name, reason string) (text string) {
+	w.t.Helper()
+	w.eventually("event "+reason, func() bool {
+		list, err := w.client.CoreV1().Events(namespace).List(w.t.Context(), metav1.ListOptions{})
+		w.must(err)
+		i := slices.IndexFunc(list.Items, func(e corev1.Event) bool { return e.InvolvedObject.Name == name && e.Reason == reason })
+		if i >= 0 {
+			text = list.Items[i].Message
+		}
+		return i >= 0
+	})
+	return text
+}
+
 func (w *world) update(p *corev1.Pod) {
 	w.t.Helper()
 	_, err := w.client.CoreV1().Pods(p.Namespace).Update(w.t.Context(), p, metav1.UpdateOptions{})
@@ -206,6 +224,10 @@ func TestAPodThatRanBeforeTheMeshIsFoundAndCaptured(t *testing.T) {
 	if got.Netns != "/proc/7/ns/net" || len(got.Addresses) != 2 || got.ServiceAccount != "sa" || got.NamespaceLabels["istio.io/dataplane-mode"] != "ambient" {
 		t.Errorf("capture was told %+v", got)
 	}
+	if n := w.Late(); n != 1 {
+		t.Errorf("%d pods ran before the mesh, want 1", n)
+	}
+	w.event("shop", "a", "StartedBeforeCapture")
 	w.eventually("the pod outside", func() bool { p, ok := w.capture.get("uid-b"); return ok && p.Netns == "" })
 	w.annotated("plain", "b", "")
 }
@@ -228,12 +250,21 @@ func TestAPodThatCannotBeCapturedIsMarkedAndTriedAgain(t *testing.T) {
 	c.fail = errors.New("no room for listeners")
 	w := newWorld(t, c, pod("shop", "a"))
 	w.annotated("shop", "a", pending)
-	w.eventually("an event", func() bool {
-		list, err := w.client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
-		return err == nil && len(list.Items) > 0 && list.Items[0].Reason == "CaptureFailed" && strings.Contains(list.Items[0].Message, "no room for listeners")
-	})
+	if text := w.event("shop", "a", "CaptureFailed"); !strings.Contains(text, "no room for listeners") {
+		t.Errorf("the event says %q", text)
+	}
 	c.failWith(nil)
 	w.annotated("shop", "a", enabled)
+}
+
+func TestASettingThatIsIgnoredIsAnEvent(t *testing.T) {
+	c := newCapture()
+	c.problem = "annotation x makes no sense"
+	w := newWorld(t, c, pod("shop", "a"), pod("plain", "b"))
+	w.event("shop", "a", "MeshSettingIgnored")
+	w.event("plain", "b", "MeshSettingIgnored")
+	w.annotated("shop", "a", enabled)
+	w.annotated("plain", "b", "")
 }
 
 func TestPodsThatEndedAreForgotten(t *testing.T) {
@@ -275,6 +306,9 @@ func TestAPodThatIsBeingStartedIsLeftToTheCNIPlugin(t *testing.T) {
 	w.must(err)
 	w.Admitted(p)
 	w.annotated("shop", "new", enabled)
+	if n := w.Late(); n != 0 {
+		t.Errorf("%d pods ran before the mesh", n)
+	}
 }
 
 func TestASandboxOfAnotherPodOfTheSameNameIsRefused(t *testing.T) {

@@ -24,12 +24,15 @@ func (s *Source) report(ctx context.Context, p *corev1.Pod, res podsock.Result, 
 	case err == nil && res.Result == podsock.Captured:
 		want = enabled
 	}
+	if res.Problem != "" {
+		s.tell(ctx, p, noticeIgnored, res.Problem)
+	}
 	have := p.Annotations[annotation]
 	switch {
 	case want == pending:
-		s.tell(ctx, p, corev1.EventTypeWarning, "CaptureFailed", "not captured by the mesh: "+err.Error())
+		s.tell(ctx, p, noticeFailed, "not captured by the mesh: "+err.Error())
 	case want == enabled && have == pending:
-		s.tell(ctx, p, corev1.EventTypeNormal, "Captured", "the pod is in the mesh now")
+		s.tell(ctx, p, noticeCaptured, "the pod is in the mesh now")
 	}
 	if have != want {
 		if e := s.annotate(ctx, p, annotation, want); e != nil && err == nil {
@@ -91,14 +94,30 @@ func (s *Source) memory() podsock.Memory {
 	return m
 }
 
-// tell writes an event on a pod, unless its last one said the same.
-func (s *Source) tell(ctx context.Context, p *corev1.Pod, kind, reason, text string) {
+// notice is an event on a pod.
+type notice struct {
+	about        string // of several about the same only a change is written
+	kind, reason string
+}
+
+var (
+	noticeLate     = notice{"start", corev1.EventTypeNormal, "StartedBeforeCapture"}
+	noticeFailed   = notice{"capture", corev1.EventTypeWarning, "CaptureFailed"}
+	noticeCaptured = notice{"capture", corev1.EventTypeNormal, "Captured"}
+	noticeIgnored  = notice{"settings", corev1.EventTypeWarning, "MeshSettingIgnored"}
+)
+
+// tell writes an event on a pod, unless the last one about this said the same. It reports whether it is the first about it.
+func (s *Source) tell(ctx context.Context, p *corev1.Pod, n notice, text string) (first bool) {
 	s.mu.Lock()
-	same := s.told[p.UID] == reason+text
-	s.told[p.UID] = reason + text
+	if s.told[p.UID] == nil {
+		s.told[p.UID] = map[string]string{}
+	}
+	last, again := s.told[p.UID][n.about]
+	s.told[p.UID][n.about] = n.reason + text
 	s.mu.Unlock()
-	if same {
-		return
+	if again && last == n.reason+text {
+		return false
 	}
 	now := metav1.Now()
 	err := s.cfg.API.Event(ctx, &corev1.Event{
@@ -106,10 +125,11 @@ func (s *Source) tell(ctx context.Context, p *corev1.Pod, kind, reason, text str
 		InvolvedObject: corev1.ObjectReference{
 			APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
 		},
-		Reason: reason, Message: text, Type: kind, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Reason: n.reason, Message: text, Type: n.kind, Count: 1, FirstTimestamp: now, LastTimestamp: now,
 		Source: corev1.EventSource{Component: "ambit-capture", Host: s.cfg.Node}, ReportingController: "ambit-capture", ReportingInstance: s.cfg.Node,
 	})
 	if err != nil {
-		s.log.Warn("event not written", "pod", p.Namespace+"/"+p.Name, "reason", reason, "err", err)
+		s.log.Warn("event not written", "pod", p.Namespace+"/"+p.Name, "reason", n.reason, "err", err)
 	}
+	return !again
 }
