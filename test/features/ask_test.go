@@ -210,7 +210,8 @@ func (s *session) once(ctx context.Context, i int) string {
 	}
 	if err != nil {
 		switch {
-		case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		// A reset that arrives before the request is written is seen by its write.
+		case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			err = errors.New("reset")
 		case errors.Is(err, context.DeadlineExceeded):
 			err = errors.New("timeout")
