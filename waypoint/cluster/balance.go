@@ -16,7 +16,7 @@ import (
 var (
 	// ErrNoHost says that no endpoint takes requests.
 	ErrNoHost = errors.New("no healthy endpoint")
-	// ErrUnknown says that the endpoints have not come yet.
+	// ErrUnknown says that the endpoints have not come yet, or that their names are being looked up for the first time.
 	ErrUnknown = errors.New("the endpoints are not known yet")
 	// ErrDropped says that the control plane asks for a share of requests to be refused, of which this is one.
 	ErrDropped = errors.New("dropped by the load policy")

@@ -33,12 +33,12 @@ type Cluster struct {
 	stats   Stats
 
 	mu         sync.Mutex
-	assignment *Assignment        // nil: not known yet
-	hosts      []*Host            // of the assignment, in its order
-	adHoc      map[adHocKey]*Host // nil until there is one
-	resolved   map[string][]netip.Addr
-	names      map[string]*nameState // what is resolved
-	answers    map[string]answer     // hosts that requests named
+	assignment *Assignment             // nil: not known yet
+	hosts      []*Host                 // of the assignment, in its order
+	adHoc      map[adHocKey]*Host      // nil until there is one
+	resolved   map[string][]netip.Addr // by name; none if its lookup failed
+	names      map[string]*nameState   // what is resolved
+	answers    map[string]answer       // hosts that requests named
 	ejected    int
 	slow       bool      // an endpoint is in its slow start
 	swept      time.Time // when outliers were looked for the last time
@@ -220,6 +220,10 @@ func (c *Cluster) Names() []string {
 func (c *Cluster) Resolved(name string, addrs []netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.resolvedLocked(name, addrs)
+}
+
+func (c *Cluster) resolvedLocked(name string, addrs []netip.Addr) {
 	if c.resolved == nil {
 		c.resolved = map[string][]netip.Addr{}
 	}

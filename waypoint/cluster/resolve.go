@@ -59,6 +59,14 @@ func (c *Cluster) dueNames(now time.Time) (jobs []job, wait time.Duration) {
 	return jobs, wait
 }
 
+// asking says that the first lookup of a name has not ended yet, so that the endpoints are not known. c.mu is held.
+func (c *Cluster) asking() bool {
+	if c.Discovery != StrictDNS && c.Discovery != LogicalDNS {
+		return false
+	}
+	return slices.ContainsFunc(c.Names(), func(n string) bool { _, asked := c.resolved[n]; return !asked })
+}
+
 // run resolves the name and takes over the answer. Addresses of a name that cannot be resolved any more are kept.
 func (j job) run(ctx context.Context) {
 	addrs, ttl, err := j.c.find(ctx, j.name)
@@ -74,6 +82,9 @@ func (j job) run(ctx context.Context) {
 	}
 	j.c.mu.Lock()
 	defer j.c.mu.Unlock()
+	if _, before := j.c.resolved[j.name]; err != nil && !before && ctx.Err() == nil {
+		j.c.resolvedLocked(j.name, nil)
+	}
 	s := j.c.names[j.name]
 	s.running, s.due = false, j.c.now().Add(max(wait, minRefresh))
 }

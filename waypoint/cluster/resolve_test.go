@@ -224,3 +224,44 @@ func TestAFailedLookupOfANamedHostIsRememberedForASecondAndItsLastAddressStays(t
 	k.t = k.t.Add(time.Second)
 	resolve("a.example", "203.0.113.202:80", 6)
 }
+
+// A cluster that has just come, or that was replaced, must not refuse requests for as long as its name is being looked up.
+func TestEndpointsAreNotKnownBeforeTheFirstAnswer(t *testing.T) {
+	for _, c := range []struct {
+		claim string
+		addrs string
+		want  error
+	}{
+		{"the name has an address", "10.0.0.1", nil},
+		{"there is no such name", "", ErrNoHost},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &names{addrs: map[string]string{}}
+				n.set("a.example", c.addrs)
+				set := NewSet(SetConfig{Lookup: func(ctx context.Context, network, host string) ([]netip.Addr, time.Duration, error) {
+					time.Sleep(time.Second)
+					return n.lookup(ctx, network, host)
+				}})
+				cfg, err := compileJSON(t, dnsJSON("STRICT_DNS", ""))
+				if err != nil {
+					t.Fatal(err)
+				}
+				set.Update([]*Config{cfg}, nil)
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- set.Run(ctx) }()
+				time.Sleep(900 * time.Millisecond)
+				if _, err := set.View().Get("d").Pick(&Pick{}); err != ErrUnknown {
+					t.Errorf("while it is looked up: %v", err)
+				}
+				time.Sleep(200 * time.Millisecond)
+				if _, err := set.View().Get("d").Pick(&Pick{}); err != c.want {
+					t.Errorf("afterwards: %v, want %v", err, c.want)
+				}
+				cancel()
+				<-done
+			})
+		})
+	}
+}

@@ -231,7 +231,7 @@ func TestNamesBecomeEndpointsWhenTheyAreResolved(t *testing.T) {
 		if got := fmt.Sprint(c.Names()); got != "[example.com]" {
 			t.Fatalf("names %s", got)
 		}
-		if _, err := c.Pick(&Pick{}); err != ErrNoHost {
+		if _, err := c.Pick(&Pick{}); err != ErrUnknown {
 			t.Errorf("%s: before the answer: %v", kind, err)
 		}
 		a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")

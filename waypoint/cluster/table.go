@@ -48,7 +48,7 @@ var noHosts source
 // rebuild makes the table. c.mu is held.
 func (c *Cluster) rebuild() {
 	a := c.assignment
-	t := &table{unknown: a == nil}
+	t := &table{unknown: a == nil || c.asking()}
 	if a == nil || len(c.hosts) == 0 {
 		c.table.Store(t)
 		return
