@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,6 +43,49 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return false, fmt.Errorf("make run directory: %w", err)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var ready captureReady
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.ReadySocket != "" {
+		g.Go(func() error { return serve(ctx, "unix", cfg.ReadySocket, "/healthz/ready", &ready) })
+	}
+	g.Go(func() error {
+		defer stop()
+		unlock, err := capture.Lock(ctx, log, cfg.RunDir)
+		if err != nil {
+			return unlessDone(ctx, err)
+		}
+		defer unlock()
+		left, err = own(ctx, cfg, &ready, log)
+		return err
+	})
+	err = g.Wait()
+	return left, err
+}
+
+// unlessDone is err, or nil once ctx is done.
+func unlessDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// captureReady says what cluster says, once there is one: until then another capture of the node is at work, or we start.
+type captureReady struct{ cluster atomic.Pointer[cluster] }
+
+// ServeHTTP implements http.Handler.
+func (r *captureReady) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if c := r.cluster.Load(); c != nil {
+		c.ServeHTTP(w, req)
+		return
+	}
+	fmt.Fprintln(w, "ready to follow another capture of this node")
+}
+
+// own owns the redirection of the node until ctx is done; the caller has the lock.
+func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.Logger) (left bool, err error) {
 	probes := redirect.Probes(cfg.Probes)
 	if probes == "" {
 		if probes = redirect.ProbesCaptured; cfg.Kubernetes != nil {
@@ -71,6 +115,7 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	ready.cluster.Store(cluster)
 	prober := newProber(probes, &cfg, node, log)
 	m, err := capture.New(capture.Config{
 		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,
@@ -85,10 +130,10 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
-		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
+		g.Go(func() error { return serve(ctx, "tcp", cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
 	}
 	if cfg.ReadyAddress != "" {
-		g.Go(func() error { return serve(ctx, cfg.ReadyAddress, "/healthz/ready", cluster) })
+		g.Go(func() error { return serve(ctx, "tcp", cfg.ReadyAddress, "/healthz/ready", cluster) })
 	}
 	err = g.Wait()
 	return left, err
@@ -121,8 +166,8 @@ func (p fixedProber) How() string { return string(p) }
 func (p fixedProber) Run(context.Context) error { return nil }
 
 // serve serves h at a path until ctx is done.
-func serve(ctx context.Context, address, path string, h http.Handler) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+func serve(ctx context.Context, network, address, path string, h http.Handler) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, address)
 	if err != nil {
 		return fmt.Errorf("listen for %s: %w", path, err)
 	}

@@ -225,8 +225,14 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 			return "", fmt.Errorf("list the node proxies: %w", err)
 		}
 		missing := ""
+		answered := map[string]bool{} // while agents are replaced a node has two, of which the one at work answers
 		for _, p := range list.Items {
-			node, _, _ := unstructured.NestedString(p.Object, "spec", "nodeName")
+			if p.GetAnnotations()[nodepods.AnnotationLeft] != "" {
+				answered[nodeOf(p)] = true
+			}
+		}
+		for _, p := range list.Items {
+			node := nodeOf(p)
 			if node == "" || p.GetDeletionTimestamp() != nil {
 				continue
 			}
@@ -241,6 +247,7 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 				u.say("node %s left the mesh: %s pods with connections of that time", node, left)
 			}
 			switch {
+			case left == "" && answered[node]:
 			case left == "":
 				missing = fmt.Sprintf("node %s to leave the mesh (pod %s%s)", node, p.GetName(), troubleOf(p))
 			case left != "0" && time.Since(began) < u.Removal.Drain && missing == "":
@@ -256,6 +263,11 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 	}
 	return wrap(err, "the nodes did not all leave, and the mesh stays; see kubectl logs -n %s -l app=ztunnel -c capture, "+
 		"or go on without them with --force", u.namespace())
+}
+
+func nodeOf(pod unstructured.Unstructured) string {
+	node, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
+	return node
 }
 
 // ask writes the wish on a node's agent.

@@ -145,17 +145,9 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
-// Run waits for a predecessor to end, takes over what it left, opens the sockets and works until ctx is done; then it
-// returns nil. Pods stay captured.
+// Run takes over what a predecessor left, opens the sockets and works until ctx is done; then it returns nil. Pods stay
+// captured. The caller has the Lock.
 func (m *Manager) Run(ctx context.Context) error {
-	unlock, err := lock(ctx, m.log, filepath.Join(m.cfg.RunDir, lockName))
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	defer unlock()
 	m.recover(ctx)
 	defer m.closeFiles()
 	g, ctx := errgroup.WithContext(ctx)
