@@ -130,7 +130,9 @@ func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
 	if cfg.MetricsAddress != "" {
-		g.Go(func() error { return serve(ctx, "tcp", cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
+		g.Go(func() error {
+			return serve(ctx, "tcp", cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics))
+		})
 	}
 	if cfg.ReadyAddress != "" {
 		g.Go(func() error { return serve(ctx, "tcp", cfg.ReadyAddress, "/healthz/ready", cluster) })

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -37,8 +38,8 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 		t.Fatalf("status %d\n%s", status, out)
 	}
 	t.Cleanup(func() {
-		if out, status := ambit(t, "upgrade", "--set=ztunnel.drainSeconds=30", "--set=controlPlane.replicas=1"); installedHere && status != 0 {
-			t.Errorf("status %d\n%s", status, out)
+		if out, err := exec.Command(ambitPath, "upgrade", "--set=ztunnel.drainSeconds=30", "--set=controlPlane.replicas=1").CombinedOutput(); err != nil {
+			t.Errorf("ambit upgrade: %v\n%s", err, out)
 		}
 	})
 	m.startLoaded(t)

@@ -98,6 +98,7 @@ type Manager struct {
 
 	started, stopped, repaired atomic.Uint64
 	leaving                    atomic.Bool
+	open                       atomic.Bool // connections from outside reach pods past the proxy
 
 	mu   sync.Mutex
 	pods map[string]*pod // guarded by mu
@@ -159,6 +160,28 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // Proxies returns how many proxies are connected.
 func (m *Manager) Proxies() int { return m.zds.Proxies() }
+
+// Open lets connections from outside reach the pods past the proxy, and so past the mesh's policies, or ends that again. Those
+// in HBONE go on to the proxy. It is for the end of a mesh: pods that have left it already must reach those that have not.
+// Open blocks until all pods are so; pods that come later are too. The error names a pod that is not.
+func (m *Manager) Open(ctx context.Context, open bool) error {
+	m.open.Store(open)
+	var mu sync.Mutex
+	var errs []error
+	m.each(ctx, func(_ context.Context, p *pod) error {
+		if !p.enrolled || !m.filesOf(p).HasListeners() {
+			return nil // it is attached so when it is captured
+		}
+		err := m.attach(p, m.filesOf(p))
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, fmt.Errorf("redirect pod %s/%s: %w", p.spec.Namespace, p.spec.Name, err))
+		}
+		return err
+	})
+	return errors.Join(append(errs, ctx.Err())...)
+}
 
 // Leave says that the mesh leaves the node: from now on Set lets no pod in, and lets out each one that it is told of.
 func (m *Manager) Leave() { m.leaving.Store(true) }

@@ -106,7 +106,7 @@ func (m *Manager) verify(_ context.Context, p *pod) error {
 	}
 	m.log.Warn("redirection was damaged", "uid", p.spec.UID, "problems", problems)
 	m.repaired.Add(1)
-	if err := m.cfg.Kernel.Attach(&p.spec, m.filesOf(p)); err != nil {
+	if err := m.attach(p, m.filesOf(p)); err != nil {
 		err = fmt.Errorf("repair redirection: %w", err)
 		m.note(p, err)
 		return err
