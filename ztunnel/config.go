@@ -33,7 +33,8 @@ type CaptureConfig struct {
 	Kubernetes *KubernetesConfig
 	// MetricsAddress is where /metrics is served besides pods.sock; "" for nowhere.
 	MetricsAddress string
-	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started; "" for nowhere.
+	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started, and /metrics is; "" for
+	// nowhere.
 	ReadyAddress string
 	// Logger, nil for none.
 	Logger *slog.Logger
