@@ -33,7 +33,8 @@ type CaptureConfig struct {
 	Kubernetes *KubernetesConfig
 	// MetricsAddress is where /metrics is served besides pods.sock; "" for nowhere.
 	MetricsAddress string
-	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started; "" for nowhere.
+	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started, and /metrics is; "" for
+	// nowhere.
 	ReadyAddress string
 	// ReadySocket is a Unix socket where /healthz/ready says the same, and that all is well while another capture of this node
 	// is at work, for whose end we wait; "" for nowhere.

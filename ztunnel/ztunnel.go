@@ -48,7 +48,7 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	var ready captureReady
 	g, ctx := errgroup.WithContext(ctx)
 	if cfg.ReadySocket != "" {
-		g.Go(func() error { return serve(ctx, "unix", cfg.ReadySocket, "/healthz/ready", &ready) })
+		g.Go(func() error { return serve(ctx, "unix", cfg.ReadySocket, &ready) })
 	}
 	g.Go(func() error {
 		defer stop()
@@ -129,13 +129,14 @@ func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.
 	g.Go(func() (err error) { left, err = cluster.run(ctx, m); return err })
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", m.ServeMetrics)
 	if cfg.MetricsAddress != "" {
-		g.Go(func() error {
-			return serve(ctx, "tcp", cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics))
-		})
+		g.Go(func() error { return serve(ctx, "tcp", cfg.MetricsAddress, mux) })
 	}
 	if cfg.ReadyAddress != "" {
-		g.Go(func() error { return serve(ctx, "tcp", cfg.ReadyAddress, "/healthz/ready", cluster) })
+		mux.Handle("GET /healthz/ready", cluster)
+		g.Go(func() error { return serve(ctx, "tcp", cfg.ReadyAddress, mux) })
 	}
 	err = g.Wait()
 	return left, err
@@ -167,19 +168,17 @@ func (p fixedProber) How() string { return string(p) }
 // Run implements prober.
 func (p fixedProber) Run(context.Context) error { return nil }
 
-// serve serves h at a path until ctx is done.
-func serve(ctx context.Context, network, address, path string, h http.Handler) error {
+// serve serves h until ctx is done.
+func serve(ctx context.Context, network, address string, h http.Handler) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, network, address)
 	if err != nil {
-		return fmt.Errorf("listen for %s: %w", path, err)
+		return fmt.Errorf("listen for HTTP: %w", err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("GET "+path, h)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve %s: %w", path, err)
+		return fmt.Errorf("serve %s: %w", address, err)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	f.StringVar(&cfg.PinDir, "pin-dir", cfg.PinDir, "directory of this node on a BPF file system")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "root of cgroup v2 (default: found)")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", "also serve /metrics at this address")
-	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready at this address")
+	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready and /metrics at this address")
 	f.StringVar(&cfg.ReadySocket, "ready-socket", env["READY_SOCKET"], "Unix socket of /healthz/ready, also while another capture is at work [READY_SOCKET]")
 	probes := f.String("probes", "", "how the kubelet's probes of pods are told from other connections: kubelet, address or captured; MODE,NODE=MODE for some nodes another (default: kubelet with --pods=kubernetes)")
 	kubernetes := kubernetesFlags(f, r)

@@ -97,6 +97,7 @@ type Manager struct {
 	kick  chan struct{} // asks for a round of retries now
 
 	started, stopped, repaired atomic.Uint64
+	waits                      waits
 	leaving                    atomic.Bool
 	open                       atomic.Bool // connections from outside reach pods past the proxy
 
@@ -254,10 +255,13 @@ func (m *Manager) remove(ctx context.Context, uid string, meant func(podsock.Pod
 	return nil
 }
 
-// SetSandbox is Set for a pod that a CNI plugin is starting.
+// SetSandbox is Set for a pod that a CNI plugin is starting. How long the plugin has waited is measured.
 func (m *Manager) SetSandbox(ctx context.Context, s podsock.Sandbox) (podsock.Result, error) {
 	if m.cfg.Cluster == nil {
 		return podsock.Result{}, refuse("this capture is told of pods by others and cannot look up pod %s/%s itself", s.Namespace, s.Name)
+	}
+	if s.Begun.IsZero() {
+		s.Begun = time.Now()
 	}
 	p, err := m.cfg.Cluster.Resolve(ctx, s)
 	if err != nil {
@@ -265,6 +269,7 @@ func (m *Manager) SetSandbox(ctx context.Context, s podsock.Sandbox) (podsock.Re
 	}
 	res, err := m.Set(ctx, &p)
 	if err == nil {
+		m.waits.observe(time.Since(s.Begun), res.Result)
 		m.cfg.Cluster.Admitted(p)
 	}
 	return res, err
