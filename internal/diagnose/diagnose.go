@@ -97,6 +97,7 @@ type Dump struct {
 		Node        string `json:"localNode,omitempty"`
 		TrustDomain string `json:"trustDomain,omitempty"`
 		Gateway     string `json:"gateway,omitempty"`
+		MTU         int    `json:"mtu,omitempty"`
 	} `json:"config"`
 	// Listeners and Clusters are a waypoint's.
 	Listeners json.RawMessage `json:"listeners,omitempty"`
@@ -139,7 +140,12 @@ const (
 	Error Severity = "error"
 	// Warning means that it works, and perhaps not as meant or not for long.
 	Warning Severity = "warning"
+	// Info means that it works as it was set up, which not everybody wants.
+	Info Severity = "info"
 )
+
+// rank orders severities, the worst first.
+func (s Severity) rank() int { return slices.Index([]Severity{Error, Warning, Info}, s) }
 
 // Finding is one thing that is wrong.
 type Finding struct {
@@ -173,7 +179,7 @@ func (f *findings) add(code, object, cause string, args ...any) {
 // sorted are the findings in order, each once.
 func (f *findings) sorted() []Finding {
 	slices.SortFunc(f.list, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Cause, b.Cause))
+		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Cause, b.Cause))
 	})
 	return slices.Compact(f.list)
 }
