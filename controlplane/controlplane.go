@@ -74,6 +74,8 @@ type Config struct {
 	// Quiet is how long no object must change before a set is translated, and MaxWait how long a change waits at most;
 	// 0 = 10 ms and 100 ms.
 	Quiet, MaxWait time.Duration
+	// Version of the program, which it tells who asks.
+	Version string
 	// Logger; nil = nothing is logged.
 	Logger *slog.Logger
 }
@@ -252,7 +254,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	}
 	// Streams never end by themselves, so nothing would be gained by a graceful stop: proxies keep their state (X12).
 	group.Go(func() error { <-ctx.Done(); rpc.Stop(); return nil })
-	s.log.Info("control plane started", slog.String("listen", listener.Addr().String()), slog.String("trustDomain", s.cfg.TrustDomain))
+	s.log.Info("control plane started", slog.String("version", s.cfg.Version), slog.String("listen", listener.Addr().String()), slog.String("trustDomain", s.cfg.TrustDomain))
 	return group.Wait()
 }
 
