@@ -324,6 +324,7 @@ func (w *shapesWorld) manual(*testing.T) {
 	}
 	w.plainly(client, "http://manual-out/", end{"ks-out", "stranger"})
 	w.plainly(outsider, "http://manual.ks/", server)
+	w.crosses(client, "http://manual/", server)
 }
 
 func (w *shapesWorld) notReady(*testing.T) {
