@@ -47,10 +47,12 @@ func TestRootEveryShapeOfKubernetes(t *testing.T) {
 		{"endpoints written by hand are used", (*shapesWorld).manual},
 		{"publishNotReadyAddresses has pods reached that are not ready, and others are not", (*shapesWorld).notReady},
 		{"internalTrafficPolicy Local stays on the node", (*shapesWorld).internalLocal},
+		{"sessionAffinity ClientIP keeps a client at one pod", (*shapesWorld).sticky},
 		{"node ports lead into the mesh, with externalTrafficPolicy Local for the pod's own node only", (*shapesWorld).nodePorts},
 		{"IPv6 is carried as IPv4", (*shapesWorld).dualStack},
 		{"a pod's own resolver configuration holds", (*shapesWorld).resolvers},
 		{"a NetworkPolicy must allow port 15008, and what blocks it is named", (*shapesWorld).networkPolicy},
+		{"the last endpoint serves while it terminates", (*shapesWorld).terminating},
 	} {
 		t.Run(c.claim, func(t *testing.T) { w.t = t; c.check(w, t) })
 	}
@@ -344,6 +346,20 @@ func (w *shapesWorld) internalLocal(t *testing.T) {
 	w.refused(client, "http://remote/") // none on this node
 }
 
+func (w *shapesWorld) sticky(t *testing.T) {
+	for _, from := range []end{client, outsider} {
+		seen := map[string]bool{}
+		for range 12 {
+			var got string
+			eventually(t, "sticky", func() (err error) { got, err = w.get(from.namespace, from.pod, "http://sticky.ks/"); return err })
+			seen[name(got)] = true
+		}
+		if len(seen) != 1 {
+			t.Errorf("%s was answered by %v", from.pod, seen)
+		}
+	}
+}
+
 // fromMachine asks as somebody outside the cluster does.
 func fromMachine(t *testing.T, url string) (string, error) {
 	out, err := exec.CommandContext(t.Context(), ambitProgram(t), "echo", "client", "--fresh", "--timeout=5s", url).CombinedOutput()
@@ -419,18 +435,56 @@ func (w *shapesWorld) resolvers(t *testing.T) {
 	w.crosses(ks("dns-default"), "http://server.ks.svc.cluster.local/", server)
 }
 
+// policies are NetworkPolicies about one pod: one that keeps out the tunnels' port, and one that allows it.
+const policies = `
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: guarded, namespace: ks}, spec: {podSelector: {matchLabels: {app: guarded}}, ingress: [{ports: [{port: 8080}]}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: fine, namespace: ks}, spec: {podSelector: {matchLabels: {app: both}}, ingress: [{ports: [{port: 15008}]}]}}
+`
+
+// networkPolicy has rules on the pod's node stand for the CNI, as the bridge plugin enforces no policies.
 func (w *shapesWorld) networkPolicy(t *testing.T) {
-	ip := w.ip("ks", "guarded")
-	rule := func(op string, args ...string) {
-		t.Helper()
-		if out, err := onNode(t, "node2", append([]string{"iptables", op, "FORWARD", "-d", ip, "-p", "tcp"}, args...)...); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+	w.apply(policies)
+	out, _ := ambit(t, "analyze", "-n", "ks")
+	if !strings.Contains(out, "AMB0306") || !strings.Contains(out, "NetworkPolicy ks/guarded") || !strings.Contains(out, "15008") || strings.Contains(out, "NetworkPolicy ks/fine") {
+		t.Errorf("ambit analyze:\n%s", out)
 	}
-	// What a CNI makes of a policy that lets in port 15008 only.
-	others := []string{"!", "--dport", "15008", "-j", "DROP"}
-	rule("-I", others...)
+	drop := func(ports ...string) (end func()) {
+		t.Helper()
+		rule := func(op string) {
+			args := append([]string{"iptables", "-w", op, "FORWARD", "-d", w.ip("ks", "guarded"), "-p", "tcp"}, ports...)
+			if out, err := onNode(t, "node2", append(args, "-j", "DROP")...); err != nil {
+				t.Fatalf("%v: %v: %s", args, err, out)
+			}
+		}
+		rule("-I")
+		return func() { rule("-D") }
+	}
+	end := drop("--dport", "15008") // what ks/guarded means
+	w.plainly(outsider, "http://guarded.ks/", ks("guarded"))
+	w.refused(client, "http://guarded/")
+	eventually(t, "the line that names the reason", func() error {
+		if n := len(w.lines(`src.workload="client"`, w.ip("ks", "guarded")+":15008", "timed out; does a NetworkPolicy block port 15008?")); n == 0 {
+			return fmt.Errorf("no line")
+		}
+		return nil
+	})
+	end()
+	end = drop("!", "--dport", "15008") // what one means that allows this port alone
 	w.crosses(client, "http://guarded/", ks("guarded"))
 	w.refused(outsider, "http://guarded.ks/")
-	rule("-D", others...)
+	end()
+}
+
+func (w *shapesWorld) terminating(t *testing.T) {
+	w.crosses(client, "http://leaving/", ks("leaving"))
+	must(t, "", "-n", "ks", "delete", "pod", "leaving", "--wait=false")
+	eventually(t, "the pod terminates", func() error {
+		if got := w.field("ks", "endpointslices", `.items[?(@.metadata.labels.kubernetes\.io/service-name=="leaving")].endpoints[*].conditions.terminating`); got != "true" {
+			return fmt.Errorf("terminating: %q", got)
+		}
+		return nil
+	})
+	w.crosses(client, "http://leaving/", ks("leaving"))
+	w.plainly(outsider, "http://leaving.ks/", ks("leaving"))
 }

@@ -138,7 +138,7 @@ type router struct {
 }
 
 func (r *router) pick() workload.Pick {
-	return workload.Pick{Source: r.q.Source, Rand: r.q.Rand, Avoid: r.q.Avoid}
+	return workload.Pick{Source: r.q.Source, Client: r.q.Peer, Rand: r.q.Rand, Avoid: r.q.Avoid}
 }
 
 // serviceWaypoint sends a connection to a service through one of the service's waypoints, with the address that the
