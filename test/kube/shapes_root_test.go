@@ -257,8 +257,9 @@ spec:
 func (w *shapesWorld) job(t *testing.T) {
 	w.apply(firstOfJob)
 	must(t, "", "-n", "ks", "wait", "--for=condition=Complete", "job/job", "--timeout=60s")
+	pod := w.field("ks", "pods", `.items[?(@.metadata.labels.job-name=="job")].metadata.name`)
 	eventually(t, "its request in the log", func() error {
-		if n := len(w.lines(`direction="inbound"`, `src.workload="job-`, `src.identity="spiffe://cluster.local/ns/ks/sa/default"`, `dst.workload="server"`)); n != 1 {
+		if n := len(w.lines(`direction="inbound"`, `src.workload="`+pod+`"`, `src.identity="spiffe://cluster.local/ns/ks/sa/default"`, `dst.workload="server"`)); n != 1 {
 			return fmt.Errorf("%d lines", n)
 		}
 		return nil
