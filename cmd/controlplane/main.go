@@ -24,7 +24,11 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/kube/apiserver"
+	"github.com/ambit-mesh/ambit/internal/admin"
 )
+
+// version is set by the linker; without that it is the module's.
+var version string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -94,6 +98,7 @@ func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
 	if err := fs.Parse(args); err != nil {
 		return cfg, err
 	}
+	cfg.Version = admin.ProgramVersion(version)
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}

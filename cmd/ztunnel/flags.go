@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -106,7 +107,7 @@ func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*
 		system := "istio-system"
 		r.nonEmpty(&system, "POD_NAMESPACE")
 		r.nonEmpty(&k.PodUID, "POD_UID")
-		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+programVersion()
+		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+admin.ProgramVersion(version)
 		return &k, nil
 	}
 }

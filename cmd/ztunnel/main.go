@@ -14,12 +14,12 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
 	"k8s.io/klog/v2"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, env env, stdout, stderr io.Writer) 
 	case "unload":
 		err = unload(args, env, stderr)
 	case "version":
-		fmt.Fprintln(stdout, programVersion())
+		fmt.Fprintln(stdout, admin.ProgramVersion(version))
 	case "help", "-h", "--help":
 		fmt.Fprint(stdout, usage)
 	default:
@@ -111,7 +111,7 @@ func proxy(ctx context.Context, args []string, env env, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	cfg.Version = programVersion()
+	cfg.Version = admin.ProgramVersion(version)
 	return ztunnel.RunProxy(ctx, cfg)
 }
 
@@ -153,14 +153,4 @@ func (f logFlags) logger(w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
-}
-
-func programVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }

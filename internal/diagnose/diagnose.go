@@ -98,15 +98,18 @@ type Dump struct {
 		TrustDomain string `json:"trustDomain,omitempty"`
 		Gateway     string `json:"gateway,omitempty"`
 		MTU         int    `json:"mtu,omitempty"`
+		Version     string `json:"version,omitempty"` // a waypoint's
 	} `json:"config"`
 	// Listeners and Clusters are a waypoint's.
 	Listeners json.RawMessage `json:"listeners,omitempty"`
 	Clusters  json.RawMessage `json:"clusters,omitempty"`
+	// Envoy says that it is an Envoy's dump.
+	Envoy bool `json:"-"`
 	// Bootstrap is all of the program's configuration.
 	Bootstrap json.RawMessage `json:"-"`
 }
 
-// ReadDump reads /config_dump.
+// ReadDump reads /config_dump: of our programs, of a Rust ztunnel, which has the same words, or of an Envoy.
 func ReadDump(body []byte) (*Dump, error) {
 	d := &Dump{}
 	if err := json.Unmarshal(body, d); err != nil {
@@ -117,6 +120,11 @@ func ReadDump(body []byte) (*Dump, error) {
 		return nil, fmt.Errorf("read config_dump: %w", err)
 	}
 	d.Bootstrap = raw.Config
+	if d.Listeners == nil && d.Workloads == nil {
+		if err := d.readEnvoy(body); err != nil {
+			return nil, fmt.Errorf("read config_dump: %w", err)
+		}
+	}
 	return d, nil
 }
 

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -189,7 +190,7 @@ func (a *analysis) mesh() {
 func (p *Proxy) version() string {
 	switch {
 	case p.Dump != nil:
-		return p.Dump.Version.Version
+		return cmp.Or(p.Dump.Version.Version, p.Dump.Config.Version)
 	case p.Control != nil:
 		return p.Control.Version
 	}

@@ -109,3 +109,41 @@ func (m *meshWorld) started(node string) map[string]string {
 	}
 	return out
 }
+
+// asker is a pod that asks for half a minute, and ends well if every request was answered.
+const asker = `{apiVersion: v1, kind: Pod, metadata: {name: asker, namespace: km-shop, labels: {churn: asker}}, spec: {nodeName: node1, restartPolicy: Never, terminationGracePeriodSeconds: 1,
+ containers: [{name: ask, image: IMAGE, args: [echo, client, --fresh, --rate=50, --parallel=32, --duration=30s, --timeout=10s, "http://server.km-shop/` + secret + `"]}]}}`
+
+// TestRootWhatServesANodeMayDie kills the kubelet, the container runtime and capture of a node under load.
+func TestRootWhatServesANodeMayDie(t *testing.T) {
+	requireCluster(t)
+	requireBed(t)
+	m := newMeshWorld(t)
+	m.apply(onlyMesh)
+	eventually(t, "STRICT to refuse the outsider", m.outsiderRefused)
+	for _, name := range []string{"kubelet", "containerd", "capture"} {
+		t.Run(name, func(t *testing.T) { m.t = t; m.survives(t, name) })
+	}
+}
+
+// survives crashes what is named on node1, while a pod there asks and others start. No request is lost, and the servers are
+// ready again: the kubelet that probes them, also under STRICT, may be another process than before.
+func (m *meshWorld) survives(t *testing.T, name string) {
+	stop := m.tapNodes(t)
+	m.apply(asker)
+	m.ready("km-shop", "asker")
+	began := time.Now()
+	m.apply(requests("before", 5))
+	if out, err := exec.CommandContext(t.Context(), "./cluster", "crash", "node1", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m.apply(requests("after", 10))
+	m.allAnswered(t, "before", 5)
+	m.allAnswered(t, "after", 10)
+	t.Logf("%.1f s: the pods that came meanwhile were answered", time.Since(began).Seconds())
+	m.allAnswered(t, "asker", 1)
+	must(t, "", "-n", "km-shop", "delete", "pods", "-l", "churn", "--wait=false")
+	m.noneLeft(t, "")
+	stop()
+	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s")
+}
