@@ -108,17 +108,18 @@ func (c Config) withDefaults() Config {
 
 // server is a running control plane.
 type server struct {
-	cfg       Config
-	log       *slog.Logger
-	authority *ca.Authority
-	discovery *discovery.Server
-	pods      *pods
-	feed      *feed
-	waypoints *waypoints
-	statuses  *statuses
-	writer    *writer
-	started   time.Time
-	problems  atomic.Pointer[[]string]
+	cfg          Config
+	log          *slog.Logger
+	authority    *ca.Authority
+	certificates *ca.Server
+	discovery    *discovery.Server
+	pods         *pods
+	feed         *feed
+	waypoints    *waypoints
+	statuses     *statuses
+	writer       *writer
+	started      time.Time
+	problems     atomic.Pointer[[]string]
 }
 
 // Run serves until ctx ends, then closes all connections and returns nil. It blocks. An error says what could not be
@@ -155,6 +156,12 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		WaypointShared: []string{xds.WorkloadType},
 		Waypoint:       s.waypoints.scope,
 	}
+	s.certificates = ca.NewServer(ca.Config{
+		Authority: s.authority, Authenticator: cfg.Authenticator, Pods: s.pods,
+		TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases,
+		TrustedNodeAccounts: cfg.TrustedNodeAccounts, ClusterID: cfg.ClusterID,
+		TrustNodeClaim: cfg.TrustNodeClaim, Logger: s.log,
+	})
 	s.discovery = discovery.NewServer(discovery.Config{
 		Authenticate: func(ctx context.Context) (discovery.Caller, error) {
 			c, err := ca.Authenticate(ctx, cfg.Authenticator)
@@ -282,12 +289,7 @@ func (s *server) grpcServer(addr net.Addr) (*grpc.Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinInterval, PermitWithoutStream: true}),
 	)
 	discoverypb.RegisterAggregatedDiscoveryServiceServer(rpc, s.discovery)
-	capb.RegisterIstioCertificateServiceServer(rpc, ca.NewServer(ca.Config{
-		Authority: s.authority, Authenticator: s.cfg.Authenticator, Pods: s.pods,
-		TrustDomain: s.cfg.TrustDomain, TrustDomainAliases: s.cfg.TrustDomainAliases,
-		TrustedNodeAccounts: s.cfg.TrustedNodeAccounts, ClusterID: s.cfg.ClusterID,
-		TrustNodeClaim: s.cfg.TrustNodeClaim, Logger: s.log,
-	}))
+	capb.RegisterIstioCertificateServiceServer(rpc, s.certificates)
 	return rpc, nil
 }
 

@@ -197,7 +197,7 @@ func TestControlPlaneMayMakeWaypointsAndNoMore(t *testing.T) {
 		}
 	}
 	want := map[string][]string{
-		"tokenreviews": {"create"}, "configmaps": {"create", "update", "patch"}, "events": {"create", "patch"},
+		"tokenreviews": {"create"}, "configmaps": {"create", "update"}, "events": {"create"},
 		"services": {"create", "patch", "delete"}, "serviceaccounts": {"create", "patch", "delete"}, "deployments": {"create", "patch", "delete"},
 		"horizontalpodautoscalers": {"create", "patch", "delete"}, "poddisruptionbudgets": {"create", "patch", "delete"},
 		"gatewayclasses": {"create", "patch"}, "validatingwebhookconfigurations": {"update"},
