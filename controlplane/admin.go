@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/controlplane/ca"
@@ -21,6 +22,9 @@ func (s *server) admin() http.Handler {
 			return
 		}
 		fmt.Fprintln(w, "ready")
+	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]string{"version": s.cfg.Version, "goVersion": runtime.Version()})
 	})
 	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.Handle("/debug/", fromThisHost(s.debug()))

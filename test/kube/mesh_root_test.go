@@ -280,7 +280,7 @@ func (m *meshWorld) captureAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := func() {
-		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
+		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
 			t.Error(err)
 		}
 	}

@@ -85,9 +85,9 @@ type Source struct {
 	nsList     listers.NamespaceLister
 	queue      workqueue.TypedRateLimitingInterface[key]
 	remember   chan struct{} // the Memory may have changed
-	leaving    chan struct{} // closed when the mesh is to leave the node
-	leave      sync.Once     // closes it
-	withdrawn  atomic.Bool   // no pod is said to be in the mesh, and none is touched
+	leaving    chan struct{} // wish has changed
+	wish       atomic.Pointer[string]
+	withdrawn  atomic.Bool // no pod is said to be in the mesh, and none is touched
 	late       atomic.Uint64
 
 	mu   sync.Mutex
@@ -106,7 +106,7 @@ func keyOf(p *corev1.Pod) key {
 
 // New returns a Source; Run starts it.
 func New(cfg Config) *Source {
-	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}), told: map[types.UID]map[string]string{}}
+	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}, 1), told: map[types.UID]map[string]string{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

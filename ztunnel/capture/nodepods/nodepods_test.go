@@ -378,8 +378,10 @@ func TestWhatIsKnownOfNamespacesIsLeftForThePlugin(t *testing.T) {
 
 // TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked: the annotation counts on the agent's own pod, and on no other.
 func TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked(t *testing.T) {
-	asked := func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationLeave: "x"} }
-	w := newWorld(t, newCapture(), pod("shop", "a"), pod("plain", "other", asked), pod("plain", "self"))
+	ask := func(wish string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationLeave: wish} }
+	}
+	w := newWorld(t, newCapture(), pod("shop", "a"), pod("plain", "other", ask(LeaveNow)), pod("plain", "self"))
 	w.annotated("shop", "a", enabled)
 	w.eventually("the pods to be looked at", func() bool { _, ok := w.capture.get("uid-other"); return ok })
 	select {
@@ -387,17 +389,23 @@ func TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked(t *testing.T) {
 		t.Fatal("another pod was asked")
 	default:
 	}
-	w.update(pod("plain", "self", asked))
-	w.eventually("the wish to be seen", func() bool {
-		select {
-		case <-w.Leaving():
-			return true
-		default:
-			return false
-		}
-	})
+	for _, s := range []struct{ asked, want string }{{LeavePrepare, LeavePrepare}, {"", ""}, {LeavePrepare, LeavePrepare}, {LeaveNow, LeaveNow}} {
+		w.update(pod("plain", "self", ask(s.asked)))
+		w.eventually("the wish to be seen", func() bool {
+			select {
+			case <-w.Leaving():
+				return w.Leave() == s.want
+			default:
+				return false
+			}
+		})
+	}
+	w.update(pod("plain", "self", ask(LeavePrepare)))
 	before, _ := w.capture.get("uid-a")
 	w.Withdraw()
+	if w.Leave() != LeaveNow {
+		t.Error("it was taken back")
+	}
 	w.annotated("shop", "a", "")
 	if after, _ := w.capture.get("uid-a"); len(after.Annotations) != len(before.Annotations) {
 		t.Error("capture was told of the pod before the other nodes could know")
