@@ -26,8 +26,8 @@ const (
 	// stays is how long a connection must stay for its port to be open. One to an enrolled pod, or from one, is taken by the
 	// node's proxy, and ends when there is nothing behind it. Servers of HTTP end it too, after some seconds.
 	stays = time.Second
-	// answers is how long it may take to be made.
-	answers = 5 * time.Second
+	// connects is how long it may take to be made.
+	connects = 5 * time.Second
 )
 
 // scanIfAsked ends the program when it was started to scan.
@@ -80,7 +80,7 @@ func scan(address netip.Addr, ports string) []int {
 }
 
 func isOpen(to netip.AddrPort) bool {
-	c, err := net.DialTimeout("tcp", to.String(), answers)
+	c, err := net.DialTimeout("tcp", to.String(), connects)
 	if err != nil {
 		return false
 	}
