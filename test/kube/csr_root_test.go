@@ -47,7 +47,7 @@ func TestRootACertificateIsForTheNodesOwnPods(t *testing.T) {
 	m.apply(alone)
 	m.ready("km-csr", "alone")
 	m.ready("km-csr", "thief")
-	a := newAsker(m)
+	a := newThief(m)
 	proxy := map[string]string{}
 	for _, node := range []string{"node1", "node2"} {
 		proxy[node] = must(t, "", "-n", m.system, "get", "pods", "-l", "app=ztunnel", "--field-selector=spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name}")
@@ -96,8 +96,8 @@ func TestRootACertificateIsForTheNodesOwnPods(t *testing.T) {
 	})
 }
 
-// asker asks the control plane for one identity out of a pod's network.
-type asker struct {
+// thief asks the control plane for one identity out of a pod's network, with tokens that others were given.
+type thief struct {
 	m       *meshWorld
 	network *netns.NS
 	address string // pod of the control plane
@@ -105,10 +105,10 @@ type asker struct {
 	id      spiffe.ID
 }
 
-func newAsker(m *meshWorld) *asker {
+func newThief(m *meshWorld) *thief {
 	t := m.t
 	t.Helper()
-	a := &asker{m: m, roots: filepath.Join(t.TempDir(), "roots.pem")}
+	a := &thief{m: m, roots: filepath.Join(t.TempDir(), "roots.pem")}
 	var err error
 	if a.network, err = netns.Open(fmt.Sprintf("/proc/%d/ns/net", processOf(t, "km-csr", "thief", "echo"))); err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func newAsker(m *meshWorld) *asker {
 	return a
 }
 
-func (a *asker) ask(token string) error {
+func (a *thief) ask(token string) error {
 	c, err := svid.NewCAClient(svid.CAClientConfig{
 		Address: "https://ambit-controlplane." + a.m.system + ".svc:15012", RootCA: a.roots, ClusterID: "Kubernetes",
 		Token: func() (string, error) { return token, nil },
@@ -154,7 +154,7 @@ func (a *asker) ask(token string) error {
 	return err
 }
 
-func (a *asker) refused(t *testing.T, token string, want codes.Code, reason, record string) {
+func (a *thief) refused(t *testing.T, token string, want codes.Code, reason, record string) {
 	count := `ambit_ca_requests_refused_total{reason="` + reason + `"}`
 	before := a.metric(t, count)
 	if err := a.ask(token); status.Code(err) != want {
@@ -167,7 +167,7 @@ func (a *asker) refused(t *testing.T, token string, want codes.Code, reason, rec
 }
 
 // recorded waits for a line with all of the words in the log of the control plane.
-func (a *asker) recorded(words ...string) func() error {
+func (a *thief) recorded(words ...string) func() error {
 	return func() error {
 		log, err := kubectl(a.m.t.Context(), "", "-n", a.m.system, "logs", "-l", "app=ambit-controlplane", "--tail=200")
 		if err != nil {
@@ -187,7 +187,7 @@ func (a *asker) recorded(words ...string) func() error {
 }
 
 // metric reads a counter of the control plane.
-func (a *asker) metric(t *testing.T, name string) float64 {
+func (a *thief) metric(t *testing.T, name string) float64 {
 	t.Helper()
 	text := must(t, "", "get", "--raw", "/api/v1/namespaces/"+a.m.system+"/services/ambit-controlplane:15014/proxy/metrics")
 	for line := range strings.Lines(text) {

@@ -165,7 +165,7 @@ func TestRootAMissingRightIsNamed(t *testing.T) {
 	const controlPlane, node = "ambit-controlplane", "ztunnel"
 	pod := strings.NewReplacer("late", "NAME", "NAMESPACE", "km-missing", "IMAGE", m.image).Replace(late)
 	for _, c := range []struct{ app, verb, group, resource, trigger string }{
-		{controlPlane, "create", "", "events", `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: told, namespace: km-missing, labels: {istio.io/use-waypoint: nowhere}}, spec: {address: 192.0.2.9}}`},
+		{controlPlane, "create", "", "events", `{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: told, namespace: km-missing}, spec: {selector: {matchLabels: {app: x}}, rules: [{to: [{operation: {methods: [GET]}}]}]}}`},
 		{controlPlane, "update", "networking.istio.io", "serviceentries/status", `{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: judged, namespace: km-missing, labels: {istio.io/use-waypoint: nowhere}}, spec: {hosts: [missing.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}}`},
 		{controlPlane, "patch", "apps", "deployments", `{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: made, namespace: km-missing}, spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}`},
 		{controlPlane, "create", "", "configmaps", `{apiVersion: v1, kind: Namespace, metadata: {name: km-missing-root}}`},

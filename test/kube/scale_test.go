@@ -15,6 +15,7 @@ import (
 	"time"
 
 	discoverypb "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,8 +34,8 @@ const (
 	scaleSpaces = 10
 	// subscribers are clients of the control plane beside the two real node proxies.
 	subscribers = 20
-	// rate is how many objects change in a second, for scaleTime.
-	rate = 100
+	// changesASecond is how many pods change.
+	changesASecond = 100
 )
 
 // TestSoakScaleOnAnAPIServer fills the API server of the bed with nodes, services and pods that do not exist and changes pods.
@@ -46,7 +47,11 @@ func TestSoakScaleOnAnAPIServer(t *testing.T) {
 	if os.Getenv("AMBIT_SOAK") != "" {
 		s, seconds = size{nodes: 500, services: 1000, pods: 10000}, 30
 	}
-	m := newMesh(t)
+	var spaces []string
+	for i := range scaleSpaces {
+		spaces = append(spaces, fmt.Sprintf("km-scale-%d", i))
+	}
+	m := newMesh(t, spaces...)
 	f := newFakes(t, m, s)
 	empty := f.controlPlane(t)
 	t.Logf("control plane before: %s", empty)
@@ -74,7 +79,7 @@ func TestSoakScaleOnAnAPIServer(t *testing.T) {
 	for i, sub := range subs {
 		before[i] = sub.mark()
 	}
-	changes := rate * seconds
+	changes := changesASecond * seconds
 	took := f.change(t, changes)
 	var times []time.Duration
 	for i := range changes {
@@ -120,7 +125,6 @@ type fakes struct {
 	pid     int    // of the control plane
 	address string // of its pod
 	roots   string
-	token   string
 	began   []time.Time // of changes
 }
 
@@ -138,7 +142,6 @@ func newFakes(t *testing.T, m *meshWorld, s size) *fakes {
 	pod := must(t, "", "-n", m.system, "get", "pods", "-l", "app=ambit-controlplane", "-o", "jsonpath={.items[0].metadata.name} {.items[0].status.podIP}")
 	name, address, _ := strings.Cut(pod, " ")
 	f.address, f.pid = address, processOf(t, m.system, name, "controlplane")
-	f.token = must(t, "", "-n", m.system, "create", "token", "ztunnel", "--audience=istio-ca")
 	root := must(t, "", "-n", m.system, "get", "configmap", "istio-ca-root-cert", "-o", `jsonpath={.data.root-cert\.pem}`)
 	if err := os.WriteFile(f.roots, []byte(root), 0o600); err != nil {
 		t.Fatal(err)
@@ -275,11 +278,9 @@ func (f *fakes) sleepController(t *testing.T) {
 			name := fmt.Sprintf("km-scale-%d", i)
 			errs = append(errs, f.api.CoreV1().Pods(name).DeleteCollection(ctx, gone, metav1.ListOptions{}))
 		}
+		errs = append(errs, f.api.CoreV1().Pods(f.m.system).DeleteCollection(ctx, gone, metav1.ListOptions{LabelSelector: "km-scale"}))
 		errs = append(errs, f.api.CoreV1().Nodes().DeleteCollection(ctx, gone, metav1.ListOptions{LabelSelector: "km-scale"}))
 		errs = append(errs, syscall.Kill(pid, syscall.SIGCONT))
-		for i := range scaleSpaces {
-			errs = append(errs, f.api.CoreV1().Namespaces().Delete(ctx, fmt.Sprintf("km-scale-%d", i), metav1.DeleteOptions{}))
-		}
 		for _, err := range errs {
 			if err != nil && !apierrors.IsNotFound(err) {
 				t.Error(err)
@@ -309,12 +310,12 @@ func inParallel(t *testing.T, n int, do func(i int) error) {
 	}
 }
 
-// change makes pods not Ready, rate of them a second, and returns how long it took.
+// change makes pods not Ready, changesASecond of them, and returns how long it took.
 func (f *fakes) change(t *testing.T, n int) time.Duration {
 	t.Helper()
 	f.began = make([]time.Time, n)
 	patch := []byte(`{"status": {"conditions": [{"type": "Ready", "status": "False"}]}}`)
-	tick := time.NewTicker(time.Second / rate)
+	tick := time.NewTicker(time.Second / changesASecond)
 	defer tick.Stop()
 	var group sync.WaitGroup
 	start := time.Now()
@@ -364,12 +365,34 @@ type subscriber struct {
 	acked map[string]time.Time // responses; guarded by mu
 }
 
+// proxyToken is the token of a node proxy on one of the nodes, where there is nothing but its Pod.
+func (f *fakes) proxyToken(t *testing.T, i int) string {
+	t.Helper()
+	no := false
+	p, err := f.api.CoreV1().Pods(f.m.system).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("km-scale-%d", i), Labels: map[string]string{"km-scale": ""}},
+		Spec: corev1.PodSpec{NodeName: fmt.Sprintf("fake-%d", i), ServiceAccountName: "ztunnel", AutomountServiceAccountToken: &no,
+			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}}, Containers: []corev1.Container{{Name: "proxy", Image: "none:1"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := f.api.CoreV1().ServiceAccounts(f.m.system).CreateToken(t.Context(), "ztunnel", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		Audiences: []string{"istio-ca"}, BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Status.Token
+}
+
 // subscribe subscribes as a node proxy does, until the test ends, and returns when all is there.
 func (f *fakes) subscribe(t *testing.T, i int) *subscriber {
 	t.Helper()
+	token := f.proxyToken(t, i)
 	transport, err := xds.NewTransport(xds.TransportConfig{
 		Address: "https://ambit-controlplane." + f.m.system + ".svc:15012", RootCA: f.roots, ClusterID: "Kubernetes",
-		Token: func() (string, error) { return f.token, nil },
+		Token: func() (string, error) { return token, nil },
 		Dial: func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(f.address, "15012"))
 		},

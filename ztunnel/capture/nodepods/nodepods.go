@@ -43,6 +43,7 @@ const (
 	settle      = 200 * time.Millisecond // between a change of namespaces and the writing of Memory
 	minBackoff  = 50 * time.Millisecond
 	maxBackoff  = 10 * time.Second
+	tellAfter   = 4 // tries of a pod that failed: what goes on by then is not of the moment, a right that is missing for example
 )
 
 // Capture is what is told of pods: *capture.Manager.
@@ -233,7 +234,11 @@ func (s *Source) next(ctx context.Context) bool {
 	case err == nil:
 		s.queue.Forget(k)
 	case ctx.Err() == nil:
-		s.log.Debug("pod is tried again", "pod", k.NamespacedName, "err", err)
+		level := slog.LevelDebug
+		if s.queue.NumRequeues(k) == tellAfter {
+			level = slog.LevelWarn
+		}
+		s.log.Log(ctx, level, "pod is tried again", "pod", k.NamespacedName, "err", err)
 		s.queue.AddRateLimited(k)
 	}
 	return true
