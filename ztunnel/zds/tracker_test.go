@@ -158,8 +158,10 @@ func TestDelStopsAtOnceOrDrains(t *testing.T) {
 	tt.ok(tt.do(&SnapshotSent{}))
 	tt.ok(tt.do(&Del{UID: "a"}))
 	tt.ok(tt.do(&Del{UID: "b", Drain: true}))
-	tt.ok(tt.do(&Del{UID: "unknown"}))
+	tt.ok(tt.do(&Del{UID: "unknown", Drain: true}))
 	tt.want("start a", "start b", "cut a", "drain b")
+	tt.ok(tt.do(&Del{UID: "b"})) // what goes on of it
+	tt.want("cut b")
 	tt.ok(tt.add("a", tempFiles(t)))
 	tt.want("start a")
 	tt.StopAll(false)
