@@ -23,7 +23,10 @@ const (
 )
 
 // left says that the mesh was told to leave the node.
-func (c *cluster) left() bool { return c.source.Leave() == nodepods.LeaveNow }
+func (c *cluster) left() bool {
+	wish := c.source.Leave()
+	return wish == nodepods.LeaveNow || wish == nodepods.LeaveCut
+}
 
 // prepare waits until the mesh is to leave the node, and returns false if ctx ended before. Meanwhile it opens the node's pods to
 // those that have left the mesh on other nodes when it is asked to, and closes them again when the wish is taken back, or when
@@ -41,7 +44,7 @@ func (c *cluster) prepare(ctx context.Context, m *capture.Manager) bool {
 			c.log.Error("the mesh stays on this node: it was prepared to leave, and not asked to", "after", prepared)
 		case <-c.source.Leaving():
 			switch c.source.Leave() {
-			case nodepods.LeaveNow:
+			case nodepods.LeaveNow, nodepods.LeaveCut:
 				return true
 			case nodepods.LeavePrepare:
 				open = true
@@ -99,6 +102,9 @@ func (c *cluster) leave(ctx context.Context, m *capture.Manager) bool {
 	}
 	c.source.Release()
 	for said := ""; ; {
+		if c.source.Leave() == nodepods.LeaveCut {
+			m.Cut(ctx)
+		}
 		n := 0
 		for _, p := range m.List() {
 			if p.State != capture.StateSkipped {

@@ -221,7 +221,7 @@ func (u *uninstall) nodes(ctx context.Context) error {
 // open has had its time. Before the first one leaves all are prepared: pods that have left have no identity any more, and
 // would be refused on nodes that are still in.
 func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
-	err := u.askNodes(ctx, agent, nodepods.LeavePrepare, func(node, answer string) string {
+	err := u.askNodes(ctx, agent, nodepods.LeavePrepare, u.Removal.Wait, func(node, answer string) string {
 		if answer == "" {
 			return "node " + node + " to be prepared for the end of the mesh"
 		}
@@ -241,9 +241,10 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 		"or go on without them with --force", u.namespace())
 }
 
+// leaveNow has the nodes leave, and cuts what is open after the time for it.
 func (u *uninstall) leaveNow(ctx context.Context, agent ref) error {
-	began, told := time.Now(), map[string]string{}
-	return u.askNodes(ctx, agent, nodepods.LeaveNow, func(node, left string) string {
+	told := map[string]string{}
+	err := u.askNodes(ctx, agent, nodepods.LeaveNow, u.Removal.Wait, func(node, left string) string {
 		if left == "" || left == nodepods.LeftPrepared {
 			return "node " + node + " to leave the mesh"
 		}
@@ -251,17 +252,33 @@ func (u *uninstall) leaveNow(ctx context.Context, agent ref) error {
 			told[node] = left
 			u.say("node %s left the mesh: %s pods with connections of that time", node, left)
 		}
-		if left != "0" && time.Since(began) < u.Removal.Drain {
-			return "connections to end on node " + node
-		}
 		return ""
 	})
+	if err != nil {
+		return err
+	}
+	open := func(node, left string) string {
+		if left == "0" {
+			return ""
+		}
+		return "connections to end on node " + node
+	}
+	if err = u.askNodes(ctx, agent, nodepods.LeaveNow, u.Removal.Drain, open); errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		u.say("connections that are open still are cut")
+		if err = u.askNodes(ctx, agent, nodepods.LeaveCut, cutWait, open); errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			err = nil // routes of what is left end with capture
+		}
+	}
+	return err
 }
 
-// askNodes writes a wish on the agents and waits until missing, which is called with each node and its answer, returns "" for
+// cutWait is how long the nodes may take to cut what is open.
+const cutWait = 15 * time.Second
+
+// askNodes writes a wish on the agents and waits, up to a limit, until missing, which is called with each node and its answer, returns "" for
 // all.
-func (u *uninstall) askNodes(ctx context.Context, agent ref, wish string, missing func(node, answer string) string) error {
-	return u.until(ctx, u.Removal.Wait, func(ctx context.Context) (string, error) {
+func (u *uninstall) askNodes(ctx context.Context, agent ref, wish string, limit time.Duration, missing func(node, answer string) string) error {
+	return u.until(ctx, limit, func(ctx context.Context) (string, error) {
 		list, err := u.agents(ctx, agent)
 		if err != nil {
 			return "", err
@@ -272,7 +289,7 @@ func (u *uninstall) askNodes(ctx context.Context, agent ref, wish string, missin
 			if node == "" || p.GetDeletionTimestamp() != nil {
 				continue
 			}
-			if has := p.GetAnnotations()[nodepods.AnnotationLeave]; has != wish && has != nodepods.LeaveNow {
+			if has := p.GetAnnotations()[nodepods.AnnotationLeave]; has != wish && (wish != nodepods.LeavePrepare || has == "") {
 				if err := u.ask(ctx, p, wish); err != nil {
 					return "", err
 				}

@@ -103,8 +103,8 @@ type load struct {
 	began             time.Time
 }
 
-// rate is that of all requests together: 1,000 a second in a soak.
-func rate() float64 {
+// loadRate is that of all requests together: 1,000 a second in a soak.
+func loadRate() float64 {
 	if os.Getenv("AMBIT_SOAK") != "" {
 		return 1000
 	}
@@ -117,7 +117,7 @@ const longs = 100
 func startLoad(t *testing.T) *load {
 	t.Helper()
 	l := &load{began: time.Now()}
-	each := fmt.Sprintf("--rate=%g", rate()/4)
+	each := fmt.Sprintf("--rate=%g", loadRate()/4)
 	for _, pod := range []string{"asker1", "asker2"} {
 		l.short = append(l.short, startAsking(t, "short connections from "+pod, pod, "--fresh", "--parallel=512", each, "http://server.km-load/"))
 		l.kept = append(l.kept, startAsking(t, "kept connections from "+pod, pod, "--parallel=64", each, "http://server.km-load/"))

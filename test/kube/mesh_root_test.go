@@ -105,13 +105,18 @@ func TestMain(m *testing.M) {
 // ambitPath is the command line's, once a test has used it.
 var ambitPath string
 
-// ambit runs the command line and returns what it wrote, and its exit status.
-func ambit(t *testing.T, args ...string) (string, int) {
+func ambitProgram(t *testing.T) string {
 	t.Helper()
 	if ambitPath == "" {
 		ambitPath = program(t, "ambit")
 	}
-	c := exec.CommandContext(t.Context(), ambitPath, args...)
+	return ambitPath
+}
+
+// ambit runs the command line and returns what it wrote, and its exit status.
+func ambit(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), ambitProgram(t), args...)
 	out, err := c.CombinedOutput()
 	if c.ProcessState == nil {
 		t.Fatal(err)

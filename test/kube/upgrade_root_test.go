@@ -135,10 +135,16 @@ func underLoad(t *testing.T, f func(t *testing.T)) outcome {
 	o := l.end(t)
 	t.Logf("done in %.1f s; %s", took, o)
 	if o.failed > 0 {
-		t.Errorf("%d of %d requests failed", o.failed, o.requests)
+		why, err := kubectl(t.Context(), "", "-n", "istio-system", "logs", "-l", "app=ztunnel", "-c", "proxy", "--tail=20000", "--prefix")
+		t.Errorf("%d of %d requests failed; what proxies say that are there (%v):", o.failed, o.requests, err)
+		for line := range strings.Lines(why) {
+			if strings.Contains(line, "error=") {
+				t.Log(line)
+			}
+		}
 	}
-	if got := float64(o.requests) / o.seconds; got < rate()/2 {
-		t.Errorf("%.0f requests a second, want %.0f: the load proves nothing", got, rate())
+	if got := float64(o.requests) / o.seconds; got < loadRate()/2 {
+		t.Errorf("%.0f requests a second, want %.0f: the load proves nothing", got, loadRate())
 	}
 	return o
 }

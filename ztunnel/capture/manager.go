@@ -184,6 +184,18 @@ func (m *Manager) Open(ctx context.Context, open bool) error {
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
+// Cut ends the connections of pods that have left the mesh, by the proxies that carry them: they say so to both ends, which
+// they could not when the routes are gone. It blocks until the proxies have answered.
+func (m *Manager) Cut(ctx context.Context) {
+	m.each(ctx, func(ctx context.Context, p *pod) error {
+		if m.stateOf(p) != stateDraining {
+			return nil
+		}
+		return m.zds.Del(ctx, p.spec.UID, false)
+	})
+	m.round(ctx)
+}
+
 // Leave says that the mesh leaves the node: from now on Set lets no pod in, and lets out each one that it is told of.
 func (m *Manager) Leave() { m.leaving.Store(true) }
 

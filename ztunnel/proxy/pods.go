@@ -219,12 +219,17 @@ func (p *Proxy) StartPod(_ context.Context, w *zds.Workload) error {
 }
 
 // StopPod implements zds.Runner. With drain the pod lives on outside of the mesh: what waits in its listeners is taken,
-// and its connections end by themselves. Without, everything is cut (Z6). An unknown UID is no error. Any goroutine.
+// and its connections end by themselves. Without, everything is cut (Z6), also what goes on of a pod that left before. An unknown UID is no error. Any goroutine.
 func (p *Proxy) StopPod(uid string, drain bool) {
 	p.podsMu.Lock()
 	defer p.podsMu.Unlock()
-	if pod := p.pods.Load().byUID[uid]; pod != nil {
+	switch pod := p.pods.Load().byUID[uid]; {
+	case pod != nil:
 		p.stopLocked(pod, drain)
+	case !drain:
+		for _, w := range p.workers {
+			w.loop.OnLoop(func() { w.cutLeft(uid) })
+		}
 	}
 	p.forgetCertificates()
 }

@@ -2,13 +2,14 @@ package nodepods
 
 import (
 	"context"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
-	// AnnotationLeave on the pod of the node's agent asks it to take the node out of the mesh for good, in two steps. It
+	// AnnotationLeave on the pod of the node's agent asks it to take the node out of the mesh for good, step by step. It
 	// is on the pod and nowhere else, so that a pod that takes its place, in an upgrade or after a crash of the node, knows
 	// nothing of it and captures again.
 	AnnotationLeave = "ambit-mesh.github.io/leave"
@@ -17,6 +18,8 @@ const (
 	// LeaveNow is the second step, once all nodes are prepared: the node's pods are let go and the CNI plugin is taken out of the
 	// network configuration; when the agent's pod ends nothing of the mesh remains on the node.
 	LeaveNow = "now"
+	// LeaveCut is the last step: connections that go through the proxy still are cut.
+	LeaveCut = "cut"
 	// AnnotationLeft on that pod is the answer: LeftPrepared, or how many pods of the node are in the mesh still, or have
 	// connections of that time.
 	AnnotationLeft = "ambit-mesh.github.io/left"
@@ -27,7 +30,7 @@ const (
 // Leaving is a channel that has a value when what Leave returns has changed.
 func (s *Source) Leaving() <-chan struct{} { return s.leaving }
 
-// Leave is what the agent is asked to do: "", LeavePrepare or LeaveNow, which is never taken back.
+// Leave is what the agent is asked to do: "", LeavePrepare, LeaveNow or LeaveCut. The last two are never taken back.
 func (s *Source) Leave() string {
 	if wish := s.wish.Load(); wish != nil {
 		return *wish
@@ -40,8 +43,10 @@ func (s *Source) own(p *corev1.Pod) {
 	if s.cfg.Self == "" || string(p.UID) != s.cfg.Self {
 		return
 	}
-	wish, now := p.Annotations[AnnotationLeave], s.Leave()
-	if wish == now || now == LeaveNow || wish != "" && wish != LeavePrepare && wish != LeaveNow {
+	steps := []string{"", LeavePrepare, LeaveNow, LeaveCut}
+	wish := p.Annotations[AnnotationLeave]
+	to, from := slices.Index(steps, wish), slices.Index(steps, s.Leave())
+	if to == from || to < 0 || from > 1 && to < from {
 		return
 	}
 	s.wish.Store(&wish)
