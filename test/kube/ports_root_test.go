@@ -127,6 +127,9 @@ func TestRootNeighboursFindOnlyTheDocumentedPorts(t *testing.T) {
 	m.apply(waypoint)
 	must(t, "", "-n", "km-shop", "wait", "--for=condition=Programmed", "gateway/waypoint", "--timeout=90s")
 	must(t, "", "-n", "km-shop", "rollout", "status", "deployment/waypoint", "--timeout=60s")
+	for pod := range strings.FieldsSeq("client " + must(t, "", "-n", "km-shop", "get", "pods", "-l", "app=server", "-o", "jsonpath={.items[*].metadata.name}")) {
+		eventually(t, "the pod in the mesh", m.redirection("km-shop", pod, "enabled"))
+	}
 	address := func(namespace, selector, field string) string {
 		return must(t, "", "-n", namespace, "get", "pods", "-l", selector, "-o", "jsonpath={.items[0].status."+field+"}")
 	}
