@@ -10,7 +10,7 @@ UNIT_FLAGS ?= -timeout 10m
 ARCHES ?= amd64 arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-images kube-mesh kube-demo kube-down e2e e2e-short kube-conformance diff-dumps test-dumps clean
+.PHONY: help build images generate check-generate lint test test-unit test-scale test-root test-interop soak fuzz bench demo kube-up kube-images kube-mesh kube-demo kube-down e2e e2e-short kube-scale kube-conformance diff-dumps test-dumps clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ e2e: build kube-images ## all tests on a Kubernetes: that of KUBECONFIG, else on
 
 e2e-short: build kube-images ## of those install, label, waypoint, churn of pods, a proxy's restart, uninstall; some minutes
 	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 15m -v -run RootFromInstallToUninstall ./test/kube
+
+kube-scale: build kube-images ## 1,000 pods, 100 services and 50 nodes that nothing stands behind on that cluster; with AMBIT_SOAK=1 ten times that
+	@set -e; $(E2E); $(GO) test -count=1 -timeout 30m -v -run SoakScale ./test/kube
 
 kube-conformance: build kube-images ## the Gateway API's conformance tests for meshes on that cluster, report in docs/conformance; FLAGS are the suite's
 	@set -e; $(KUBE_READY); $(BIN)/ambit install; GO=$(GO) test/kube/conformance/images; cd test/kube/conformance; \

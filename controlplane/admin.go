@@ -4,13 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
+	"runtime"
+	"slices"
 
 	"github.com/ambit-mesh/ambit/controlplane/ca"
 )
 
-// admin serves readiness, what proxies have, and metrics.
+// admin serves readiness and metrics to everybody, and what proxies have to callers on this host.
 func (s *server) admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
@@ -20,6 +23,16 @@ func (s *server) admin() http.Handler {
 		}
 		fmt.Fprintln(w, "ready")
 	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]string{"version": s.cfg.Version, "goVersion": runtime.Version()})
+	})
+	mux.HandleFunc("GET /metrics", s.metrics)
+	mux.Handle("/debug/", fromThisHost(s.debug()))
+	return mux
+}
+
+func (s *server) debug() http.Handler {
+	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/syncz", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.discovery.Clients()) })
 	mux.HandleFunc("GET /debug/problems", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.problems.Load()) })
 	mux.Handle("GET /debug/status", s.statuses)
@@ -28,8 +41,19 @@ func (s *server) admin() http.Handler {
 		writeJSON(w, map[string]any{"phase": phase, "since": since, "roots": string(s.authority.RootPEM())})
 	})
 	mux.HandleFunc("POST /debug/ca/rotate", s.rotate)
-	mux.HandleFunc("GET /metrics", s.metrics)
 	return mux
+}
+
+// fromThisHost refuses others: metrics must be readable from elsewhere on the same port, but who may ask for more is the
+// API server's matter, by way of a forwarded port.
+func fromThisHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "only from this host: kubectl port-forward, or the ambit command", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func writeJSON(w http.ResponseWriter, v any) {
@@ -39,12 +63,8 @@ func writeJSON(w http.ResponseWriter, v any) {
 	_ = enc.Encode(v) // the client went away
 }
 
-// rotate begins a rotation of the root. It changes something, so it is for callers on this host alone.
+// rotate begins a rotation of the root.
 func (s *server) rotate(w http.ResponseWriter, r *http.Request) {
-	if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
-		http.Error(w, "only from this host", http.StatusForbidden)
-		return
-	}
 	switch err := s.authority.Rotate(r.Context()); {
 	case errors.Is(err, ca.ErrRotating) || errors.Is(err, ca.ErrPlugged):
 		http.Error(w, err.Error(), http.StatusConflict)
@@ -71,6 +91,12 @@ func (s *server) metrics(w http.ResponseWriter, _ *http.Request) {
 	metric("counter", "ambit_xds_responses_total", "xDS responses sent.", st.Responses)
 	metric("counter", "ambit_xds_resources_sent_total", "xDS resources sent or removed, over all clients.", st.Resources)
 	metric("counter", "ambit_xds_rejects_total", "NACKs received.", st.NACKs)
+	issued, refused := s.certificates.Counts()
+	metric("counter", "ambit_ca_certificates_issued_total", "Certificates signed.", issued)
+	fmt.Fprintf(w, "# HELP ambit_ca_requests_refused_total Requests for certificates that were refused, by reason.\n# TYPE ambit_ca_requests_refused_total counter\n")
+	for _, reason := range slices.Sorted(maps.Keys(refused)) {
+		fmt.Fprintf(w, "ambit_ca_requests_refused_total{reason=%q} %d\n", reason, refused[reason])
+	}
 	fmt.Fprintf(w, "# HELP ambit_xds_resources Resources served by type.\n# TYPE ambit_xds_resources gauge\n")
 	for set, n := range st.Sets {
 		fmt.Fprintf(w, "ambit_xds_resources{type=%q,scope=%q} %d\n", set.TypeURL, set.Scope, n)

@@ -22,6 +22,9 @@ type Cluster interface {
 	Lead(ctx context.Context, lead func(context.Context)) error
 	// PublishRoot makes sure that each namespace of the objects has the root certificates (PEM).
 	PublishRoot(ctx context.Context, objects *kube.Objects, root []byte) error
+	// PublishWebhook gives the webhooks of a ValidatingWebhookConfiguration the root certificates (PEM) that the control
+	// plane is verified with. That there is no such configuration is no error.
+	PublishWebhook(ctx context.Context, name string, root []byte) error
 	// Report tells the owners of objects what is wrong with them: the complete list, each time.
 	Report(ctx context.Context, problems []kube.Problem) error
 	// PublishStatus writes to objects what became of them: the complete set, each time.
@@ -33,13 +36,17 @@ const (
 	retryWrite = 5 * time.Second
 	// checkWrites is when what was written is looked at again though nothing changed.
 	checkWrites = 10 * time.Minute
+	// checkWebhook is the same for the webhook's configuration, which may be made anew without anything else.
+	checkWebhook = time.Minute
 )
 
 // writer writes to the cluster what follows from the newest objects. Safe for any goroutine.
 type writer struct {
 	cluster Cluster
+	webhook string // "" = none
 	log     *slog.Logger
 	due     chan struct{} // cap 1
+	rootDue chan struct{} // cap 1
 
 	mu       sync.Mutex
 	objects  *kube.Objects   // nil before the first set; guarded by mu
@@ -49,8 +56,8 @@ type writer struct {
 	status   []status.Status // guarded by mu
 }
 
-func newWriter(c Cluster, log *slog.Logger) *writer {
-	return &writer{cluster: c, log: log, due: make(chan struct{}, 1)}
+func newWriter(c Cluster, webhook string, log *slog.Logger) *writer {
+	return &writer{cluster: c, webhook: webhook, log: log, due: make(chan struct{}, 1), rootDue: make(chan struct{}, 1)}
 }
 
 // run writes while this replica leads, until ctx ends.
@@ -58,7 +65,12 @@ func (w *writer) run(ctx context.Context) error {
 	if w.cluster == nil {
 		return nil
 	}
-	return w.cluster.Lead(ctx, w.lead)
+	return w.cluster.Lead(ctx, func(ctx context.Context) {
+		var webhook sync.WaitGroup
+		webhook.Go(func() { w.keepWebhook(ctx) })
+		defer webhook.Wait()
+		w.lead(ctx)
+	})
 }
 
 // take notes a set of objects, what is wrong with them, what should be written to them, and which waypoints there should be.
@@ -75,11 +87,15 @@ func (w *writer) takeRoot(pem []byte) {
 	w.root = pem
 	w.mu.Unlock()
 	w.wake()
+	signal(w.rootDue)
 }
 
-func (w *writer) wake() {
+func (w *writer) wake() { signal(w.due) }
+
+// signal fills a channel of one place.
+func signal(c chan<- struct{}) {
 	select {
-	case w.due <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -116,5 +132,40 @@ func (w *writer) lead(ctx context.Context) {
 			troubled = text
 		}
 		retry.Reset(retryWrite)
+	}
+}
+
+// keepWebhook gives the webhook the root certificates, and again whenever they or it are others.
+func (w *writer) keepWebhook(ctx context.Context) {
+	if w.webhook == "" {
+		return
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	troubled := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.rootDue:
+		case <-timer.C:
+		}
+		w.mu.Lock()
+		root := w.root
+		w.mu.Unlock()
+		if root == nil {
+			continue
+		}
+		err := w.cluster.PublishWebhook(ctx, w.webhook, root)
+		if err == nil || ctx.Err() != nil {
+			troubled = ""
+			timer.Reset(checkWebhook)
+			continue
+		}
+		if text := err.Error(); text != troubled {
+			w.log.Error("root certificates not given to the webhook", slog.Any("err", err))
+			troubled = text
+		}
+		timer.Reset(retryWrite)
 	}
 }

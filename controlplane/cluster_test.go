@@ -21,6 +21,7 @@ type notebook struct {
 
 	mu       sync.Mutex
 	roots    []string
+	webhook  []string // roots that it was given
 	problems int
 	fail     error
 
@@ -76,10 +77,59 @@ func (n *notebook) fails(err error) {
 
 func (n *notebook) PublishStatus(context.Context, []status.Status) error { return nil }
 
+func (n *notebook) PublishWebhook(_ context.Context, name string, root []byte) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.webhook = append(n.webhook, name+" "+string(root))
+	return n.fail
+}
+
+func TestTheWebhookHasTheRootsOfTheMesh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &notebook{leading: make(chan bool)}
+		w := newWriter(n, "hook", slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.run(ctx) }()
+		wrote := func(why string, want ...string) {
+			t.Helper()
+			synctest.Wait()
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if !slices.Equal(n.webhook, want) {
+				t.Errorf("%s: wrote %q, want %q", why, n.webhook, want)
+			}
+			n.webhook = nil
+		}
+		w.takeRoot([]byte("one"))
+		wrote("before it leads")
+		n.leading <- true
+		synctest.Wait()
+		n.webhook = slices.Compact(n.webhook)
+		wrote("when it leads, without waiting for objects", "hook one")
+		w.takeRoot([]byte("two"))
+		wrote("after another root", "hook two")
+		n.fails(errors.New("too busy"))
+		time.Sleep(checkWebhook)
+		wrote("when nothing changed here, but perhaps there", "hook two")
+		n.fails(nil)
+		time.Sleep(retryWrite)
+		wrote("after a failure", "hook two")
+		n.leading <- false
+		synctest.Wait()
+		time.Sleep(checkWebhook)
+		wrote("when it does not lead any more")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestOnlyALeaderWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &notebook{leading: make(chan bool)}
-		w := newWriter(n, slog.New(slog.DiscardHandler))
+		w := newWriter(n, "", slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.run(ctx) }()

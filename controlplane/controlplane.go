@@ -46,6 +46,10 @@ type Config struct {
 	Listen netip.AddrPort
 	// AdminListen is where /ready, /debug and /metrics are served, in plain HTTP; the zero value = nowhere.
 	AdminListen netip.AddrPort
+	// ReviewListen is where the API server asks about objects before it stores them, TLS with a certificate of the mesh; the
+	// zero value = nowhere. Webhook is the ValidatingWebhookConfiguration that gets the root certificates for that; "" = none.
+	ReviewListen netip.AddrPort
+	Webhook      string
 	// RootCAOut is a file that gets the root certificates (PEM) at the start and at each change; "" = none.
 	RootCAOut string
 	// CADir holds the authority's files (see ca.AuthorityConfig); "" = in memory, a new root at each start. Vault keeps
@@ -70,6 +74,8 @@ type Config struct {
 	// Quiet is how long no object must change before a set is translated, and MaxWait how long a change waits at most;
 	// 0 = 10 ms and 100 ms.
 	Quiet, MaxWait time.Duration
+	// Version of the program, which it tells who asks.
+	Version string
 	// Logger; nil = nothing is logged.
 	Logger *slog.Logger
 }
@@ -102,17 +108,18 @@ func (c Config) withDefaults() Config {
 
 // server is a running control plane.
 type server struct {
-	cfg       Config
-	log       *slog.Logger
-	authority *ca.Authority
-	discovery *discovery.Server
-	pods      *pods
-	feed      *feed
-	waypoints *waypoints
-	statuses  *statuses
-	writer    *writer
-	started   time.Time
-	problems  atomic.Pointer[[]string]
+	cfg          Config
+	log          *slog.Logger
+	authority    *ca.Authority
+	certificates *ca.Server
+	discovery    *discovery.Server
+	pods         *pods
+	feed         *feed
+	waypoints    *waypoints
+	statuses     *statuses
+	writer       *writer
+	started      time.Time
+	problems     atomic.Pointer[[]string]
 }
 
 // Run serves until ctx ends, then closes all connections and returns nil. It blocks. An error says what could not be
@@ -131,7 +138,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 func newServer(ctx context.Context, cfg Config) (*server, error) {
 	s := &server{cfg: cfg, log: cfg.Logger, pods: newPods(), started: time.Now()}
-	s.writer = newWriter(cfg.Cluster, s.log)
+	s.writer = newWriter(cfg.Cluster, cfg.Webhook, s.log)
 	if err := s.openAuthority(ctx); err != nil {
 		return nil, err
 	}
@@ -149,6 +156,12 @@ func newServer(ctx context.Context, cfg Config) (*server, error) {
 		WaypointShared: []string{xds.WorkloadType},
 		Waypoint:       s.waypoints.scope,
 	}
+	s.certificates = ca.NewServer(ca.Config{
+		Authority: s.authority, Authenticator: cfg.Authenticator, Pods: s.pods,
+		TrustDomain: cfg.TrustDomain, TrustDomainAliases: cfg.TrustDomainAliases,
+		TrustedNodeAccounts: cfg.TrustedNodeAccounts, ClusterID: cfg.ClusterID,
+		TrustNodeClaim: cfg.TrustNodeClaim, Logger: s.log,
+	})
 	s.discovery = discovery.NewServer(discovery.Config{
 		Authenticate: func(ctx context.Context) (discovery.Caller, error) {
 			c, err := ca.Authenticate(ctx, cfg.Authenticator)
@@ -200,6 +213,14 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		}
 		defer admin.Close()
 	}
+	var reviews net.Listener
+	if s.cfg.ReviewListen.IsValid() {
+		var err error
+		if reviews, err = net.Listen("tcp", s.cfg.ReviewListen.String()); err != nil {
+			return fmt.Errorf("listen for reviews: %w", err)
+		}
+		defer reviews.Close()
+	}
 	if s.cfg.RootCAOut != "" {
 		if err := atomicfile.Write(s.cfg.RootCAOut, s.authority.RootPEM(), 0o644); err != nil {
 			return fmt.Errorf("write root certificates: %w", err)
@@ -225,6 +246,9 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		}
 		return nil
 	})
+	if reviews != nil {
+		group.Go(func() error { return s.serveReviews(ctx, reviews) })
+	}
 	if admin != nil {
 		web := &http.Server{Handler: s.admin(), ReadHeaderTimeout: 10 * time.Second}
 		group.Go(func() error {
@@ -237,7 +261,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	}
 	// Streams never end by themselves, so nothing would be gained by a graceful stop: proxies keep their state (X12).
 	group.Go(func() error { <-ctx.Done(); rpc.Stop(); return nil })
-	s.log.Info("control plane started", slog.String("listen", listener.Addr().String()), slog.String("trustDomain", s.cfg.TrustDomain))
+	s.log.Info("control plane started", slog.String("version", s.cfg.Version), slog.String("listen", listener.Addr().String()), slog.String("trustDomain", s.cfg.TrustDomain))
 	return group.Wait()
 }
 
@@ -265,12 +289,7 @@ func (s *server) grpcServer(addr net.Addr) (*grpc.Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinInterval, PermitWithoutStream: true}),
 	)
 	discoverypb.RegisterAggregatedDiscoveryServiceServer(rpc, s.discovery)
-	capb.RegisterIstioCertificateServiceServer(rpc, ca.NewServer(ca.Config{
-		Authority: s.authority, Authenticator: s.cfg.Authenticator, Pods: s.pods,
-		TrustDomain: s.cfg.TrustDomain, TrustDomainAliases: s.cfg.TrustDomainAliases,
-		TrustedNodeAccounts: s.cfg.TrustedNodeAccounts, ClusterID: s.cfg.ClusterID,
-		TrustNodeClaim: s.cfg.TrustNodeClaim, Logger: s.log,
-	}))
+	capb.RegisterIstioCertificateServiceServer(rpc, s.certificates)
 	return rpc, nil
 }
 

@@ -205,6 +205,9 @@ func TestAProxyGetsAddressesAndCertificates(t *testing.T) {
 	if sv, err := manager.Fetch(ctx, id); err != nil || sv.ID != id {
 		t.Errorf("certificate of a pod on the node: %v, %v", sv, err)
 	}
+	if body := get(s, "/metrics").Body.String(); !strings.Contains(body, "ambit_ca_certificates_issued_total 1\n") || !strings.Contains(body, `ambit_ca_requests_refused_total{reason="identity"} 0`) {
+		t.Errorf("/metrics: %s", body)
+	}
 }
 
 func xdsNode(node string) *corepb.Node {
@@ -217,8 +220,29 @@ func xdsNode(node string) *corepb.Node {
 
 func get(s *server, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	s.admin().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	r := httptest.NewRequest("GET", path, nil)
+	r.RemoteAddr = "127.0.0.1:40000"
+	s.admin().ServeHTTP(w, r)
 	return w
+}
+
+func TestDebugEndpointsAreForThisHostAlone(t *testing.T) {
+	s := &server{}
+	for _, path := range []string{"/debug/", "/debug/syncz", "/debug/problems", "/debug/status", "/debug/ca"} {
+		for _, from := range []string{"10.244.1.7:40000", "[fd00::7]:40000", "@", ""} {
+			w, r := httptest.NewRecorder(), httptest.NewRequest("GET", path, nil)
+			r.RemoteAddr = from
+			s.admin().ServeHTTP(w, r)
+			if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "kubectl port-forward") {
+				t.Errorf("GET %s from %q: %d %q, want 403 and how it is done", path, from, w.Code, w.Body)
+			}
+		}
+	}
+	w := httptest.NewRecorder()
+	s.admin().ServeHTTP(w, httptest.NewRequest("POST", "/debug/ca/rotate", nil))
+	if w.Code != http.StatusForbidden {
+		t.Errorf("POST /debug/ca/rotate from elsewhere: %d", w.Code)
+	}
 }
 
 func TestPlaintextIsRefusedByAddress(t *testing.T) {

@@ -25,6 +25,7 @@ type feed struct {
 	latest  atomic.Pointer[kube.Snapshot]
 	arrived chan struct{} // cap 1: latest was set
 	synced  atomic.Bool   // the first set was published
+	reviews chan *review
 
 	// For run's goroutine only.
 	translator  *translate.Translator
@@ -38,7 +39,7 @@ type feed struct {
 }
 
 func newFeed(s *server, cfg translate.Config) *feed {
-	return &feed{s: s, arrived: make(chan struct{}, 1), translator: translate.NewTranslator(cfg), plan: &gateway.Plan{}, planner: gateway.NewPlanner(s.cfg.Waypoint)}
+	return &feed{s: s, arrived: make(chan struct{}, 1), reviews: make(chan *review), translator: translate.NewTranslator(cfg), plan: &gateway.Plan{}, planner: gateway.NewPlanner(s.cfg.Waypoint)}
 }
 
 // deliver is for kube.Source.Run.
@@ -56,6 +57,9 @@ func (f *feed) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case r := <-f.reviews:
+			r.problems <- f.try(r.object)
+			continue
 		case <-f.arrived:
 		}
 		if !f.settle(ctx) {

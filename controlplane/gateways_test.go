@@ -32,6 +32,8 @@ func (w *workshop) Lead(ctx context.Context, lead func(context.Context)) error {
 
 func (w *workshop) PublishRoot(context.Context, *kube.Objects, []byte) error { return nil }
 
+func (w *workshop) PublishWebhook(context.Context, string, []byte) error { return nil }
+
 func (w *workshop) Report(context.Context, []kube.Problem) error { return nil }
 
 func (w *workshop) PublishStatus(_ context.Context, list []status.Status) error {

@@ -61,12 +61,7 @@ func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
 	first := w.built == nil
 	quiet := !first && len(change.Updated)+len(change.Removed) == 0 && len(objects.Diff(w.objects)) == 0
 	w.objects = objects
-	for _, r := range change.Updated {
-		w.addresses[r.Name] = r.Message.(*workloadpb.Address)
-	}
-	for _, name := range change.Removed {
-		delete(w.addresses, name)
-	}
+	apply(w.addresses, change)
 	if quiet {
 		return
 	}
@@ -80,6 +75,16 @@ func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
 	}
 	for v := range w.views {
 		w.publishLocked(v)
+	}
+}
+
+// apply puts a change into addresses.
+func apply(addresses map[string]*workloadpb.Address, change translate.Delta) {
+	for _, r := range change.Updated {
+		addresses[r.Name] = r.Message.(*workloadpb.Address)
+	}
+	for _, name := range change.Removed {
+		delete(addresses, name)
 	}
 }
 

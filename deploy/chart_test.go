@@ -16,8 +16,11 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
 var update = flag.Bool("update", false, "write the results into testdata")
@@ -83,6 +86,7 @@ func TestChartIsAsRendered(t *testing.T) {
 			"waypoint":     map[string]any{"image": "mine:1", "replicas": 2.0, "resources": map[string]any{"limits": map[string]any{"memory": "2Gi"}}},
 			"ztunnel":      map[string]any{"probes": map[string]any{"mode": "address", "nodes": map[string]any{"n1": "kubelet", "n2": "captured"}}},
 			"cni":          map[string]any{"enabled": false},
+			"admission":    map[string]any{"failurePolicy": "Fail", "timeoutSeconds": 9.0},
 
 			"networkPolicy":  map[string]any{"enabled": true, "monitoringNamespaces": map[string]any{"kubernetes.io/metadata.name": "monitoring"}},
 			"serviceMonitor": map[string]any{"enabled": true, "labels": map[string]any{"release": "p"}},
@@ -193,10 +197,10 @@ func TestControlPlaneMayMakeWaypointsAndNoMore(t *testing.T) {
 		}
 	}
 	want := map[string][]string{
-		"tokenreviews": {"create"}, "configmaps": {"create", "update", "patch"}, "events": {"create", "patch"},
+		"tokenreviews": {"create"}, "configmaps": {"create", "update"}, "events": {"create"},
 		"services": {"create", "patch", "delete"}, "serviceaccounts": {"create", "patch", "delete"}, "deployments": {"create", "patch", "delete"},
 		"horizontalpodautoscalers": {"create", "patch", "delete"}, "poddisruptionbudgets": {"create", "patch", "delete"},
-		"gatewayclasses": {"create", "patch"},
+		"gatewayclasses": {"create", "patch"}, "validatingwebhookconfigurations": {"update"},
 	}
 	for _, r := range []string{
 		"services", "serviceentries", "workloadentries", "envoyfilters", "authorizationpolicies", "requestauthentications", "telemetries",
@@ -206,5 +210,32 @@ func TestControlPlaneMayMakeWaypointsAndNoMore(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("permissions to write (-want +got):\n%s", d)
+	}
+}
+
+// TestEveryKindOfTheMeshIsReviewed: an object of a kind and version that the control plane reads is asked about before it is
+// stored. (The API server converts other versions.) Those of Kubernetes itself are not: its own parts depend on them.
+func TestEveryKindOfTheMeshIsReviewed(t *testing.T) {
+	var hook admissionv1.ValidatingWebhookConfiguration
+	if err := yaml.UnmarshalStrict([]byte(render(t, nil)["admission.yaml"]), &hook); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range kube.Kinds() {
+		if kind.BuiltIn() || kind == kube.KindGatewayClass || kind == kube.KindReferenceGrant {
+			continue
+		}
+		group, versions := kind.Versions()
+		if !slices.ContainsFunc(hook.Webhooks[0].Rules, func(r admissionv1.RuleWithOperations) bool {
+			resource := strings.ToLower(string(kind)) + "s"
+			if strings.HasSuffix(string(kind), "Policy") {
+				resource = strings.TrimSuffix(strings.ToLower(string(kind)), "y") + "ies"
+			}
+			return slices.Contains(r.APIGroups, group) && slices.Contains(r.APIVersions, versions[0]) && (r.Resources[0] == "*" || slices.Contains(r.Resources, resource))
+		}) {
+			t.Errorf("no rule for %s %s/%s", kind, group, versions[0])
+		}
+	}
+	if _, there := render(t, map[string]any{"admission": map[string]any{"enabled": false}})["admission.yaml"]; there {
+		t.Error("it is there when it is turned off")
 	}
 }

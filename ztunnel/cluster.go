@@ -100,10 +100,8 @@ func (c *cluster) run(ctx context.Context, m *capture.Manager) (left bool, err e
 	})
 	g.Go(func() error {
 		defer stop()
-		select {
-		case <-ctx.Done():
+		if !c.prepare(ctx, m) {
 			return nil
-		case <-c.source.Leaving():
 		}
 		stop()
 		<-stopped

@@ -33,8 +33,12 @@ type CaptureConfig struct {
 	Kubernetes *KubernetesConfig
 	// MetricsAddress is where /metrics is served besides pods.sock; "" for nowhere.
 	MetricsAddress string
-	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started; "" for nowhere.
+	// ReadyAddress is where /healthz/ready says whether new pods of the mesh can be started, and /metrics is; "" for
+	// nowhere.
 	ReadyAddress string
+	// ReadySocket is a Unix socket where /healthz/ready says the same, and that all is well while another capture of this node
+	// is at work, for whose end we wait; "" for nowhere.
+	ReadySocket string
 	// Logger, nil for none.
 	Logger *slog.Logger
 }
@@ -133,6 +137,9 @@ type ProxyConfig struct {
 
 	// AdminAddress, MetricsAddress and ReadyAddress are host:port. Default localhost:15000, :15020, :15021.
 	AdminAddress, MetricsAddress, ReadyAddress string
+	// ReadySocket is a Unix socket where /healthz/ready is served too [READY_SOCKET]; "" for nowhere. With it a proxy may be
+	// started while its predecessor runs: ports that the predecessor has are waited for, and at our end we give them up first.
+	ReadySocket string
 
 	// SameNode says how pods of this node are connected. Default SameNodeDirect.
 	SameNode SameNode

@@ -1,6 +1,8 @@
 package ztunnel
 
 import (
+	"net"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -60,11 +62,38 @@ func (n *node) configDump() any {
 		ConnectionWindow uint32 `json:"connectionWindowSize"`
 		FrameSize        uint32 `json:"frameSize"`
 		DNSProxy         bool   `json:"dnsProxy"`
+		MTU              int    `json:"mtu,omitempty"`
 	}{
 		c.Node, c.Network, c.ClusterID, c.ClusterDomain, c.TrustDomain, c.XDSAddress, c.CAAddress, c.CertTTL.String(),
 		string(c.SameNode), c.DrainTimeout.String(), c.HBONE.StreamWindow, c.HBONE.ConnectionWindow, c.HBONE.FrameSize,
-		c.DNS.Enabled,
+		c.DNS.Enabled, outwardMTU(),
 	}
+}
+
+// outwardMTU is that of the interface by which this network leads outwards, 0 if none does. Nothing is sent.
+func outwardMTU() int {
+	for _, outside := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // documentation's (RFC 5737, RFC 3849)
+		conn, err := net.Dial("udp", outside)
+		if err != nil {
+			continue
+		}
+		local, _ := netip.ParseAddrPort(conn.LocalAddr().String())
+		_ = conn.Close()
+		list, err := net.Interfaces()
+		if err != nil {
+			return 0
+		}
+		for _, i := range list {
+			addrs, _ := i.Addrs()
+			if slices.ContainsFunc(addrs, func(a net.Addr) bool {
+				p, err := netip.ParsePrefix(a.String())
+				return err == nil && p.Addr() == local.Addr()
+			}) {
+				return i.MTU
+			}
+		}
+	}
+	return 0
 }
 
 func certificates(states []svid.State) []admin.Certificate {

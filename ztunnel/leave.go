@@ -11,23 +11,73 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/capture"
+	"github.com/ambit-mesh/ambit/ztunnel/capture/nodepods"
 )
 
 const (
 	// propagation is how long the other nodes have to learn that pods of this one speak plaintext, before they stop to take
 	// anything else.
 	propagation = 5 * time.Second
+	prepared    = 10 * time.Minute       // how long a node that is prepared to leave waits for the word
 	leaveStep   = 500 * time.Millisecond // between looks at what remains
 )
 
 // left says that the mesh was told to leave the node.
 func (c *cluster) left() bool {
-	select {
-	case <-c.source.Leaving():
-		return true
-	default:
-		return false
+	wish := c.source.Leave()
+	return wish == nodepods.LeaveNow || wish == nodepods.LeaveCut
+}
+
+// prepare waits until the mesh is to leave the node, and returns false if ctx ended before. Meanwhile it opens the node's pods to
+// those that have left the mesh on other nodes when it is asked to, and closes them again when the wish is taken back, or when
+// nothing came of it for long.
+func (c *cluster) prepare(ctx context.Context, m *capture.Manager) bool {
+	lapse := time.NewTimer(prepared)
+	defer lapse.Stop()
+	lapse.Stop()
+	for {
+		open := false
+		select {
+		case <-ctx.Done():
+			return false
+		case <-lapse.C:
+			c.log.Error("the mesh stays on this node: it was prepared to leave, and not asked to", "after", prepared)
+		case <-c.source.Leaving():
+			switch c.source.Leave() {
+			case nodepods.LeaveNow, nodepods.LeaveCut:
+				return true
+			case nodepods.LeavePrepare:
+				open = true
+				lapse.Reset(prepared)
+			default:
+				lapse.Stop()
+			}
+		}
+		for !c.open(ctx, m, open) {
+			if !pause(ctx, leaveStep) {
+				return false
+			}
+		}
 	}
+}
+
+// open opens the node's pods, or closes them again, and answers.
+func (c *cluster) open(ctx context.Context, m *capture.Manager, open bool) bool {
+	answer := ""
+	if open {
+		answer = nodepods.LeftPrepared
+		c.log.Warn("the mesh is about to leave this node: its pods take plaintext, whatever the policies say", "cause", "ambit uninstall asked for it")
+	} else {
+		c.log.Warn("the mesh stays on this node: policies count for plaintext again")
+	}
+	err := m.Open(ctx, open)
+	if err == nil {
+		err = c.source.TellLeft(ctx, answer)
+	}
+	if err != nil && ctx.Err() == nil {
+		c.log.Error("node not prepared for the end of the mesh", "open", open, "err", err)
+	}
+	return err == nil
 }
 
 // leave takes the node out of the mesh, in an order in which nothing is refused that was not before and no pod's start
@@ -52,6 +102,9 @@ func (c *cluster) leave(ctx context.Context, m *capture.Manager) bool {
 	}
 	c.source.Release()
 	for said := ""; ; {
+		if c.source.Leave() == nodepods.LeaveCut {
+			m.Cut(ctx)
+		}
 		n := 0
 		for _, p := range m.List() {
 			if p.State != capture.StateSkipped {

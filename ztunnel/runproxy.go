@@ -261,26 +261,21 @@ func (n *node) setupNode(s zds.Setup) error {
 // run runs the parts. They stop in reverse order: first no more pods come, then the data path drains, then the rest.
 func (n *node) run(ctx context.Context) error {
 	defer n.ca.Close()
-	adminL, err := admin.Listen(ctx, n.cfg.AdminAddress)
-	if err != nil {
-		return fmt.Errorf("listen for the admin port: %w", err)
-	}
-	metricsL, err := admin.Listen(ctx, n.cfg.MetricsAddress)
-	if err != nil {
-		return fmt.Errorf("listen for the metrics port: %w", err)
-	}
-	readyL, err := admin.Listen(ctx, n.cfg.ReadyAddress)
-	if err != nil {
-		return fmt.Errorf("listen for the readiness port: %w", err)
-	}
 	log := n.log.Scope("app")
 	g := run.New(run.Config{Drain: n.cfg.DrainTimeout + 5*time.Second, Logger: log})
 	g.Add("log", n.writer.Run)
-	g.Add("readiness", func(ctx context.Context) error { return admin.Serve(ctx, log, n.ready.Handler(), readyL...) })
-	g.Add("metrics", func(ctx context.Context) error {
-		return admin.Serve(ctx, log, admin.MetricsHandler(n.registry.Handler()), metricsL...)
-	})
-	g.Add("admin", func(ctx context.Context) error { return admin.Serve(ctx, log, n.admin, adminL...) })
+	ports, err := n.ports(ctx, log)
+	if err != nil {
+		return err
+	}
+	serve := func() {
+		for _, p := range ports {
+			g.Add(p.name, p.serve)
+		}
+	}
+	if n.cfg.ReadySocket == "" {
+		serve()
+	}
 	g.Add("series", n.registry.Run)
 	g.Add("certificates", n.certs.Run)
 	g.Add("xds", n.xds.Run)
@@ -288,6 +283,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Add("proxy", n.runPods)
 	g.Add("pending pods", n.tracker.Run)
 	g.Add("zds", func(ctx context.Context) error { return n.zds.Run(ctx, n.tracker) })
+	if n.cfg.ReadySocket != "" { // last, so that they are the first to end: a successor waits for them
+		serve()
+	}
 	log.Info("ztunnel starts", "node", n.cfg.Node, "version", n.cfg.Version, "xds", n.cfg.XDSAddress, "ca", n.cfg.CAAddress)
 	return g.Run(ctx)
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,6 +43,49 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return false, fmt.Errorf("make run directory: %w", err)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var ready captureReady
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.ReadySocket != "" {
+		g.Go(func() error { return serve(ctx, "unix", cfg.ReadySocket, &ready) })
+	}
+	g.Go(func() error {
+		defer stop()
+		unlock, err := capture.Lock(ctx, log, cfg.RunDir)
+		if err != nil {
+			return unlessDone(ctx, err)
+		}
+		defer unlock()
+		left, err = own(ctx, cfg, &ready, log)
+		return err
+	})
+	err = g.Wait()
+	return left, err
+}
+
+// unlessDone is err, or nil once ctx is done.
+func unlessDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// captureReady says what cluster says, once there is one: until then another capture of the node is at work, or we start.
+type captureReady struct{ cluster atomic.Pointer[cluster] }
+
+// ServeHTTP implements http.Handler.
+func (r *captureReady) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if c := r.cluster.Load(); c != nil {
+		c.ServeHTTP(w, req)
+		return
+	}
+	fmt.Fprintln(w, "ready to follow another capture of this node")
+}
+
+// own owns the redirection of the node until ctx is done; the caller has the lock.
+func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.Logger) (left bool, err error) {
 	probes := redirect.Probes(cfg.Probes)
 	if probes == "" {
 		if probes = redirect.ProbesCaptured; cfg.Kubernetes != nil {
@@ -71,6 +115,7 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	ready.cluster.Store(cluster)
 	prober := newProber(probes, &cfg, node, log)
 	m, err := capture.New(capture.Config{
 		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,
@@ -84,11 +129,14 @@ func runCapture(ctx context.Context, cfg CaptureConfig) (left bool, err error) {
 	g.Go(func() (err error) { left, err = cluster.run(ctx, m); return err })
 	g.Go(func() error { return prober.Run(ctx) })
 	g.Go(func() error { giveBackAfterStart(ctx); return nil })
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", m.ServeMetrics)
 	if cfg.MetricsAddress != "" {
-		g.Go(func() error { return serve(ctx, cfg.MetricsAddress, "/metrics", http.HandlerFunc(m.ServeMetrics)) })
+		g.Go(func() error { return serve(ctx, "tcp", cfg.MetricsAddress, mux) })
 	}
 	if cfg.ReadyAddress != "" {
-		g.Go(func() error { return serve(ctx, cfg.ReadyAddress, "/healthz/ready", cluster) })
+		mux.Handle("GET /healthz/ready", cluster)
+		g.Go(func() error { return serve(ctx, "tcp", cfg.ReadyAddress, mux) })
 	}
 	err = g.Wait()
 	return left, err
@@ -120,19 +168,17 @@ func (p fixedProber) How() string { return string(p) }
 // Run implements prober.
 func (p fixedProber) Run(context.Context) error { return nil }
 
-// serve serves h at a path until ctx is done.
-func serve(ctx context.Context, address, path string, h http.Handler) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+// serve serves h until ctx is done.
+func serve(ctx context.Context, network, address string, h http.Handler) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, network, address)
 	if err != nil {
-		return fmt.Errorf("listen for %s: %w", path, err)
+		return fmt.Errorf("listen for HTTP: %w", err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("GET "+path, h)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve %s: %w", path, err)
+		return fmt.Errorf("serve %s: %w", address, err)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/internal/diagnose"
+	"github.com/ambit-mesh/ambit/internal/secret"
 )
 
 func bugReportCommand() *cobra.Command {
@@ -64,7 +65,7 @@ type report struct {
 }
 
 func (r *report) add(name string, body []byte) error {
-	body = diagnose.RedactText(body)
+	body = secret.Text(body)
 	h := &tar.Header{Name: "ambit-report/" + name, Mode: 0o600, Size: int64(len(body)), ModTime: r.now}
 	if err := r.tar.WriteHeader(h); err != nil {
 		return err
@@ -78,7 +79,7 @@ func (r *report) json(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	return r.add(name, diagnose.RedactJSON(body))
+	return r.add(name, secret.JSON(body))
 }
 
 func writeReport(ctx context.Context, s source, namespace string, tail int64, out io.Writer) error {
@@ -135,7 +136,7 @@ func (r *report) program(ctx context.Context, s source, p *diagnose.Proxy, tail 
 			body = []byte(err.Error())
 		}
 		if strings.HasSuffix(name, ".json") {
-			body = diagnose.RedactJSON(body)
+			body = secret.JSON(body)
 		}
 		errs = append(errs, r.add(dir+name, body))
 	}

@@ -15,8 +15,11 @@ var errUnreachable = errors.New("the cluster cannot be reached")
 
 // kubeFlags are kubectl's flags by which a command finds its cluster.
 type kubeFlags struct {
-	kubeconfig, context, namespace string
-	timeout                        time.Duration
+	kubeconfig, context, cluster, user, namespace string
+
+	as, server string
+	asGroups   []string
+	timeout    time.Duration
 }
 
 // register declares the flags for c and the commands under it.
@@ -24,6 +27,11 @@ func (k *kubeFlags) register(c *cobra.Command) {
 	f := c.PersistentFlags()
 	f.StringVar(&k.kubeconfig, "kubeconfig", "", "path of the kubeconfig file (default: $KUBECONFIG, else ~/.kube/config, else the pod's own account)")
 	f.StringVar(&k.context, "context", "", "context of the kubeconfig file (default: its current one)")
+	f.StringVar(&k.cluster, "cluster", "", "cluster of the kubeconfig file (default: the context's)")
+	f.StringVar(&k.user, "user", "", "user of the kubeconfig file (default: the context's)")
+	f.StringVar(&k.as, "as", "", "user to act as: USER, or system:serviceaccount:NAMESPACE:NAME")
+	f.StringArrayVar(&k.asGroups, "as-group", nil, "group to act as; repeatable")
+	f.StringVarP(&k.server, "server", "s", "", "address of the API server (default: the cluster's)")
 	f.StringVarP(&k.namespace, "namespace", "n", "", "namespace (default: that of the context)")
 	f.DurationVar(&k.timeout, "request-timeout", 30*time.Second, "how long a single request to the API server may take; 0 is without end")
 }
@@ -33,7 +41,9 @@ func (k *kubeFlags) config() (*rest.Config, string, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = k.kubeconfig
 	overrides := &clientcmd.ConfigOverrides{CurrentContext: k.context}
-	overrides.Context.Namespace = k.namespace
+	overrides.Context.Namespace, overrides.Context.Cluster, overrides.Context.AuthInfo = k.namespace, k.cluster, k.user
+	overrides.AuthInfo.Impersonate, overrides.AuthInfo.ImpersonateGroups = k.as, k.asGroups
+	overrides.ClusterInfo.Server = k.server
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides)
 	namespace, _, err := loader.Namespace()
 	if err != nil {

@@ -42,12 +42,12 @@ Services are shown (--all-lines: all). ztunnel/NODE, waypoint/NAME and controlpl
 			if len(args) > 0 && !all {
 				words = wordsOf(w, namespace, args[0])
 			}
-			return copyLogs(cmd.Context(), s, list, o, words)
+			return copyLogs(cmd.Context(), os.Stdout, s, list, o, words)
 		},
 	}
 	f.register(c)
 	c.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on as the logs grow")
-	c.Flags().Int64Var(&o.tail, "tail", -1, "lines from the end (default: all)")
+	c.Flags().Int64Var(&o.tail, "tail", -1, "lines of each program from the end, of those that are shown (default: all)")
 	c.Flags().StringVar(&o.part, "part", "", "part of a ztunnel: capture or proxy (default: proxy)")
 	c.Flags().BoolVar(&all, "all-lines", false, "also lines that do not name the object")
 	return c
@@ -75,10 +75,11 @@ func wordsOf(w *diagnose.World, namespace, arg string) (out []string) {
 	return out
 }
 
-// copyLogs copies the logs of programs, each line after the program's name when there are several.
-func copyLogs(ctx context.Context, s source, list []*diagnose.Proxy, o logOptions, words []string) error {
+// copyLogs copies the logs of programs, each line after the program's name when there are several. Of lines with one of the
+// words the tail counts those alone.
+func copyLogs(ctx context.Context, out io.Writer, s source, list []*diagnose.Proxy, o logOptions, words []string) error {
 	if len(list) == 1 && words == nil {
-		return s.logs(ctx, os.Stdout, list[0], o)
+		return s.logs(ctx, out, list[0], o)
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -88,26 +89,17 @@ func copyLogs(ctx context.Context, s source, list []*diagnose.Proxy, o logOption
 		if p.Role != diagnose.Ztunnel {
 			x.part = ""
 		}
-		r, w := io.Pipe()
-		wg.Go(func() { w.CloseWithError(s.logs(ctx, w, p, x)) })
+		show := func(line []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(list) > 1 {
+				fmt.Fprintf(out, "[%s] ", p.Name)
+			}
+			out.Write(line)
+		}
 		wg.Go(func() {
-			in := bufio.NewReader(r)
-			for {
-				line, err := in.ReadBytes('\n')
-				if len(line) > 0 && hasWord(line, words) {
-					mu.Lock()
-					if len(list) > 1 {
-						fmt.Printf("[%s] ", p.Name)
-					}
-					os.Stdout.Write(line)
-					mu.Unlock()
-				}
-				if err != nil {
-					if err != io.EOF {
-						errs[i] = fmt.Errorf("%s: %w", p, err)
-					}
-					return
-				}
+			if err := copyLog1(ctx, s, p, x, words, show); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", p, err)
 			}
 		})
 	}
@@ -118,6 +110,60 @@ func copyLogs(ctx context.Context, s source, list []*diagnose.Proxy, o logOption
 		}
 	}
 	return nil
+}
+
+// copyLog1 shows the lines of one log that have one of the words.
+func copyLog1(ctx context.Context, s source, p *diagnose.Proxy, o logOptions, words []string, show func([]byte)) error {
+	if words == nil || o.tail < 0 {
+		return eachLine(ctx, s, p, o, func(line []byte) {
+			if hasWord(line, words) {
+				show(line)
+			}
+		})
+	}
+	all := logOptions{part: o.part, tail: -1}
+	var last [][]byte
+	seen := 0
+	err := eachLine(ctx, s, p, all, func(line []byte) {
+		if seen++; hasWord(line, words) {
+			if last = append(last, line); int64(len(last)) > o.tail {
+				last = last[1:]
+			}
+		}
+	})
+	for _, line := range last {
+		show(line)
+	}
+	if err != nil || !o.follow {
+		return err
+	}
+	all.follow = true
+	return eachLine(ctx, s, p, all, func(line []byte) {
+		if seen--; seen < 0 && hasWord(line, words) {
+			show(line)
+		}
+	})
+}
+
+// eachLine calls f with each line of a log; f may keep it.
+func eachLine(ctx context.Context, s source, p *diagnose.Proxy, o logOptions, f func(line []byte)) error {
+	r, w := io.Pipe()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { w.CloseWithError(s.logs(ctx, w, p, o)) })
+	in := bufio.NewReader(r)
+	for {
+		line, err := in.ReadBytes('\n')
+		if len(line) > 0 {
+			f(line)
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func hasWord(line []byte, words []string) bool {

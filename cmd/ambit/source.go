@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,9 +103,9 @@ func ask(ctx context.Context, s source, w *diagnose.World, roles ...string) {
 
 func askOne(ctx context.Context, s source, p *diagnose.Proxy) error {
 	if p.Role != diagnose.ControlPlane {
-		body, err := s.admin(ctx, p, http.MethodGet, "/config_dump")
-		if err == nil {
-			p.Dump, err = diagnose.ReadDump(body)
+		err := askDump(ctx, s, p, "/config_dump")
+		if err == nil && p.Dump.Envoy {
+			err = askDump(ctx, s, p, "/config_dump?include_eds") // which it leaves out otherwise
 		}
 		return err
 	}
@@ -119,7 +120,18 @@ func askOne(ctx context.Context, s source, p *diagnose.Proxy) error {
 	if body, err = s.admin(ctx, p, http.MethodGet, "/debug/ca"); err == nil {
 		err = json.Unmarshal(body, c)
 	}
+	if body, verr := s.admin(ctx, p, http.MethodGet, "/version"); verr == nil { // older ones do not say
+		err = errors.Join(err, json.Unmarshal(body, c))
+	}
 	p.Control = c
+	return err
+}
+
+func askDump(ctx context.Context, s source, p *diagnose.Proxy, path string) error {
+	body, err := s.admin(ctx, p, http.MethodGet, path)
+	if err == nil {
+		p.Dump, err = diagnose.ReadDump(body)
+	}
 	return err
 }
 

@@ -24,7 +24,11 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/gateway"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/controlplane/kube/apiserver"
+	"github.com/ambit-mesh/ambit/internal/admin"
 )
+
+// version is set by the linker; without that it is the module's.
+var version string
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -51,7 +55,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 
 // flags are the values that need a look before they are a Config.
 type flags struct {
-	manifests, kubeconfig, replica, listen, admin, tokenKey, accounts, aliases, level string
+	manifests, kubeconfig, replica, listen, admin, review, tokenKey, accounts, aliases, level string
 
 	waypointResources string
 	waypointReplicas  int
@@ -70,6 +74,8 @@ func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
 	fs.StringVar(&f.replica, "replica-name", "", "name that no other replica has; empty = the host's name, which is the pod's")
 	fs.StringVar(&f.listen, "listen", "0.0.0.0:15012", "IP address and port for xDS and certificates, TLS only")
 	fs.StringVar(&f.admin, "admin-address", "127.0.0.1:15014", "IP address and port for /ready, /debug and /metrics; empty = none")
+	fs.StringVar(&f.review, "webhook-address", "", "IP address and port where the API server asks about objects before it stores them, TLS only; empty = none")
+	fs.StringVar(&cfg.Webhook, "webhook-configuration", "", "ValidatingWebhookConfiguration that gets the root certificates for that; empty = none")
 	fs.StringVar(&cfg.RootCAOut, "root-ca-out", "", "file that gets the root certificates, PEM")
 	fs.StringVar(&cfg.CADir, "ca-dir", "", "directory of the certificate authority (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); empty = the secret cacerts or istio-ca-secret of the root namespace, with --manifests a new root in memory")
 	fs.StringVar(&f.tokenKey, "lab-token-key", "", "file with the key that lab tokens are signed with (required with --manifests)")
@@ -92,6 +98,7 @@ func parse(args []string, stderr io.Writer) (controlplane.Config, error) {
 	if err := fs.Parse(args); err != nil {
 		return cfg, err
 	}
+	cfg.Version = admin.ProgramVersion(version)
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
@@ -112,6 +119,11 @@ func (f flags) apply(cfg *controlplane.Config, stderr io.Writer) error {
 	if f.admin != "" {
 		if cfg.AdminListen, err = parseAdmin(f.admin); err != nil {
 			return fmt.Errorf("--admin-address=%s: want an IP address and port: %w", f.admin, err)
+		}
+	}
+	if f.review != "" {
+		if cfg.ReviewListen, err = netip.ParseAddrPort(f.review); err != nil {
+			return fmt.Errorf("--webhook-address=%s: want an IP address and port: %w", f.review, err)
 		}
 	}
 	if cfg.MaxCertTTL < 0 {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/waypoint"
 )
 
@@ -38,7 +39,7 @@ func (e usageError) Unwrap() error { return e.error }
 // run is main without the process around it; it returns the exit status.
 func run(ctx context.Context, args []string, env map[string]string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "version" {
-		fmt.Fprintln(stdout, programVersion())
+		fmt.Fprintln(stdout, admin.ProgramVersion(version))
 		return 0
 	}
 	cfg, err := config(args, env, stderr)
@@ -46,7 +47,7 @@ func run(ctx context.Context, args []string, env map[string]string, stdout, stde
 		debug.SetGCPercent(gcPercent)
 	}
 	if err == nil {
-		cfg.Version = programVersion()
+		cfg.Version = admin.ProgramVersion(version)
 		cfg.Env = func(name string) (string, bool) { v, ok := env[name]; return v, ok }
 		err = waypoint.Run(ctx, cfg)
 	}
@@ -128,14 +129,4 @@ func config(args []string, env map[string]string, stderr io.Writer) (waypoint.Co
 		}
 	}
 	return c, nil
-}
-
-func programVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -30,7 +31,8 @@ func captureConfig(args []string, env env, out io.Writer) (ztunnel.CaptureConfig
 	f.StringVar(&cfg.PinDir, "pin-dir", cfg.PinDir, "directory of this node on a BPF file system")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "root of cgroup v2 (default: found)")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", "", "also serve /metrics at this address")
-	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready at this address")
+	f.StringVar(&cfg.ReadyAddress, "ready-address", "", "also serve /healthz/ready and /metrics at this address")
+	f.StringVar(&cfg.ReadySocket, "ready-socket", env["READY_SOCKET"], "Unix socket of /healthz/ready, also while another capture is at work [READY_SOCKET]")
 	probes := f.String("probes", "", "how the kubelet's probes of pods are told from other connections: kubelet, address or captured; MODE,NODE=MODE for some nodes another (default: kubelet with --pods=kubernetes)")
 	kubernetes := kubernetesFlags(f, r)
 	f.StringVar(&excluded, "exclude-namespaces", excluded, "comma-separated namespaces that are never captured [EXCLUDE_NAMESPACES]")
@@ -105,7 +107,7 @@ func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*
 		system := "istio-system"
 		r.nonEmpty(&system, "POD_NAMESPACE")
 		r.nonEmpty(&k.PodUID, "POD_UID")
-		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+programVersion()
+		k.Agent, k.UserAgent = []string{system + "/" + agent}, "ambit-capture/"+admin.ProgramVersion(version)
 		return &k, nil
 	}
 }
@@ -182,6 +184,7 @@ func proxyFlags(f *flag.FlagSet, cfg *ztunnel.ProxyConfig) (rootCA *string) {
 	f.StringVar(&cfg.AdminAddress, "admin-address", cfg.AdminAddress, "address of the admin server")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "address of /metrics")
 	f.StringVar(&cfg.ReadyAddress, "ready-address", cfg.ReadyAddress, "address of the readiness probe")
+	f.StringVar(&cfg.ReadySocket, "ready-socket", cfg.ReadySocket, "Unix socket of the readiness probe; with it another proxy may have the ports still [READY_SOCKET]")
 	f.Var((*sameNodeFlag)(&cfg.SameNode), "same-node", "between pods of this node: direct or hbone")
 	f.IntVar(&cfg.Workers, "workers", cfg.Workers, "event loops; 0 is one per CPU [ZTUNNEL_WORKER_THREADS]")
 	f.DurationVar(&cfg.CertTTL, "cert-ttl", cfg.CertTTL, "lifetime of certificates to ask for [SECRET_TTL]")
@@ -257,6 +260,7 @@ func readNode(r *reader, cfg *ztunnel.ProxyConfig) {
 	r.nonEmpty(&cfg.PodNamespace, "POD_NAMESPACE")
 	r.nonEmpty(&cfg.ServiceAccount, "SERVICE_ACCOUNT")
 	r.nonEmpty(&cfg.InstanceIP, "INSTANCE_IP")
+	r.nonEmpty(&cfg.ReadySocket, "READY_SOCKET")
 	r.nonEmpty(&cfg.ZDSPath, "INPOD_UDS")
 	r.text(&cfg.Network, "NETWORK")
 	r.nonEmpty(&cfg.ClusterID, "ISTIO_META_CLUSTER_ID", "CLUSTER_ID")

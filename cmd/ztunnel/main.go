@@ -3,29 +3,37 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
 // version is set by the linker; without that it is the module's.
 var version string
 
-const usage = `usage: ztunnel capture|proxy|unload|version [flags]
+// readyTimeout is less than a probe of Kubernetes waits.
+const readyTimeout = 4 * time.Second
+
+const usage = `usage: ztunnel capture|proxy|ready|unload|version [flags]
 
   capture   own the redirection of this node's pods and their listeners
   proxy     carry the pods' traffic
+  ready     ask the process with the socket READY_SOCKET whether it is ready
   unload    remove all that capture made on this node; pods leave the mesh
   version   print the version
 
@@ -50,10 +58,12 @@ func run(ctx context.Context, args []string, env env, stdout, stderr io.Writer) 
 		err = capture(ctx, args, env, stderr)
 	case "proxy":
 		err = proxy(ctx, args, env, stderr)
+	case "ready":
+		err = ready(ctx, env["READY_SOCKET"])
 	case "unload":
 		err = unload(args, env, stderr)
 	case "version":
-		fmt.Fprintln(stdout, programVersion())
+		fmt.Fprintln(stdout, admin.ProgramVersion(version))
 	case "help", "-h", "--help":
 		fmt.Fprint(stdout, usage)
 	default:
@@ -101,8 +111,33 @@ func proxy(ctx context.Context, args []string, env env, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	cfg.Version = programVersion()
+	cfg.Version = admin.ProgramVersion(version)
 	return ztunnel.RunProxy(ctx, cfg)
+}
+
+// ready asks for readiness at a Unix socket; the error says what is missing.
+func ready(ctx context.Context, socket string) error {
+	if socket == "" {
+		return usageError{errors.New("READY_SOCKET is not set")}
+	}
+	var d net.Dialer
+	client := http.Client{Timeout: readyTimeout, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/healthz/ready", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask for readiness: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return fmt.Errorf("not ready: %s", bytes.TrimSpace(text))
+	}
+	return nil
 }
 
 // logFlags say how to log.
@@ -118,14 +153,4 @@ func (f logFlags) logger(w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
-}
-
-func programVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }

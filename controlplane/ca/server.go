@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -64,6 +66,29 @@ type Config struct {
 type Server struct {
 	capb.UnimplementedIstioCertificateServiceServer
 	cfg Config
+
+	mu      sync.Mutex
+	issued  uint64            // guarded by mu
+	refused map[string]uint64 // by reason; guarded by mu
+}
+
+// Reasons for which requests are refused, as Counts tells them.
+const (
+	// RefusedToken: no token, or not a good one.
+	RefusedToken = "token"
+	// RefusedIdentity: the caller may not have the identity it asks for.
+	RefusedIdentity = "identity"
+	// RefusedRequest: the request is malformed.
+	RefusedRequest = "request"
+	// RefusedUnavailable: it could not be found out, or not be signed.
+	RefusedUnavailable = "unavailable"
+)
+
+// Counts says how many certificates were issued, and how many requests were refused for each of the reasons.
+func (s *Server) Counts() (issued uint64, refused map[string]uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.issued, maps.Clone(s.refused)
 }
 
 // NewServer makes a server.
@@ -77,7 +102,7 @@ func NewServer(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg}
+	return &Server{cfg: cfg, refused: map[string]uint64{RefusedToken: 0, RefusedIdentity: 0, RefusedRequest: 0, RefusedUnavailable: 0}}
 }
 
 // impersonated is the metadata field that names another identity than the caller's (2.3).
@@ -90,28 +115,31 @@ func (s *Server) CreateCertificate(ctx context.Context, req *capb.IstioCertifica
 	asked := req.GetMetadata().GetFields()[impersonated].GetStringValue()
 	caller, err := Authenticate(ctx, s.cfg.Authenticator)
 	if err != nil {
-		code := codes.Unavailable
+		code, reason := codes.Unavailable, RefusedUnavailable
 		if errors.Is(err, ErrToken) {
-			code = codes.Unauthenticated
+			code, reason = codes.Unauthenticated, RefusedToken
 		}
-		s.audit(ctx, Caller{}, asked, nil, err)
+		s.refuse(ctx, Caller{}, asked, reason, err)
 		return nil, status.Error(code, "the token could not be authenticated") // opaque: the caller is a stranger
 	}
 	id, err := s.authorize(ctx, caller, asked)
 	if err != nil {
-		s.audit(ctx, caller, asked, nil, err)
+		s.refuse(ctx, caller, asked, RefusedIdentity, err)
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
 	chain, err := s.cfg.Authority.Sign([]byte(req.GetCsr()), id, time.Duration(clampSeconds(req.GetValidityDuration()))*time.Second)
 	if err != nil {
-		code := codes.Internal
+		code, reason := codes.Internal, RefusedUnavailable
 		if errors.Is(err, ErrCSR) || errors.Is(err, ErrTTL) {
-			code = codes.InvalidArgument
+			code, reason = codes.InvalidArgument, RefusedRequest
 		}
-		s.audit(ctx, caller, id.String(), nil, err)
+		s.refuse(ctx, caller, id.String(), reason, err)
 		return nil, status.Error(code, err.Error())
 	}
-	s.audit(ctx, caller, id.String(), chain, nil)
+	s.mu.Lock()
+	s.issued++
+	s.mu.Unlock()
+	s.cfg.Logger.Info("certificate issued", append(s.record(ctx, caller, id.String()), slog.Int("chain", len(chain)))...)
 	return &capb.IstioCertificateResponse{CertChain: chain}, nil
 }
 
@@ -216,16 +244,22 @@ func (s *Server) waitFor(ctx context.Context, node string, id spiffe.ID) bool {
 	}
 }
 
-// audit writes the record of one request: chain when it was signed, err when not.
-func (s *Server) audit(ctx context.Context, caller Caller, asked string, chain []string, err error) {
-	from := ""
+// refuse counts a request that is refused, and writes its record.
+func (s *Server) refuse(ctx context.Context, caller Caller, asked, reason string, err error) {
+	s.mu.Lock()
+	s.refused[reason]++
+	s.mu.Unlock()
+	s.cfg.Logger.Warn("certificate refused", append(s.record(ctx, caller, asked), slog.String("reason", reason), slog.Any("err", err))...)
+}
+
+// record is what is written of each request: who asked, from where, for which identity.
+func (s *Server) record(ctx context.Context, caller Caller, asked string) []any {
+	from, node := "", caller.Node
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		from = p.Addr.String()
 	}
-	attrs := []any{slog.String("peer", from), slog.String("caller", caller.String()), slog.String("node", caller.Node), slog.String("id", asked)}
-	if err != nil {
-		s.cfg.Logger.Warn("certificate refused", append(attrs, slog.Any("err", err))...)
-		return
+	if pod, ok := s.cfg.Pods.Lookup(caller.Namespace, caller.Pod); ok && node == "" && pod.UID == caller.UID {
+		node = pod.Node
 	}
-	s.cfg.Logger.Info("certificate issued", append(attrs, slog.Int("chain", len(chain)))...)
+	return []any{slog.String("peer", from), slog.String("caller", caller.String()), slog.String("node", node), slog.String("id", asked)}
 }

@@ -176,8 +176,13 @@ func TestWhoGetsWhat(t *testing.T) {
 				if !strings.Contains(err.Error(), tt.text) {
 					t.Errorf("error %q does not contain %q", err, tt.text)
 				}
-				if resp != nil || !strings.Contains(log.String(), "certificate refused") {
-					t.Errorf("got response %v and log %q, want no response and an audit record", resp, log.String())
+				issued, refused := s.Counts()
+				reason := map[codes.Code]string{codes.Unauthenticated: RefusedToken, codes.PermissionDenied: RefusedIdentity}[tt.code]
+				if resp != nil || !strings.Contains(log.String(), "certificate refused") || !strings.Contains(log.String(), "reason="+reason) {
+					t.Errorf("got response %v and log %q, want no response and an audit record with reason %s", resp, log.String(), reason)
+				}
+				if issued != 0 || refused[reason] != 1 {
+					t.Errorf("counted %d issued and refused %v, want one for %s", issued, refused, reason)
 				}
 				return
 			}

@@ -57,8 +57,11 @@ func (t *Translator) endpointSlice(it *item) {
 				w.Addresses = append(w.Addresses, ip.AsSlice())
 			}
 		}
-		if e.Conditions.Ready != nil && !*e.Conditions.Ready {
+		if c := e.Conditions; c.Ready != nil && !*c.Ready {
 			w.Status = workloadpb.WorkloadStatus_UNHEALTHY
+			if c.Serving != nil && *c.Serving && c.Terminating != nil && *c.Terminating {
+				setTerminating(w)
+			}
 		}
 		it.addresses = append(it.addresses, t.workloadResource(w))
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 const annotationDistribution = "networking.istio.io/traffic-distribution"
@@ -74,6 +75,9 @@ func (t *Translator) service(s *corev1.Service, it *item) {
 		LoadBalancing:      t.serviceBalancing(s, it),
 		IpFamilies:         families(s.Spec.IPFamilies),
 		Canonical:          t.canonical(k, host),
+	}
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		m.Extensions = append(m.Extensions, &workloadpb.Extension{Name: workload.ExtensionClientAffinity})
 	}
 	for _, ip := range s.Spec.ClusterIPs {
 		if a, err := netip.ParseAddr(ip); err == nil {

@@ -179,6 +179,14 @@ func (t *Translator) translate(k kube.Key, it *item) {
 	}
 }
 
+// Problems lists what is wrong with an object.
+func (t *Translator) Problems(k kube.Key) []kube.Problem {
+	if it := t.items[k]; it != nil {
+		return it.problems
+	}
+	return nil
+}
+
 // mark makes an item dirty.
 func (t *Translator) mark(k kube.Key) { t.dirty[k] = struct{}{} }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 const (
@@ -94,8 +95,11 @@ func (t *Translator) pod(p *corev1.Pod, it *item) {
 			w.Addresses = append(w.Addresses, a.AsSlice())
 		}
 	}
-	if !ready(p) {
+	switch {
+	case !ready(p):
 		w.Status = workloadpb.WorkloadStatus_UNHEALTHY
+	case p.DeletionTimestamp != nil:
+		setTerminating(w)
 	}
 	if p.Spec.HostNetwork {
 		w.NetworkMode = workloadpb.NetworkMode_HOST_NETWORK
@@ -120,9 +124,15 @@ func (t *Translator) pod(p *corev1.Pod, it *item) {
 	it.addresses = append(it.addresses, t.workloadResource(w))
 }
 
-// ready says whether a pod takes traffic.
+// setTerminating says that a workload takes traffic only where nothing else does.
+func setTerminating(w *workloadpb.Workload) {
+	w.Status = workloadpb.WorkloadStatus_UNHEALTHY
+	w.Extensions = append(w.Extensions, &workloadpb.Extension{Name: workload.ExtensionTerminating})
+}
+
+// ready says whether a pod can serve, possibly until it ends.
 func ready(p *corev1.Pod) bool {
-	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
 }

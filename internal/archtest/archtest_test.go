@@ -65,6 +65,7 @@ var siblings = map[string]string{
 	"internal/xds -> internal/rootca":                     "both ends of the control plane's TLS are read in one place",
 	"controlplane/translate -> controlplane/kube":         "translation reads the frozen objects",
 	"controlplane/envoy -> controlplane/kube":             "waypoints' resources come from the frozen objects",
+	"controlplane/admission -> controlplane/kube":         "what an API server asks about is decoded as what it stores",
 	"controlplane/status -> controlplane/kube":            "statuses are of objects",
 	"controlplane/status -> controlplane/translate":       "what translation found out is said in the status",
 	"controlplane/status -> controlplane/envoy":           "what waypoints serve of a route is said in its status",

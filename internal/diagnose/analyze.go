@@ -53,7 +53,8 @@ func Analyze(w *World) []Finding {
 	a.policies()
 	a.services()
 	a.routes()
-	return a.sorted()
+	a.addresses()
+	return slices.DeleteFunc(a.sorted(), a.unknowable)
 }
 
 // Check finds what is wrong with the mesh itself, and pods that are not as they should be in it.
@@ -110,6 +111,36 @@ func analyse(w *World) *analysis {
 		Objects: a.objects, Translated: a.result.Status, Routes: x.RouteParents(), Problems: a.problems, ClusterDomain: "cluster.local",
 	})
 	return a
+}
+
+// workloads are kinds that make pods, of which manifests say nothing that is read here.
+var workloads = []kube.Kind{"StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicaSet", "ReplicationController"}
+
+// workloadsKnown says whether the pods of a namespace are known. Manifests may have policies alone, for what is elsewhere.
+func (a *analysis) workloadsKnown(namespace string) bool {
+	if !a.Manifests {
+		return true
+	}
+	return len(a.pods[namespace]) > 0 && !slices.ContainsFunc(a.Problems, func(p kube.Problem) bool {
+		return p.Object.Namespace == namespace && slices.Contains(workloads, p.Object.Kind)
+	})
+}
+
+// namespaceKnown says whether it is known what a namespace asks for.
+func (a *analysis) namespaceKnown(name string) bool {
+	return !a.Manifests || kube.Get[*corev1.Namespace](a.objects, "", name) != nil
+}
+
+// unknowable says whether a finding is that something does not exist of which the manifests may just not tell.
+func (a *analysis) unknowable(f Finding) bool {
+	if !a.Manifests || !slices.Contains([]string{"AMB0401", "AMB0503", "AMB0509", "AMB0605", "AMB0606", "AMB0609"}, f.Code) {
+		return false
+	}
+	_, name, _ := strings.Cut(f.Object, " ")
+	namespace, _, _ := strings.Cut(name, "/")
+	return !slices.ContainsFunc(a.objects.Keys(), func(k kube.Key) bool {
+		return k.Namespace == namespace && (k.Kind == kube.KindService || k.Kind == kube.KindServiceEntry)
+	})
 }
 
 func (a *analysis) sortedPods() []*corev1.Pod { return sorted[*corev1.Pod](a.objects) }
@@ -330,6 +361,8 @@ func codeOf(p kube.Problem) string {
 		return "AMB0405"
 	case strings.HasPrefix(p.Field, "metadata.labels["+labelUseWaypoint):
 		return "AMB0402"
+	case has("has no meaning to this control plane") && !has("istio.io/", "gateway.networking.k8s.io/"):
+		return "" // of manifests: what is not the mesh's
 	case p.Field == "metadata.labels["+labelWaypointFor+"]":
 		return "AMB0407"
 	case has("every token of the issuer fails"):

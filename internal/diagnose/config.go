@@ -225,7 +225,7 @@ type listener struct {
 func (b *builder) chains(p *Proxy, f func(l string, c chain)) error {
 	var list []listener
 	if len(p.Dump.Listeners) == 0 {
-		return fmt.Errorf("it is not told in a form that is known here; use -o json of bootstrap, or its /config_dump")
+		return fmt.Errorf("its /config_dump has none of its own and no Envoy's")
 	}
 	if err := json.Unmarshal(p.Dump.Listeners, &list); err != nil {
 		return err
@@ -294,7 +294,7 @@ func (e *endpointState) state() string {
 func (b *builder) each(p *Proxy, f func(c *clusterState)) error {
 	var list []clusterState
 	if len(p.Dump.Clusters) == 0 {
-		return fmt.Errorf("it is not told in a form that is known here; use its /clusters")
+		return fmt.Errorf("its /config_dump has none of its own and no Envoy's")
 	}
 	if err := json.Unmarshal(p.Dump.Clusters, &list); err != nil {
 		return err

@@ -97,15 +97,19 @@ type Dump struct {
 		Node        string `json:"localNode,omitempty"`
 		TrustDomain string `json:"trustDomain,omitempty"`
 		Gateway     string `json:"gateway,omitempty"`
+		MTU         int    `json:"mtu,omitempty"`
+		Version     string `json:"version,omitempty"` // a waypoint's
 	} `json:"config"`
 	// Listeners and Clusters are a waypoint's.
 	Listeners json.RawMessage `json:"listeners,omitempty"`
 	Clusters  json.RawMessage `json:"clusters,omitempty"`
+	// Envoy says that it is an Envoy's dump.
+	Envoy bool `json:"-"`
 	// Bootstrap is all of the program's configuration.
 	Bootstrap json.RawMessage `json:"-"`
 }
 
-// ReadDump reads /config_dump.
+// ReadDump reads /config_dump: of our programs, of a Rust ztunnel, which has the same words, or of an Envoy.
 func ReadDump(body []byte) (*Dump, error) {
 	d := &Dump{}
 	if err := json.Unmarshal(body, d); err != nil {
@@ -116,6 +120,11 @@ func ReadDump(body []byte) (*Dump, error) {
 		return nil, fmt.Errorf("read config_dump: %w", err)
 	}
 	d.Bootstrap = raw.Config
+	if d.Listeners == nil && d.Workloads == nil {
+		if err := d.readEnvoy(body); err != nil {
+			return nil, fmt.Errorf("read config_dump: %w", err)
+		}
+	}
 	return d, nil
 }
 
@@ -139,7 +148,12 @@ const (
 	Error Severity = "error"
 	// Warning means that it works, and perhaps not as meant or not for long.
 	Warning Severity = "warning"
+	// Info means that it works as it was set up, which not everybody wants.
+	Info Severity = "info"
 )
+
+// rank orders severities, the worst first.
+func (s Severity) rank() int { return slices.Index([]Severity{Error, Warning, Info}, s) }
 
 // Finding is one thing that is wrong.
 type Finding struct {
@@ -173,7 +187,7 @@ func (f *findings) add(code, object, cause string, args ...any) {
 // sorted are the findings in order, each once.
 func (f *findings) sorted() []Finding {
 	slices.SortFunc(f.list, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Cause, b.Cause))
+		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Cause, b.Cause))
 	})
 	return slices.Compact(f.list)
 }

@@ -152,7 +152,9 @@ func TestGolden(t *testing.T) {
 		}
 		f, repaired := repair(t, lines, c.Manifests, world)
 		for _, x := range f.findings(t, repaired) {
-			t.Errorf("repaired, and found all the same: %s", x)
+			if x.Severity != Info || strings.Contains(out, x.Code) {
+				t.Errorf("repaired, and found all the same: %s", x)
+			}
 		}
 		return out
 	})
@@ -166,7 +168,7 @@ func TestGolden(t *testing.T) {
 func TestCodesAreUniqueAndInOrder(t *testing.T) {
 	last := ""
 	for _, c := range Codes() {
-		if c.Code <= last || c.Title == "" || c.Fix == "" || c.Severity != Error && c.Severity != Warning {
+		if c.Code <= last || c.Title == "" || c.Fix == "" || c.Severity.rank() < 0 {
 			t.Errorf("code %q after %q: %+v", c.Code, last, c)
 		}
 		last = c.Code

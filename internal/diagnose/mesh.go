@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	security "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
@@ -49,6 +53,67 @@ func (a *analysis) platform() {
 	}
 }
 
+// twins finds a second mesh of ours.
+func (a *analysis) twins() {
+	spaces := map[string]bool{}
+	for i := range a.Proxies {
+		if p := &a.Proxies[i]; p.Role == ControlPlane {
+			spaces[p.Namespace] = true
+		}
+	}
+	for _, d := range sorted[*appsv1.Deployment](a.objects) {
+		if d.Name == "ambit-controlplane" {
+			spaces[d.Namespace] = true
+		}
+	}
+	if len(spaces) > 1 {
+		a.add("AMB0115", "mesh", "control planes are in namespaces %s", strings.Join(slices.Sorted(maps.Keys(spaces)), ", "))
+	}
+}
+
+// packets compares the nodes' MTUs. Tunnels are TCP, which fits itself to the path: their overhead breaks nothing, but a
+// path that drops long packets without a word does.
+func (a *analysis) packets() {
+	nodes := map[int][]string{}
+	for i := range a.Proxies {
+		if p := &a.Proxies[i]; p.Role == Ztunnel && p.Dump != nil && p.Dump.Config.MTU > 0 {
+			nodes[p.Dump.Config.MTU] = append(nodes[p.Dump.Config.MTU], p.Node)
+		}
+	}
+	if len(nodes) < 2 {
+		return
+	}
+	var parts []string
+	for _, mtu := range slices.Sorted(maps.Keys(nodes)) {
+		slices.Sort(nodes[mtu])
+		parts = append(parts, fmt.Sprintf("%d on %s", mtu, some(nodes[mtu])))
+	}
+	a.add("AMB0116", "mesh", "%s", strings.Join(parts, ", "))
+}
+
+// plaintext says that pods of the mesh take it, as they do unless somebody forbids it.
+func (a *analysis) plaintext() {
+	strict := map[string]bool{}
+	for _, p := range sorted[*securityv1.PeerAuthentication](a.objects) {
+		if len(p.Spec.GetSelector().GetMatchLabels()) == 0 {
+			strict[p.Namespace] = p.Spec.GetMtls().GetMode() == security.PeerAuthentication_MutualTLS_STRICT
+		}
+	}
+	open := map[string]bool{}
+	for _, p := range a.sortedPods() {
+		own, said := strict[p.Namespace]
+		if !said {
+			own = strict[a.system()]
+		}
+		if inMesh(p) && !a.outside(p) && !own {
+			open[p.Namespace] = true
+		}
+	}
+	if len(open) > 0 {
+		a.add("AMB0512", "mesh", "no PeerAuthentication says STRICT for namespaces %s", some(slices.Sorted(maps.Keys(open))))
+	}
+}
+
 // older compares versions by their first two numbers.
 func older(v, than string) bool {
 	number := func(s string) int {
@@ -67,6 +132,9 @@ func older(v, than string) bool {
 // mesh is whether the programs of the mesh are there, agree, and have what they need.
 func (a *analysis) mesh() {
 	a.platform()
+	a.twins()
+	a.packets()
+	a.plaintext()
 	control, streams, versions := 0, map[string]bool{}, map[string][]string{}
 	asked := false
 	for i := range a.Proxies {
@@ -122,7 +190,7 @@ func (a *analysis) mesh() {
 func (p *Proxy) version() string {
 	switch {
 	case p.Dump != nil:
-		return p.Dump.Version.Version
+		return cmp.Or(p.Dump.Version.Version, p.Dump.Config.Version)
 	case p.Control != nil:
 		return p.Control.Version
 	}

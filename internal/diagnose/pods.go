@@ -85,52 +85,59 @@ func (a *analysis) captured() {
 	}
 }
 
-// networkPolicy looks whether one keeps the tunnels' port from pods of the mesh.
+// networkPolicy looks whether one keeps the tunnels' port from pods of the mesh, or them from it.
 func (a *analysis) networkPolicy(n *networkv1.NetworkPolicy) {
-	for _, p := range a.pods[n.Namespace] {
-		if a.mode(p) == modeAmbient && !p.Spec.HostNetwork && a.selects(n, p) && !a.lets(p) {
-			a.add("AMB0306", "NetworkPolicy "+n.Namespace+"/"+n.Name, "it selects pods of the mesh (%s) and lets nobody in to TCP port %d", p.Name, portHBONE)
-			return
-		}
-	}
-}
-
-// lets says whether somebody may come in to the tunnels' port of a pod that policies select: what one lets in, none of the
-// others keeps out.
-func (a *analysis) lets(p *corev1.Pod) bool {
-	return slices.ContainsFunc(a.NetworkPolicies, func(n networkv1.NetworkPolicy) bool {
-		return a.selects(&n, p) && opens(n.Spec.Ingress)
-	})
-}
-
-// selects says whether a policy is about what comes in to a pod.
-func (a *analysis) selects(n *networkv1.NetworkPolicy, p *corev1.Pod) bool {
-	selector, err := metav1.LabelSelectorAsSelector(&n.Spec.PodSelector)
-	return err == nil && n.Namespace == p.Namespace && a.about(n, networkv1.PolicyTypeIngress) && selector.Matches(labels.Set(p.Labels))
-}
-
-func (a *analysis) about(n *networkv1.NetworkPolicy, kind networkv1.PolicyType) bool {
-	return len(n.Spec.PolicyTypes) == 0 || slices.Contains(n.Spec.PolicyTypes, kind)
-}
-
-// opens says whether rules let somebody in to the tunnels' port.
-func opens(rules []networkv1.NetworkPolicyIngressRule) bool {
-	for _, r := range rules {
-		if len(r.Ports) == 0 {
-			return true
-		}
-		for _, p := range r.Ports {
-			tcp := p.Protocol == nil || *p.Protocol == corev1.ProtocolTCP
-			switch {
-			case !tcp:
-			case p.Port == nil:
-				return true
-			case p.EndPort != nil && p.Port.IntVal <= portHBONE && *p.EndPort >= portHBONE, p.Port.IntVal == portHBONE:
-				return true
+	for _, way := range []struct {
+		kind       networkv1.PolicyType
+		code, text string
+	}{
+		{networkv1.PolicyTypeIngress, "AMB0306", "it selects pods of the mesh (%s) and lets nobody in to TCP port %d"},
+		{networkv1.PolicyTypeEgress, "AMB0308", "it selects pods of the mesh (%s) and lets them out to nobody's TCP port %d"},
+	} {
+		for _, p := range a.pods[n.Namespace] {
+			if a.mode(p) == modeAmbient && !p.Spec.HostNetwork && selected(n, p, way.kind) && !a.lets(p, way.kind) {
+				a.add(way.code, "NetworkPolicy "+n.Namespace+"/"+n.Name, way.text, p.Name, portHBONE)
+				break
 			}
 		}
 	}
-	return false
+}
+
+// lets says whether the tunnels' port is open to somebody for a pod that policies select: what one lets through, none of the
+// others keeps out.
+func (a *analysis) lets(p *corev1.Pod, kind networkv1.PolicyType) bool {
+	return slices.ContainsFunc(a.NetworkPolicies, func(n networkv1.NetworkPolicy) bool {
+		if !selected(&n, p, kind) {
+			return false
+		}
+		if kind == networkv1.PolicyTypeIngress {
+			return slices.ContainsFunc(n.Spec.Ingress, func(r networkv1.NetworkPolicyIngressRule) bool { return opens(r.Ports) })
+		}
+		return slices.ContainsFunc(n.Spec.Egress, func(r networkv1.NetworkPolicyEgressRule) bool { return opens(r.Ports) })
+	})
+}
+
+// selected says whether a policy is about what comes in to a pod, or what goes out.
+func selected(n *networkv1.NetworkPolicy, p *corev1.Pod, kind networkv1.PolicyType) bool {
+	about := slices.Contains(n.Spec.PolicyTypes, kind)
+	if len(n.Spec.PolicyTypes) == 0 { // the API's default
+		about = kind == networkv1.PolicyTypeIngress || len(n.Spec.Egress) > 0
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&n.Spec.PodSelector)
+	return err == nil && about && n.Namespace == p.Namespace && selector.Matches(labels.Set(p.Labels))
+}
+
+// opens says whether ports of a rule, none of them being all, have the tunnels' among them.
+func opens(ports []networkv1.NetworkPolicyPort) bool {
+	return len(ports) == 0 || slices.ContainsFunc(ports, func(p networkv1.NetworkPolicyPort) bool {
+		switch {
+		case p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP:
+			return false
+		case p.Port == nil, p.Port.IntVal == portHBONE:
+			return true
+		}
+		return p.EndPort != nil && p.Port.IntVal <= portHBONE && *p.EndPort >= portHBONE
+	})
 }
 
 // Enrol says what would be wrong when the namespace, or one pod of it if named, were in the mesh: what Analyze finds about

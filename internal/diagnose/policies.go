@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -133,7 +134,7 @@ func (a *analysis) reach(r rule) {
 			}
 		}
 	}
-	if len(r.selector) == 0 || k.Namespace == a.system() || len(a.matched(k.Namespace, r.selector)) > 0 || a.entry(k.Namespace, r.selector) {
+	if len(r.selector) == 0 || k.Namespace == a.system() || !a.workloadsKnown(k.Namespace) || len(a.matched(k.Namespace, r.selector)) > 0 || a.entry(k.Namespace, r.selector) {
 		return
 	}
 	for _, p := range a.sortedPods() {
@@ -154,7 +155,7 @@ func (a *analysis) entry(namespace string, selector map[string]string) bool {
 // unenforced says when a node's proxy should enforce a policy for pods that it does not see.
 func (a *analysis) unenforced(r rule) {
 	k := kube.KeyOf(r.object)
-	if len(r.targets) > 0 || k.Namespace == a.system() {
+	if len(r.targets) > 0 || k.Namespace == a.system() || !a.namespaceKnown(k.Namespace) {
 		return
 	}
 	var names []string
@@ -192,7 +193,7 @@ func (a *analysis) strict(p *securityv1.PeerAuthentication) {
 		switch {
 		case inMesh(pod):
 			protects = protects || selected
-		case selected && (!all || a.mode(pod) == modeAmbient):
+		case selected && (!all || a.mode(pod) == modeAmbient) && a.namespaceKnown(pod.Namespace):
 			bare = append(bare, name)
 			fallthrough
 		default:
@@ -328,15 +329,59 @@ func (a *analysis) routes() {
 			}
 		}
 	}
-	for _, r := range sorted[*gatewayv1.HTTPRoute](a.objects) {
-		for _, p := range r.Spec.ParentRefs {
-			namespace := r.Namespace
+	for _, k := range a.objects.Keys() {
+		for _, p := range parents(a.objects.Lookup(k)) {
+			namespace := k.Namespace
 			if p.Namespace != nil {
 				namespace = string(*p.Namespace)
 			}
 			if (p.Kind == nil || *p.Kind == "Gateway") && kube.Get[*gatewayv1.Gateway](a.objects, namespace, string(p.Name)) == nil {
-				a.add("AMB0606", kube.KeyOf(r).String(), "Gateway %s/%s does not exist", namespace, p.Name)
+				a.add("AMB0606", k.String(), "Gateway %s/%s does not exist", namespace, p.Name)
 			}
+		}
+	}
+}
+
+// parents are those of a route of any kind.
+func parents(o kube.Object) []gatewayv1.ParentReference {
+	switch r := o.(type) {
+	case *gatewayv1.HTTPRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.GRPCRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.TCPRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.TLSRoute:
+		return r.Spec.ParentRefs
+	}
+	return nil
+}
+
+// addresses finds those that several Services or ServiceEntries have.
+func (a *analysis) addresses() {
+	owners := map[netip.Prefix][]string{}
+	own := func(text string, k kube.Key) {
+		if p, err := kube.ParseCIDR(text); err == nil && !slices.Contains(owners[p], k.String()) {
+			owners[p] = append(owners[p], k.String())
+		}
+	}
+	for _, s := range sorted[*corev1.Service](a.objects) {
+		for _, ip := range s.Spec.ClusterIPs {
+			own(ip, kube.KeyOf(s))
+		}
+	}
+	for _, e := range sorted[*networkingv1.ServiceEntry](a.objects) {
+		for _, ip := range e.Spec.Addresses {
+			own(ip, kube.KeyOf(e))
+		}
+	}
+	for p, list := range owners {
+		text := p.String()
+		if p.IsSingleIP() {
+			text = p.Addr().String()
+		}
+		for _, o := range list[1:] {
+			a.add("AMB0612", o, "%s is also an address of %s", text, list[0])
 		}
 	}
 }

@@ -195,13 +195,10 @@ func (s *Status) Text() string {
 // FindingsText is findings for people, and a last line that counts them.
 func FindingsText(list []Finding) string {
 	var b strings.Builder
-	errors := 0
+	count := map[Severity]int{}
 	for _, f := range list {
-		sign := "!"
-		if f.Severity == Error {
-			sign = "✗"
-			errors++
-		}
+		sign := map[Severity]string{Error: "✗", Warning: "!", Info: "i"}[f.Severity]
+		count[f.Severity]++
 		fmt.Fprintf(&b, "%s %s %s: %s\n    fix: %s\n", sign, f.Code, f.Object, f.Cause, f.Fix)
 		if f.Place != "" {
 			fmt.Fprintf(&b, "    in %s\n", f.Place)
@@ -210,7 +207,11 @@ func FindingsText(list []Finding) string {
 	if len(list) == 0 {
 		return "✓ nothing found\n"
 	}
-	fmt.Fprintf(&b, "%d errors, %d warnings\n", errors, len(list)-errors)
+	fmt.Fprintf(&b, "%d errors, %d warnings", count[Error], count[Warning])
+	if n := count[Info]; n > 0 {
+		fmt.Fprintf(&b, ", %d to know", n)
+	}
+	b.WriteString("\n")
 	return b.String()
 }
 

@@ -3,8 +3,10 @@ package install
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -215,40 +217,21 @@ func (u *uninstall) nodes(ctx context.Context) error {
 	return u.podsGone(ctx, "app=ztunnel", "the node proxies")
 }
 
-// leaveNodes asks the agent of each node to leave, and waits until each has: nothing may be in the mesh any more, and what was
-// open has had its time.
+// leaveNodes has the agent of each node leave, and waits until each has: nothing may be in the mesh any more, and what was
+// open has had its time. Before the first one leaves all are prepared: pods that have left have no identity any more, and
+// would be refused on nodes that are still in.
 func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
-	began, told := time.Now(), map[string]string{}
-	err := u.until(ctx, u.Removal.Wait, func(ctx context.Context) (string, error) {
-		list, err := u.cluster().dynamic.Resource(pods).Namespace(agent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=ztunnel"})
-		if err != nil {
-			return "", fmt.Errorf("list the node proxies: %w", err)
+	err := u.askNodes(ctx, agent, nodepods.LeavePrepare, u.Removal.Wait, func(node, answer string) string {
+		if answer == "" {
+			return "node " + node + " to be prepared for the end of the mesh"
 		}
-		missing := ""
-		for _, p := range list.Items {
-			node, _, _ := unstructured.NestedString(p.Object, "spec", "nodeName")
-			if node == "" || p.GetDeletionTimestamp() != nil {
-				continue
-			}
-			if p.GetAnnotations()[nodepods.AnnotationLeave] == "" {
-				if err := u.ask(ctx, p); err != nil {
-					return "", err
-				}
-			}
-			left := p.GetAnnotations()[nodepods.AnnotationLeft]
-			if told[node] != left && left != "" {
-				told[node] = left
-				u.say("node %s left the mesh: %s pods with connections of that time", node, left)
-			}
-			switch {
-			case left == "":
-				missing = fmt.Sprintf("node %s to leave the mesh (pod %s%s)", node, p.GetName(), troubleOf(p))
-			case left != "0" && time.Since(began) < u.Removal.Drain && missing == "":
-				missing = "connections to end on node " + node
-			}
-		}
-		return missing, nil
+		return ""
 	})
+	if err == nil || u.Removal.Force && ctx.Err() == nil {
+		err = errors.Join(err, u.leaveNow(ctx, agent))
+	} else {
+		u.stay(context.WithoutCancel(ctx), agent)
+	}
 	if err != nil && u.Removal.Force && ctx.Err() == nil {
 		u.say("warning: %v; on such a node run ztunnel unload --pin-dir=/sys/fs/bpf/ambit/NODE --run-dir=/var/run/ambit, "+
 			"and take ambit-cni out of its network configuration", err)
@@ -258,9 +241,106 @@ func (u *uninstall) leaveNodes(ctx context.Context, agent ref) error {
 		"or go on without them with --force", u.namespace())
 }
 
-// ask writes the wish on a node's agent.
-func (u *uninstall) ask(ctx context.Context, p unstructured.Unstructured) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.GetUID(), "annotations": map[string]any{nodepods.AnnotationLeave: "asked for by ambit uninstall"}}})
+// leaveNow has the nodes leave, and cuts what is open after the time for it.
+func (u *uninstall) leaveNow(ctx context.Context, agent ref) error {
+	told := map[string]string{}
+	err := u.askNodes(ctx, agent, nodepods.LeaveNow, u.Removal.Wait, func(node, left string) string {
+		if left == "" || left == nodepods.LeftPrepared {
+			return "node " + node + " to leave the mesh"
+		}
+		if told[node] != left {
+			told[node] = left
+			u.say("node %s left the mesh: %s pods with connections of that time", node, left)
+		}
+		return ""
+	})
+	if err != nil {
+		return err
+	}
+	open := func(node, left string) string {
+		if left == "0" {
+			return ""
+		}
+		return "connections to end on node " + node
+	}
+	if err = u.askNodes(ctx, agent, nodepods.LeaveNow, u.Removal.Drain, open); errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		u.say("connections that are open still are cut")
+		if err = u.askNodes(ctx, agent, nodepods.LeaveCut, cutWait, open); errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			err = nil // routes of what is left end with capture
+		}
+	}
+	return err
+}
+
+// cutWait is how long the nodes may take to cut what is open.
+const cutWait = 15 * time.Second
+
+// askNodes writes a wish on the agents and waits, up to a limit, until missing, which is called with each node and its answer, returns "" for
+// all.
+func (u *uninstall) askNodes(ctx context.Context, agent ref, wish string, limit time.Duration, missing func(node, answer string) string) error {
+	return u.until(ctx, limit, func(ctx context.Context) (string, error) {
+		list, err := u.agents(ctx, agent)
+		if err != nil {
+			return "", err
+		}
+		answers, trouble := map[string]string{}, map[string]string{} // by node, which has two agents while they are replaced
+		for _, p := range list {
+			node := nodeOf(p)
+			if node == "" || p.GetDeletionTimestamp() != nil {
+				continue
+			}
+			if has := p.GetAnnotations()[nodepods.AnnotationLeave]; has != wish && (wish != nodepods.LeavePrepare || has == "") {
+				if err := u.ask(ctx, p, wish); err != nil {
+					return "", err
+				}
+			}
+			if answer := p.GetAnnotations()[nodepods.AnnotationLeft]; answer != "" || answers[node] == "" {
+				answers[node], trouble[node] = answer, fmt.Sprintf(" (pod %s%s)", p.GetName(), troubleOf(p))
+			}
+		}
+		out := ""
+		for _, node := range slices.Sorted(maps.Keys(answers)) {
+			if m := missing(node, answers[node]); m != "" {
+				out = m + trouble[node]
+			}
+		}
+		return out, nil
+	})
+}
+
+func (u *uninstall) agents(ctx context.Context, agent ref) ([]unstructured.Unstructured, error) {
+	list, err := u.cluster().dynamic.Resource(pods).Namespace(agent.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=ztunnel"})
+	if err != nil {
+		return nil, fmt.Errorf("list the node proxies: %w", err)
+	}
+	return list.Items, nil
+}
+
+// stay takes back that the nodes are to be prepared. If that fails they take it back themselves, later.
+func (u *uninstall) stay(ctx context.Context, agent ref) {
+	list, err := u.agents(ctx, agent)
+	for _, p := range list {
+		if p.GetAnnotations()[nodepods.AnnotationLeave] == nodepods.LeavePrepare {
+			err = errors.Join(err, u.ask(ctx, p, ""))
+		}
+	}
+	if err != nil {
+		u.say("warning: nodes that were prepared for the end of the mesh take plaintext for some minutes still: %v", err)
+	}
+}
+
+func nodeOf(pod unstructured.Unstructured) string {
+	node, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
+	return node
+}
+
+// ask writes a wish on a node's agent; "" takes it back.
+func (u *uninstall) ask(ctx context.Context, p unstructured.Unstructured, wish string) error {
+	var value any
+	if wish != "" {
+		value = wish
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.GetUID(), "annotations": map[string]any{nodepods.AnnotationLeave: value}}})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -22,10 +23,11 @@ import (
 // world is a cluster with a mesh, as a fake. Its node proxies leave when they are asked, unless they are stuck.
 type world struct {
 	*Cluster
-	client *fake.FakeDynamicClient
-	stuck  string // node
-	did    []string
-	said   strings.Builder
+	client     *fake.FakeDynamicClient
+	stuck      string // node that does not leave
+	unprepared bool   // nor is the stuck one prepared
+	did        []string
+	said       strings.Builder
 }
 
 const mesh = `
@@ -99,8 +101,15 @@ func newWorld(t *testing.T) *world {
 	})
 	w.client.PrependReactor("patch", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		p := a.(clienttesting.PatchAction)
-		w.did = append(w.did, "ask "+p.GetName())
-		if strings.HasSuffix(p.GetName(), w.stuck) && w.stuck != "" {
+		var asked struct {
+			Metadata struct{ Annotations map[string]string }
+		}
+		if err := json.Unmarshal(p.GetPatch(), &asked); err != nil {
+			t.Error(err)
+		}
+		wish := asked.Metadata.Annotations[nodepods.AnnotationLeave]
+		w.did = append(w.did, "ask "+p.GetName()+" "+wish)
+		if strings.HasSuffix(p.GetName(), w.stuck) && w.stuck != "" && (wish == nodepods.LeaveNow || w.unprepared) {
 			return false, nil, nil
 		}
 		o, err := w.client.Tracker().Get(pods, "mesh", p.GetName())
@@ -108,7 +117,7 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 		u := o.(*unstructured.Unstructured).DeepCopy()
-		u.SetAnnotations(map[string]string{nodepods.AnnotationLeave: "x", nodepods.AnnotationLeft: "0"})
+		u.SetAnnotations(map[string]string{nodepods.AnnotationLeave: wish, nodepods.AnnotationLeft: map[string]string{nodepods.LeavePrepare: nodepods.LeftPrepared, nodepods.LeaveNow: "0"}[wish]})
 		return true, u, w.client.Tracker().Update(pods, u, "mesh")
 	})
 	w.Cluster = &Cluster{dynamic: w.client, mapper: mapper}
@@ -129,7 +138,7 @@ func TestNodesLeaveBeforeAnythingThatTheyNeedIsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"ask ztunnel-a", "ask ztunnel-b", "delete daemonsets/ztunnel", "delete deployments/ambit-controlplane", "delete deployments/waypoint",
+		"ask ztunnel-a prepare", "ask ztunnel-b prepare", "ask ztunnel-a now", "ask ztunnel-b now", "delete daemonsets/ztunnel", "delete deployments/ambit-controlplane", "delete deployments/waypoint",
 		"delete leases/ambit-controlplane", "delete secrets/istio-ca-secret", "delete configmaps/istio-ca-root-cert", "delete gatewayclasses/istio-waypoint",
 		"delete serviceaccounts/ztunnel", "delete configmaps/ambit-install", "delete namespaces/mesh",
 	}
@@ -160,6 +169,19 @@ func TestANodeThatDoesNotLeaveKeepsTheMesh(t *testing.T) {
 	}
 	if !strings.Contains(w.said.String(), "ztunnel unload") {
 		t.Errorf("said:\n%s", &w.said)
+	}
+}
+
+// TestNoNodeLeavesBeforeAllArePrepared: and those that were go back to their policies.
+func TestNoNodeLeavesBeforeAllArePrepared(t *testing.T) {
+	w := newWorld(t)
+	w.stuck, w.unprepared = "b", true
+	err := w.uninstall(t, func(r *Removal) { r.Wait = time.Second })
+	if err == nil || !strings.Contains(err.Error(), "node b to be prepared for the end of the mesh (pod ztunnel-b)") {
+		t.Errorf("got %v", err)
+	}
+	if d := cmp.Diff([]string{"ask ztunnel-a prepare", "ask ztunnel-b prepare", "ask ztunnel-a ", "ask ztunnel-b "}, w.did); d != "" {
+		t.Errorf("what was done (-want +got):\n%s", d)
 	}
 }
 

@@ -27,11 +27,30 @@ func byLetter(words ...string) (out [256][]string) {
 
 // Named says whether what has this name is a secret: a header, a parameter, a cookie, a variable of the environment.
 func Named(name string) bool {
-	if len(name) < 3 {
+	var space [64]byte
+	b, ok := plain(space[:0], name)
+	if !ok {
 		return false
 	}
+	switch string(b) { // common as parts of other names, secrets alone
+	case "auth", "code", "key", "otp", "pass", "pin", "session", "sid", "sig", "ticket":
+		return true
+	}
+	return hasPart(b)
+}
+
+// within is Named for the names of a document, where such words alone are common.
+func within(name string) bool {
 	var space [64]byte
-	b := space[:0]
+	b, ok := plain(space[:0], name)
+	return ok && hasPart(b)
+}
+
+// plain appends a name in lower case and without what divides words; false for one that is too short for a secret's.
+func plain(b []byte, name string) ([]byte, bool) {
+	if len(name) < 3 {
+		return nil, false
+	}
 	for i := range len(name) {
 		switch c := name[i]; {
 		case 'A' <= c && c <= 'Z':
@@ -41,10 +60,10 @@ func Named(name string) bool {
 			b = append(b, c)
 		}
 	}
-	switch string(b) { // common as parts of other names, secrets alone
-	case "auth", "code", "key", "otp", "pass", "pin", "session", "sid", "sig", "ticket":
-		return true
-	}
+	return b, true
+}
+
+func hasPart(b []byte) bool {
 	for i, c := range b {
 		for _, p := range parts[c] {
 			if len(b)-i >= len(p) && string(b[i:i+len(p)]) == p {

@@ -77,6 +77,7 @@ func decodeWorkload(pb *workloadpb.Workload) (*Workload, error) {
 		CanonicalRevision: pb.GetCanonicalRevision(),
 		WorkloadName:      pb.GetWorkloadName(),
 		Policies:          pb.GetAuthorizationPolicies(),
+		Terminating:       extended(pb.GetExtensions(), ExtensionTerminating),
 	}
 	if w.UID == "" {
 		return nil, errors.New("uid is empty")
@@ -109,6 +110,11 @@ func decodeWorkload(pb *workloadpb.Workload) (*Workload, error) {
 	w.ID, _ = spiffe.New(w.TrustDomain, w.Namespace, w.ServiceAccount)
 	w.Expect = newIdentities(w.ID)
 	return w, nil
+}
+
+// extended says whether an extension is among others, which mean nothing to us.
+func extended(all []*workloadpb.Extension, name string) bool {
+	return slices.ContainsFunc(all, func(e *workloadpb.Extension) bool { return e.GetName() == name })
 }
 
 func decodeWorkloadEnums(w *Workload, pb *workloadpb.Workload) error {
@@ -193,6 +199,7 @@ func decodeService(pb *workloadpb.Service) (*Service, error) {
 		SANs:              pb.GetSubjectAltNames(),
 		Canonical:         pb.GetCanonical(),
 		IngressToWaypoint: pb.GetIngressUseWaypoint(),
+		ClientAffinity:    extended(pb.GetExtensions(), ExtensionClientAffinity),
 		// An unknown visibility is PUBLIC, as peers read it.
 		NamespaceOnly: pb.GetVisibility() == workloadpb.Service_NAMESPACE,
 	}

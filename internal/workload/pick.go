@@ -22,6 +22,8 @@ type Upstream struct {
 type Pick struct {
 	Source *Workload // whose locality ranks the endpoints; may be nil
 	Port   uint16    // service port
+	// Client is the client's address, which matters where the service wants affinity; may be invalid.
+	Client netip.Addr
 	// Waypoint selects the rules for waypoints: the port need not be declared if the endpoint has an application tunnel (O18).
 	Waypoint bool
 	// Rand draws; nil uses the runtime's generator. A Rand is not safe for concurrent use, so each loop has its own.
@@ -41,6 +43,9 @@ func (v *View) Pick(s *Service, p *Pick) (Upstream, bool) {
 	t := e.table(p)
 	if t.total == 0 {
 		return Upstream{}, false
+	}
+	if e.svc.ClientAffinity && p.Client.IsValid() {
+		return t.ups[t.stick(p.Client, p.Avoid)], true
 	}
 	i := t.draw(p.Rand)
 	if p.Avoid != nil && p.Avoid(t.ups[i].Workload) {
@@ -175,6 +180,38 @@ func (t *pickTable) draw(r *rand.Rand) int {
 	return sort.Search(len(t.sums), func(i int) bool { return t.sums[i] > x })
 }
 
+// stick is the endpoint of a client: that of the highest rank for it (rendezvous hashing), so that only the clients of an
+// endpoint move when it goes away, on every node and after every restart to the same one.
+func (t *pickTable) stick(client netip.Addr, avoid func(*Workload) bool) int {
+	best, score, avoided := -1, uint64(0), true
+	b := client.As16()
+	for i := range t.ups {
+		if t.weight(i) == 0 {
+			continue
+		}
+		w := t.ups[i].Workload
+		out := avoid != nil && avoid(w)
+		if s := clientScore(&b, w.UID); best < 0 || avoided && !out || s > score && out == avoided {
+			best, score, avoided = i, s, out
+		}
+	}
+	return best
+}
+
+// clientScore is FNV-1a of both, stirred once more: the ends of UIDs and addresses are what differs.
+func clientScore(client *[16]byte, uid string) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range client {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	for i := range len(uid) {
+		h = (h ^ uint64(uid[i])) * 1099511628211
+	}
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}
+
 func (t *pickTable) weight(i int) uint64 {
 	switch {
 	case t.sums == nil:
@@ -186,16 +223,26 @@ func (t *pickTable) weight(i int) uint64 {
 }
 
 func (e *entry) build(k pickKey) *pickTable {
-	s := e.svc
 	t := &pickTable{key: k}
-	declared := false
-	if _, declared = s.Port(k.port); !declared && !k.waypoint {
-		return t
+	t.fill(e, func(w *Workload) bool { return usable(e.svc, w) })
+	if len(t.ups) == 0 { // as kube-proxy has it: those that end are better than none
+		t.fill(e, func(w *Workload) bool { return w.Terminating })
+	}
+	t.weigh()
+	return t
+}
+
+// fill takes the best of the members that take part.
+func (t *pickTable) fill(e *entry, takes func(*Workload) bool) {
+	s, k := e.svc, t.key
+	_, declared := s.Port(k.port)
+	if !declared && !k.waypoint {
+		return
 	}
 	best := 0
 	sets := map[string]*Identities{}
 	for _, w := range e.members {
-		if !usable(s, w) || !reachable(w, k.network) {
+		if !takes(w) || !reachable(w, k.network) {
 			continue
 		}
 		port := targetPort(s, w, k.port)
@@ -207,12 +254,10 @@ func (e *entry) build(k pickKey) *pickTable {
 			continue
 		}
 		if r > best {
-			best, t.ups, t.total = r, t.ups[:0], 0
+			best, t.ups = r, t.ups[:0]
 		}
 		t.ups = append(t.ups, Upstream{Workload: w, Service: s, Port: port, Expect: union(s, w, sets)})
 	}
-	t.weigh()
-	return t
 }
 
 // weigh computes the running sums, or leaves them out when all weights are equal.

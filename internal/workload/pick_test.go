@@ -156,6 +156,67 @@ func TestAvoidedEndpointsComeOnlyWhenNothingElseIsLeft(t *testing.T) { // B5
 	}
 }
 
+func TestAClientStaysAtOneEndpointWhereTheServiceSaysSo(t *testing.T) { // sessionAffinity: ClientIP
+	in := member("ns/s.ns")
+	all := []any{svc("ns", "s", nil, func(s *pb.Service) { s.Extensions = []*pb.Extension{{Name: ExtensionClientAffinity}} })}
+	for i := range 8 {
+		all = append(all, wl(string(rune('a'+i)), fmt.Sprintf("10.0.0.%d", i+1), in))
+	}
+	all = append(all, wl("z", "10.0.1.1", in, capacity(0)), wl("sick", "10.0.1.2", in, unhealthy))
+	s := store(t, all...)
+	pick := func(client string, avoid func(*Workload) bool) string {
+		v := s.View()
+		up, ok := v.Pick(v.ServiceByKey("ns/s.ns"), &Pick{Port: 80, Client: ip(client), Avoid: avoid})
+		if !ok {
+			t.Fatal("no endpoint")
+		}
+		return up.Workload.Name
+	}
+	first, used := map[string]string{}, map[string]int{}
+	for i := range 400 {
+		client := fmt.Sprintf("10.9.%d.%d", i/200, i%200)
+		first[client] = pick(client, nil)
+		used[first[client]]++
+		for range 3 {
+			if again := pick(client, nil); again != first[client] {
+				t.Fatalf("%s went to %s and then to %s", client, first[client], again)
+			}
+		}
+		if other := pick(client, func(w *Workload) bool { return w.Name == first[client] }); other == first[client] || other == "z" {
+			t.Fatalf("%s went to %s, which is to be avoided or takes nothing", client, other)
+		}
+	}
+	for name, n := range used {
+		if len(used) != 8 || n < 20 || n > 100 {
+			t.Errorf("%s has %d of 400 clients, of 8 endpoints %d have some", name, n, len(used))
+		}
+	}
+	apply(t, s, nil, "c//Pod/default/a")
+	for client, was := range first {
+		if now := pick(client, nil); now != was && was != "a" {
+			t.Errorf("%s moved from %s to %s when a went away", client, was, now)
+		}
+	}
+}
+
+func TestTerminatingEndpointsServeWhenThereIsNoOther(t *testing.T) { // as kube-proxy has it, KEP-1669
+	in, terminating := member("ns/s.ns"), func(w *pb.Workload) {
+		unhealthy(w)
+		w.Extensions = []*pb.Extension{{Name: ExtensionTerminating}}
+	}
+	all := []any{svc("ns", "s", nil), wl("going", "10.0.0.1", in, terminating), wl("sick", "10.0.0.2", in, unhealthy)}
+	for want, more := range map[string][]any{"going": nil, "up": {wl("up", "10.0.0.3", in)}} {
+		v := store(t, append(slices.Clone(all), more...)...).View()
+		if got := reachableFrom(v, "ns/s.ns", nil, 80); !slices.Equal(got, []string{want}) {
+			t.Errorf("endpoints = %v, want %s", got, want)
+		}
+	}
+	v := store(t, append(slices.Clone(all), svc("ns", "s", nil, balanced(pb.LoadBalancing_STRICT, node)), wl("up", "10.0.0.3", in, func(w *pb.Workload) { w.Node = "far" }))...).View()
+	if got := reachableFrom(v, "ns/s.ns", &Workload{Node: "node1"}, 80); !slices.Equal(got, []string{"going"}) {
+		t.Errorf("of the node: %v, want going", got)
+	}
+}
+
 func TestTargetPorts(t *testing.T) { // O18, O21, find_upstream_port_mappings {endpoint, service, app tunnel}
 	named := func(s *pb.Service) { s.Ports = portList(80, 0, 81, 8081).Ports }
 	tunnel := func(port uint32) func(*pb.Workload) {

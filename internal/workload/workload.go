@@ -14,6 +14,14 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
+// The names of extensions of our own, which have no content; what does not know them does as Istio does.
+const (
+	// ExtensionClientAffinity marks a Service whose clients stay at one endpoint each, by their address.
+	ExtensionClientAffinity = "ambit.client-affinity"
+	// ExtensionTerminating marks an unhealthy Workload that is ready and about to end: it serves when there is no other.
+	ExtensionTerminating = "ambit.terminating"
+)
+
 // TunnelProtocol is what a workload accepts on the mesh side.
 type TunnelProtocol uint8
 
@@ -106,21 +114,23 @@ type AppTunnel struct {
 
 // Workload is one instance: a pod, a WorkloadEntry, an endpoint of a ServiceEntry, a gateway. Immutable.
 type Workload struct {
-	UID        string // primary key
-	Name       string
-	Namespace  string
-	Addrs      []netip.Addr // never IPv4-mapped
-	Hostname   string       // set instead of Addrs when DNS must be asked
-	Network    string
-	Protocol   TunnelProtocol
-	Type       Type
-	HostNet    bool // shares the node's address (O14)
-	Unhealthy  bool
-	Native     bool   // speaks HBONE itself (only prefetch cares, O26)
-	Capacity   uint32 // load balancing weight; 0 takes no traffic
-	Waypoint   *Gateway
-	NetGateway *Gateway
-	Tunnel     *AppTunnel
+	UID       string // primary key
+	Name      string
+	Namespace string
+	Addrs     []netip.Addr // never IPv4-mapped
+	Hostname  string       // set instead of Addrs when DNS must be asked
+	Network   string
+	Protocol  TunnelProtocol
+	Type      Type
+	HostNet   bool // shares the node's address (O14)
+	Unhealthy bool
+	// Terminating is an unhealthy endpoint that is about to end and serves until then.
+	Terminating bool
+	Native      bool   // speaks HBONE itself (only prefetch cares, O26)
+	Capacity    uint32 // load balancing weight; 0 takes no traffic
+	Waypoint    *Gateway
+	NetGateway  *Gateway
+	Tunnel      *AppTunnel
 
 	TrustDomain    string // never empty
 	ServiceAccount string // never empty
@@ -233,18 +243,20 @@ type WeightedGateway struct {
 
 // Service is a named set of workloads. Immutable.
 type Service struct {
-	Key               string // "namespace/hostname"
-	Name              string
-	Namespace         string
-	Hostname          string
-	VIPs              []VIP
-	Ports             []Port   // sorted by Service
-	SANs              []string // as received, in order
-	Waypoint          *Gateway
-	Weighted          []WeightedGateway
-	Mode              Mode
-	Preferences       []Scope
-	AllowUnhealthy    bool // publishNotReadyAddresses (O17)
+	Key            string // "namespace/hostname"
+	Name           string
+	Namespace      string
+	Hostname       string
+	VIPs           []VIP
+	Ports          []Port   // sorted by Service
+	SANs           []string // as received, in order
+	Waypoint       *Gateway
+	Weighted       []WeightedGateway
+	Mode           Mode
+	Preferences    []Scope
+	AllowUnhealthy bool // publishNotReadyAddresses (O17)
+	// ClientAffinity keeps the connections of a client address at one endpoint.
+	ClientAffinity    bool
 	Families          Families
 	Canonical         bool
 	NamespaceOnly     bool // visible to clients of its own namespace only (O11)

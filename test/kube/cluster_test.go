@@ -43,6 +43,15 @@ func kubectl(ctx context.Context, input string, args ...string) (string, error) 
 	return strings.TrimSpace(string(out)), err
 }
 
+// kubectlBoth returns what kubectl writes to both its outputs.
+func kubectlBoth(t *testing.T, input string, args ...string) (string, error) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), "kubectl", args...)
+	c.Stdin = strings.NewReader(input)
+	out, err := c.CombinedOutput()
+	return string(out), err
+}
+
 func must(t *testing.T, input string, args ...string) string {
 	t.Helper()
 	out, err := kubectl(t.Context(), input, args...)

@@ -14,16 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// onlyMesh lets nobody in who is not in the mesh.
-const onlyMesh = `{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: km-shop}, spec: {mtls: {mode: STRICT}}}`
-
-// firstRequest is a pod that asks the servers at once, and ends well only if it was answered: under STRICT that is if its
-// first packet was captured.
-const firstRequest = `{apiVersion: v1, kind: Pod, metadata: {name: NAME, namespace: km-shop, labels: {churn: "yes"}}, spec: {restartPolicy: Never, terminationGracePeriodSeconds: 1,
- containers: [{name: ask, image: IMAGE, args: [echo, client, --timeout=20s, "http://server.km-shop/"]}]}}
----
-`
-
 // TestRootFromInstallToUninstall goes once through the life of a mesh: make e2e-short.
 func TestRootFromInstallToUninstall(t *testing.T) {
 	requireCluster(t)
@@ -117,47 +107,6 @@ func upgrades(t *testing.T) {
 			t.Errorf("upgrade --set=%s: status %d, a PodDisruptionBudget is there: %v\n%s", s.set, status, there(), out)
 		}
 	}
-}
-
-// churn makes pods and deletes them, all at once, in a namespace where nobody is heard who is not in the mesh.
-func (m *meshWorld) churn(t *testing.T, n int) {
-	apply(t, onlyMesh)
-	defer must(t, "", "-n", "km-shop", "delete", "peerauthentication", "strict")
-	outsiders := func() error {
-		out, err := kubectl(t.Context(), "", "-n", "km-outside", "exec", "outsider", "--", "/ambit", "echo", "client", "--json", "--fresh", "--timeout=3s", "http://server.km-shop/")
-		if err != nil || strings.Contains(out, `"ok":1`) {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	}
-	eventually(t, "STRICT to refuse the outsider", outsiders)
-	var all strings.Builder
-	for i := range n {
-		all.WriteString(strings.ReplaceAll(firstRequest, "NAME", fmt.Sprintf("churn-%d", i)))
-	}
-	began := time.Now()
-	m.apply(all.String())
-	var phases []string
-	eventuallyWithin(t, 3*time.Minute, "all pods to end", func() error {
-		out, err := kubectl(t.Context(), "", "-n", "km-shop", "get", "pods", "-l", "churn", "-o", "jsonpath={.items[*].status.phase}")
-		phases = strings.Fields(out)
-		ended := 0
-		for _, p := range phases {
-			if p == "Succeeded" || p == "Failed" {
-				ended++
-			}
-		}
-		if err != nil || ended < n {
-			return fmt.Errorf("%d of %d ended: %w", ended, n, err)
-		}
-		return nil
-	})
-	t.Logf("%d pods started, asked and ended in %.1f s", n, time.Since(began).Seconds())
-	if i := slices.Index(phases, "Failed"); i >= 0 {
-		logs, _ := kubectl(t.Context(), "", "-n", "km-shop", "logs", "-l", "churn", "--tail=3")
-		t.Errorf("not every pod's first request was answered: %v\n%s", phases, logs)
-	}
-	must(t, "", "-n", "km-shop", "delete", "pods", "-l", "churn", "--timeout=120s")
 }
 
 func (m *meshWorld) uninstall(t *testing.T, objects, nodes map[string]string) {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,10 +74,7 @@ func newMeshWorld(t *testing.T) *meshWorld {
 func newMesh(t *testing.T, namespaces ...string) *meshWorld {
 	t.Helper()
 	requireCluster(t)
-	m := &meshWorld{t: t, system: "istio-system", image: "localhost/ambit-ambit:dev"}
-	if v := os.Getenv("AMBIT_IMAGE"); v != "" {
-		m.image = v
-	}
+	m := &meshWorld{t: t, system: "istio-system", image: image()}
 	m.install()
 	t.Cleanup(func() {
 		if _, err := kubectl(context.WithoutCancel(t.Context()), "", append([]string{"delete", "--ignore-not-found", "--wait=true", "namespace"}, namespaces...)...); err != nil {
@@ -86,10 +84,14 @@ func newMesh(t *testing.T, namespaces ...string) *meshWorld {
 	return m
 }
 
+// image is the one of the application.
+func image() string { return cmp.Or(os.Getenv("AMBIT_IMAGE"), "localhost/ambit-ambit:dev") }
+
 // installedHere says that a test has installed the mesh, so that the last one takes it out again.
 var installedHere bool
 
 func TestMain(m *testing.M) {
+	scanIfAsked()
 	status := m.Run()
 	if installedHere {
 		if out, err := exec.Command(ambitPath, "uninstall", "-y").CombinedOutput(); err != nil {
@@ -103,13 +105,18 @@ func TestMain(m *testing.M) {
 // ambitPath is the command line's, once a test has used it.
 var ambitPath string
 
-// ambit runs the command line and returns what it wrote, and its exit status.
-func ambit(t *testing.T, args ...string) (string, int) {
+func ambitProgram(t *testing.T) string {
 	t.Helper()
 	if ambitPath == "" {
 		ambitPath = program(t, "ambit")
 	}
-	c := exec.CommandContext(t.Context(), ambitPath, args...)
+	return ambitPath
+}
+
+// ambit runs the command line and returns what it wrote, and its exit status.
+func ambit(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), ambitProgram(t), args...)
 	out, err := c.CombinedOutput()
 	if c.ProcessState == nil {
 		t.Fatal(err)
@@ -278,7 +285,7 @@ func (m *meshWorld) captureAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := func() {
-		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
+		if err := patch(`{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": {"affinity": null}}}}`); err != nil {
 			t.Error(err)
 		}
 	}

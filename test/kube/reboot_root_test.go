@@ -1,21 +1,15 @@
 package kube
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/ambit-mesh/ambit/internal/lab/wire"
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
-
-// secret is in what the callers of a test send: it must never be seen between the nodes.
-const secret = "AMBIT-KUBE-SECRET-77d0b1"
 
 // callers are pods on each node that ask the servers from their first moment on, each time over a new connection.
 const callers = `
@@ -44,21 +38,28 @@ func TestRootARebootedNodeComesBackCaptured(t *testing.T) {
 	}
 }
 
-// requireBed skips a test whose nodes must be on this machine.
-func requireBed(t *testing.T) {
-	t.Helper()
-	if _, err := os.Stat("/run/netns/node1"); err != nil {
-		t.Skip("the nodes are not on this machine (make kube-up)")
-	}
-}
-
 func (m *meshWorld) reboot(t *testing.T, node string) {
 	other := map[string]string{"node1": "node2", "node2": "node1"}[node]
 	stop := tapFabric(t, "kubefab"+strings.TrimPrefix(other, "node"))
-	before := m.started(node)
+	before, old := m.started(node), networkOf(node)
 	began := time.Now()
-	if out, err := exec.CommandContext(t.Context(), "./cluster", "reboot", node).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	rebooted := make(chan error, 1)
+	go func() {
+		out, err := exec.CommandContext(t.Context(), "./cluster", "reboot", node).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		rebooted <- err
+	}()
+	eventually(t, "the node to have a network again", func() error {
+		if now := networkOf(node); now == 0 || now == old {
+			return errors.New("none yet")
+		}
+		return nil
+	})
+	stopInside := tapNode(t, node) // before anything runs there
+	if err := <-rebooted; err != nil {
+		t.Fatal(err)
 	}
 	t.Logf("%.1f s: the node has power again", time.Since(began).Seconds())
 	eventuallyWithin(t, 4*time.Minute, "all pods of the node to run again", func() error {
@@ -81,20 +82,19 @@ func (m *meshWorld) reboot(t *testing.T, node string) {
 		})
 	}
 	t.Logf("%.1f s: everything is answered", time.Since(began).Seconds())
-	r := stop()
-	tunnels := r.Count(func(f *wire.Flow) bool { return f.Server.Port() == 15008 && f.TLS13() })
-	t.Logf("between the nodes: %d packets of pods, %d connections, %d of them HBONE, the callers' text %d times, %d packets missed", r.Packets, len(r.Flows), tunnels, r.Markers(), r.Dropped)
-	if tunnels == 0 {
-		t.Error("nothing was tunnelled: the capture proves nothing")
+	wantNoPlaintext(t, "between the nodes", stop())
+	wantNoPlaintext(t, "on "+node, stopInside())
+}
+
+// networkOf is the cookie of a node's network namespace, which no later one has; 0 while there is none.
+func networkOf(node string) uint64 {
+	ns, err := netns.Open("/run/netns/" + node)
+	if err != nil {
+		return 0
 	}
-	if n := r.Markers(); n > 0 {
-		t.Errorf("the callers' text was on the wire %d times", n)
-	}
-	for _, f := range r.Flows {
-		if f.Bytes > 0 && f.Server.Port() != 15008 {
-			t.Errorf("%s to %s is not HBONE: first bytes %q", f.Client, f.Server, f.First)
-		}
-	}
+	defer ns.Close()
+	cookie, _ := ns.Cookie()
+	return cookie
 }
 
 // started is when the containers of a node's pods, by namespace and name, have started; "" if they do not all run.
@@ -110,31 +110,40 @@ func (m *meshWorld) started(node string) map[string]string {
 	return out
 }
 
-// tapFabric captures what pods say to each other on a link between the nodes, but for xDS, until stop is called.
-func tapFabric(t *testing.T, link string) (stop func() wire.Report) {
-	t.Helper()
-	pods := netip.MustParsePrefix("10.244.0.0/16")
-	c, err := wire.Open(wire.Config{Link: link, Marker: []byte(secret), Filter: func(s wire.Segment) bool {
-		return pods.Contains(s.Src.Addr()) && pods.Contains(s.Dst.Addr()) && s.Src.Port() != 15012 && s.Dst.Port() != 15012
-	}})
-	if err != nil {
-		t.Fatal(err)
+// halfMinute is a pod that asks for half a minute, and ends well if every request was answered.
+const halfMinute = `{apiVersion: v1, kind: Pod, metadata: {name: asker, namespace: km-shop, labels: {churn: asker}}, spec: {nodeName: node1, restartPolicy: Never, terminationGracePeriodSeconds: 1,
+ containers: [{name: ask, image: IMAGE, args: [echo, client, --fresh, --rate=50, --parallel=32, --duration=30s, --timeout=10s, "http://server.km-shop/` + secret + `"]}]}}`
+
+// TestRootWhatServesANodeMayDie kills the kubelet, the container runtime and capture of a node under load.
+func TestRootWhatServesANodeMayDie(t *testing.T) {
+	requireCluster(t)
+	requireBed(t)
+	m := newMeshWorld(t)
+	m.apply(onlyMesh)
+	eventually(t, "STRICT to refuse the outsider", m.outsiderRefused)
+	for _, name := range []string{"kubelet", "containerd", "capture"} {
+		t.Run(name, func(t *testing.T) { m.t = t; m.survives(t, name) })
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
-	ended := false
-	end := func() wire.Report {
-		if !ended {
-			ended = true
-			cancel()
-			if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-			_ = c.Close()
-		}
-		return c.Report()
+}
+
+// survives crashes what is named on node1, while a pod there asks and others start. No request is lost, and the servers are
+// ready again: the kubelet that probes them, also under STRICT, may be another process than before.
+func (m *meshWorld) survives(t *testing.T, name string) {
+	stop := m.tapNodes(t)
+	m.apply(halfMinute)
+	m.ready("km-shop", "asker")
+	began := time.Now()
+	m.apply(requests("before", 5))
+	if out, err := exec.CommandContext(t.Context(), "./cluster", "crash", "node1", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	t.Cleanup(func() { end() })
-	return end
+	m.apply(requests("after", 10))
+	m.allAnswered(t, "before", 5)
+	m.allAnswered(t, "after", 10)
+	t.Logf("%.1f s: the pods that came meanwhile were answered", time.Since(began).Seconds())
+	m.allAnswered(t, "asker", 1)
+	must(t, "", "-n", "km-shop", "delete", "pods", "-l", "churn", "--wait=false")
+	m.noneLeft(t, "")
+	stop()
+	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pods", "--all", "--timeout=60s")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,7 +62,7 @@ func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
 	if !dns {
 		files = files.WithoutDNS()
 	}
-	if err := m.cfg.Kernel.Attach(&p.spec, files); err != nil {
+	if err := m.attach(p, files); err != nil {
 		return fmt.Errorf("redirect pod: %w", err)
 	}
 	if !dns {
@@ -71,6 +72,20 @@ func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
 		return fmt.Errorf("hand pod to proxy: %w", err)
 	}
 	return nil
+}
+
+// attach redirects a pod as its annotations ask for. Once the mesh is about to leave, connections from outside reach the
+// application, but for those in HBONE. p.op is held.
+func (m *Manager) attach(p *pod, files zds.Files) error {
+	spec := p.spec
+	if m.open.Load() {
+		spec.Annotations = maps.Clone(spec.Annotations)
+		if spec.Annotations == nil {
+			spec.Annotations = map[string]string{}
+		}
+		spec.Annotations[annotationBypass] = "true"
+	}
+	return m.cfg.Kernel.Attach(&spec, files)
 }
 
 // openNetns opens the pod's namespace and makes sure that it is the pod's: a path can be stale and a process can be in

@@ -97,7 +97,9 @@ type Manager struct {
 	kick  chan struct{} // asks for a round of retries now
 
 	started, stopped, repaired atomic.Uint64
+	waits                      waits
 	leaving                    atomic.Bool
+	open                       atomic.Bool // connections from outside reach pods past the proxy
 
 	mu   sync.Mutex
 	pods map[string]*pod // guarded by mu
@@ -145,17 +147,9 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
-// Run waits for a predecessor to end, takes over what it left, opens the sockets and works until ctx is done; then it
-// returns nil. Pods stay captured.
+// Run takes over what a predecessor left, opens the sockets and works until ctx is done; then it returns nil. Pods stay
+// captured. The caller has the Lock.
 func (m *Manager) Run(ctx context.Context) error {
-	unlock, err := lock(ctx, m.log, filepath.Join(m.cfg.RunDir, lockName))
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	defer unlock()
 	m.recover(ctx)
 	defer m.closeFiles()
 	g, ctx := errgroup.WithContext(ctx)
@@ -167,6 +161,40 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // Proxies returns how many proxies are connected.
 func (m *Manager) Proxies() int { return m.zds.Proxies() }
+
+// Open lets connections from outside reach the pods past the proxy, and so past the mesh's policies, or ends that again. Those
+// in HBONE go on to the proxy. It is for the end of a mesh: pods that have left it already must reach those that have not.
+// Open blocks until all pods are so; pods that come later are too. The error names a pod that is not.
+func (m *Manager) Open(ctx context.Context, open bool) error {
+	m.open.Store(open)
+	var mu sync.Mutex
+	var errs []error
+	m.each(ctx, func(_ context.Context, p *pod) error {
+		if !p.enrolled || !m.filesOf(p).HasListeners() {
+			return nil // it is attached so when it is captured
+		}
+		err := m.attach(p, m.filesOf(p))
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, fmt.Errorf("redirect pod %s/%s: %w", p.spec.Namespace, p.spec.Name, err))
+		}
+		return err
+	})
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// Cut ends the connections of pods that have left the mesh, by the proxies that carry them: they say so to both ends, which
+// they could not when the routes are gone. It blocks until the proxies have answered.
+func (m *Manager) Cut(ctx context.Context) {
+	m.each(ctx, func(ctx context.Context, p *pod) error {
+		if m.stateOf(p) != stateDraining {
+			return nil
+		}
+		return m.zds.Del(ctx, p.spec.UID, false)
+	})
+	m.round(ctx)
+}
 
 // Leave says that the mesh leaves the node: from now on Set lets no pod in, and lets out each one that it is told of.
 func (m *Manager) Leave() { m.leaving.Store(true) }
@@ -239,10 +267,13 @@ func (m *Manager) remove(ctx context.Context, uid string, meant func(podsock.Pod
 	return nil
 }
 
-// SetSandbox is Set for a pod that a CNI plugin is starting.
+// SetSandbox is Set for a pod that a CNI plugin is starting. How long the plugin has waited is measured.
 func (m *Manager) SetSandbox(ctx context.Context, s podsock.Sandbox) (podsock.Result, error) {
 	if m.cfg.Cluster == nil {
 		return podsock.Result{}, refuse("this capture is told of pods by others and cannot look up pod %s/%s itself", s.Namespace, s.Name)
+	}
+	if s.Begun.IsZero() {
+		s.Begun = time.Now()
 	}
 	p, err := m.cfg.Cluster.Resolve(ctx, s)
 	if err != nil {
@@ -250,6 +281,7 @@ func (m *Manager) SetSandbox(ctx context.Context, s podsock.Sandbox) (podsock.Re
 	}
 	res, err := m.Set(ctx, &p)
 	if err == nil {
+		m.waits.observe(time.Since(s.Begun), res.Result)
 		m.cfg.Cluster.Admitted(p)
 	}
 	return res, err

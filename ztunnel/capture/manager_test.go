@@ -35,13 +35,14 @@ type fakeKernel struct {
 	attached map[string]bool
 	draining map[string]bool
 	dns      map[string]bool // attached with the sockets for DNS
+	bypass   map[string]bool // attached so that connections from outside reach it
 	problems []string
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
 	return &fakeKernel{
 		t: t, fail: map[string]error{}, inUse: map[zds.FileID]bool{}, attached: map[string]bool{}, draining: map[string]bool{},
-		dns: map[string]bool{},
+		dns: map[string]bool{}, bypass: map[string]bool{},
 	}
 }
 
@@ -131,7 +132,7 @@ func (k *fakeKernel) Attach(p *podsock.Pod, f zds.Files) error {
 		return err
 	}
 	k.attached[uid], k.draining[uid], k.problems = true, false, nil
-	k.dns[uid] = f.HasDNS()
+	k.dns[uid], k.bypass[uid] = f.HasDNS(), p.Annotations[annotationBypass] == "true"
 	return nil
 }
 
@@ -303,6 +304,25 @@ func TestCaptureOfDNSFollowsThePodsAnnotation(t *testing.T) {
 	n.k.set("listen dns", nil)
 	n.round(t.Context())
 	n.want("b", stateCaptured)
+}
+
+// TestPodsAreOpenOnlyWhileTheMeshIsAboutToLeave: a capture that starts again knows nothing of it.
+func TestPodsAreOpenOnlyWhileTheMeshIsAboutToLeave(t *testing.T) {
+	n := newNode(t)
+	n.set(n.pod("a"))
+	for _, open := range []bool{true, false, true} {
+		if err := n.Open(t.Context(), open); err != nil {
+			t.Error(err)
+		}
+		n.set(n.pod("b"))
+		if n.k.bypass["a"] != open || n.k.bypass["b"] != open {
+			t.Errorf("open: %v, want %v", n.k.bypass, open)
+		}
+	}
+	n.k.set("attach a", unix.EIO)
+	if err := n.Open(t.Context(), true); !errors.Is(err, unix.EIO) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestAPodThatIsNotOursIsLeftAlone(t *testing.T) {

@@ -106,7 +106,7 @@ func (m *Manager) verify(_ context.Context, p *pod) error {
 	}
 	m.log.Warn("redirection was damaged", "uid", p.spec.UID, "problems", problems)
 	m.repaired.Add(1)
-	if err := m.cfg.Kernel.Attach(&p.spec, m.filesOf(p)); err != nil {
+	if err := m.attach(p, m.filesOf(p)); err != nil {
 		err = fmt.Errorf("repair redirection: %w", err)
 		m.note(p, err)
 		return err
@@ -148,13 +148,12 @@ func (m *Manager) each(ctx context.Context, f func(ctx context.Context, p *pod) 
 func Forget(runDir string) (func() error, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	path := filepath.Join(runDir, lockName)
 	if _, err := os.Stat(runDir); errors.Is(err, os.ErrNotExist) {
 		return func() error { return nil }, nil
 	}
-	unlock, err := lock(ctx, slog.New(slog.DiscardHandler), path)
+	unlock, err := Lock(ctx, slog.New(slog.DiscardHandler), runDir)
 	if err != nil {
-		return nil, fmt.Errorf("lock %q: capture runs: %w", path, err)
+		return nil, fmt.Errorf("lock %q: capture runs: %w", runDir, err)
 	}
 	return func() error {
 		defer unlock()
@@ -167,8 +166,10 @@ func Forget(runDir string) (func() error, error) {
 	}, nil
 }
 
-// lock makes sure that there is one capture on a node: it waits for another to end. The lock ends with the process.
-func lock(ctx context.Context, log *slog.Logger, path string) (unlock func(), err error) {
+// Lock makes sure that there is one capture on a node: it waits until another one, which uses runDir, ends. Whoever has the
+// lock may open the node's redirection and run a Manager. It ends with the process, or with unlock.
+func Lock(ctx context.Context, log *slog.Logger, runDir string) (unlock func(), err error) {
+	path := filepath.Join(runDir, lockName)
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock %q: %w", path, err)

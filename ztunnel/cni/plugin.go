@@ -154,7 +154,8 @@ func add(args *skel.CmdArgs) error {
 
 // admit returns nil when the pod may start: it is captured, or is none of ours.
 func (c *Config) admit(ctx context.Context, s podsock.Sandbox) error {
-	client, begun := podsock.NewClient(c.Socket), time.Now()
+	client := podsock.NewClient(c.Socket)
+	s.Begun = time.Now()
 	var last *podsock.Error // what capture has said
 	for {
 		_, err := client.AddSandbox(ctx, &s)
@@ -172,7 +173,7 @@ func (c *Config) admit(ctx context.Context, s podsock.Sandbox) error {
 			if outside {
 				return nil
 			}
-			if ctx.Err() != nil || time.Since(begun) > patience {
+			if ctx.Err() != nil || time.Since(s.Begun) > patience {
 				return failure("pod %s/%s waits for ambit's capture on this node, which does not answer at %s (%v); %s. "+
 					"Look at the ztunnel pod of this node: kubectl get pods -A -l app=ztunnel -o wide", s.Namespace, s.Name, c.Socket, err, why)
 			}

@@ -84,6 +84,7 @@ func output(t *testing.T, f func() error) (string, error) {
 
 func TestACapturedPodGetsTheResultOfTheChainUnchanged(t *testing.T) {
 	n := newNode(t, func(string) (int, string) { return 200, `{"result":"captured"}` })
+	before := time.Now()
 	out, err := output(t, func() error { return add(&n.args) })
 	if err != nil {
 		t.Fatal(err)
@@ -96,9 +97,14 @@ func TestACapturedPodGetsTheResultOfTheChainUnchanged(t *testing.T) {
 	if g, w := asJSON(got), asJSON(want); g != w {
 		t.Errorf("printed %s\nwant    %s", g, w)
 	}
-	want1 := `/v1/sandboxes/add {"uid":"uid-1","namespace":"shop","name":"web-0","netns":"/run/netns/a","addresses":["10.244.1.7","fd00::7"]}`
-	if len(n.got) != 1 || n.got[0] != want1 {
-		t.Errorf("capture was told %q\nwant %q", n.got, want1)
+	want1 := `/v1/sandboxes/add {"uid":"uid-1","namespace":"shop","name":"web-0","netns":"/run/netns/a","addresses":["10.244.1.7","fd00::7"],"begun":"`
+	var told struct{ Begun time.Time }
+	if len(n.got) != 1 || !strings.HasPrefix(n.got[0], want1) {
+		t.Fatalf("capture was told %q\nwant %q", n.got, want1)
+	}
+	_, body, _ := strings.Cut(n.got[0], " ")
+	if err := json.Unmarshal([]byte(body), &told); err != nil || told.Begun.Before(before) || time.Now().Before(told.Begun) {
+		t.Errorf("it began at %s: %v", told.Begun, err)
 	}
 }
 

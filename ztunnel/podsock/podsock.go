@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 )
 
 // Pod describes a pod.
@@ -73,6 +74,8 @@ type Sandbox struct {
 	Netns string `json:"netns"`
 	// Addresses are the pod's, which the cluster does not know yet.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Begun is when the plugin was first asked to let the pod in, by the node's clock. The zero value: with this request.
+	Begun time.Time `json:"begun,omitzero"`
 }
 
 // Results of a request.

@@ -504,6 +504,21 @@ func TestRootMeshFailsClosed(t *testing.T) {
 			n.wl.Apply(nil, []string{"c//Pod/shop/b", "c//Pod/shop/a"})
 		}
 		m.wantRefused(out, "10.99.0.3:8080")
-		m.wantRefused(a, "10.99.0.9:8080")
 	})
+}
+
+// A busy kubelet tells a pod's address late, and with it the control plane's record of the pod.
+func TestRootMeshAPodThatTheControlPlaneDoesNotKnowYetIsHeardUnderItsIdentity(t *testing.T) {
+	m := newMesh(t, func(c *Config) { c.WorkloadWait = time.Second })
+	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
+	c := m.pod("c", "n1", "10.99.0.4", "fd99::4")
+	m.serve(b, 8080, tellPeer)
+	m.serve(c, 8080, tellPeer)
+	m.capture(a, b, c)
+	for _, n := range m.nodes {
+		n.wl.Apply(nil, []string{"c//Pod/shop/a"})
+	}
+	m.wantPeer(a, "10.99.0.3:8080", "10.99.0.2")
+	m.line(`src.identity="spiffe://cluster.local/ns/shop/sa/a-sa"`, `direction="inbound"`)
+	m.wantPeer(a, "10.99.0.4:8080", "10.99.0.2")
 }

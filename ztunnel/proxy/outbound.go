@@ -30,6 +30,7 @@ type outbound struct {
 // be small.
 type attempt struct {
 	wait loop.Timer // for the pod's record
+	late bool       // it has not come soon
 	// opening is the stream that was asked for and is not there yet.
 	opening *hbone.Opening
 
@@ -72,10 +73,13 @@ func (o *outbound) route() {
 	w := o.w
 	v, _ := w.views()
 	o.source = w.p.record(o.pod, v)
+	if o.source == nil && o.late {
+		o.source = w.p.standIn(o.pod)
+	}
 	if o.source == nil {
 		w.park(o)
 		if !o.wait.Running() {
-			w.loop.Start(&o.wait, w.p.cfg.WorkloadWait, o)
+			w.loop.Start(&o.wait, w.p.cfg.WorkloadWait/soonShare, o)
 		}
 		return
 	}
@@ -150,10 +154,19 @@ func (o *outbound) retry() {
 	}
 }
 
-// Expired implements loop.TimerHandler: the pod's record did not come in time.
+// soonShare is the part of Config.WorkloadWait after which a connection goes on without its pod's record, 1 to soonShare.
+const soonShare = 5
+
+// Expired implements loop.TimerHandler: the pod's record did not come soon, or not in time.
 func (o *outbound) Expired(*loop.Timer) {
 	o.w.unpark(o)
-	o.fail(errUnknownWorkload)
+	if o.late {
+		o.fail(errUnknownWorkload)
+		return
+	}
+	o.late = true
+	o.w.loop.Start(&o.wait, o.w.p.cfg.WorkloadWait-o.w.p.cfg.WorkloadWait/soonShare, o)
+	o.route()
 }
 
 // Ready implements loop.Handler while the application's socket waits for the other side: only a reset counts, what the

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/zds"
 )
@@ -34,6 +35,8 @@ type Pod struct {
 	gone atomic.Uint32
 	// described is the latest result of baggage.
 	described atomic.Pointer[description]
+	// guessed is the result of standIn.
+	guessed atomic.Pointer[workload.Workload]
 }
 
 // description is the value of the baggage header that goes with a record.
@@ -51,6 +54,29 @@ func (p *Pod) baggage(record *workload.Workload) string {
 		p.described.Store(d)
 	}
 	return d.value
+}
+
+// standIn describes the pod by what its node knows, where the control plane does not know it yet: its record follows its
+// status, which a busy kubelet tells late, and not before a hook after its start has ended (istio/istio#60969). Its certificate is
+// still the control plane's to sign. nil while the table as a whole is still to come, or if the names make no identity. Any
+// goroutine.
+func (p *Proxy) standIn(pod *Pod) *workload.Workload {
+	if !p.synced.Load() {
+		return nil
+	}
+	if w := pod.guessed.Load(); w != nil {
+		return w
+	}
+	id, err := spiffe.New(p.cfg.TrustDomain, pod.Namespace, pod.ServiceAccount)
+	if err != nil {
+		return nil
+	}
+	w := &workload.Workload{
+		Name: pod.Name, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount, Addrs: pod.Addrs, Type: workload.Pod, WorkloadName: pod.Name,
+		TrustDomain: p.cfg.TrustDomain, Network: p.cfg.Network, Cluster: p.cfg.ClusterID, Node: p.cfg.Node, ID: id,
+	}
+	pod.guessed.Store(w) // one for all connections: what is derived from a record is kept by its pointer
+	return w
 }
 
 // newPod makes a Pod of what capture hands over, on duplicates of its descriptors.
@@ -193,12 +219,17 @@ func (p *Proxy) StartPod(_ context.Context, w *zds.Workload) error {
 }
 
 // StopPod implements zds.Runner. With drain the pod lives on outside of the mesh: what waits in its listeners is taken,
-// and its connections end by themselves. Without, everything is cut (Z6). An unknown UID is no error. Any goroutine.
+// and its connections end by themselves. Without, everything is cut (Z6), also what goes on of a pod that left before. An unknown UID is no error. Any goroutine.
 func (p *Proxy) StopPod(uid string, drain bool) {
 	p.podsMu.Lock()
 	defer p.podsMu.Unlock()
-	if pod := p.pods.Load().byUID[uid]; pod != nil {
+	switch pod := p.pods.Load().byUID[uid]; {
+	case pod != nil:
 		p.stopLocked(pod, drain)
+	case !drain:
+		for _, w := range p.workers {
+			w.loop.OnLoop(func() { w.cutLeft(uid) })
+		}
 	}
 	p.forgetCertificates()
 }

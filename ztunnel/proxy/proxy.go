@@ -56,7 +56,8 @@ type Config struct {
 	SameNode SameNode
 	// Workers is the number of event loops. Default 1.
 	Workers int
-	// WorkloadWait is how long a connection waits for its pod's record and for its certificate. Default 5 s (O2).
+	// WorkloadWait is how long a connection waits for its pod's record and for its certificate. Default 5 s (O2). One that a pod
+	// opens goes on after a fifth of that by what the node knows of the pod (docs/decisions/0009).
 	WorkloadWait time.Duration
 	// ConnectTimeout bounds every dial and handshake. Default 10 s (P12).
 	ConnectTimeout time.Duration

@@ -138,7 +138,7 @@ type router struct {
 }
 
 func (r *router) pick() workload.Pick {
-	return workload.Pick{Source: r.q.Source, Rand: r.q.Rand, Avoid: r.q.Avoid}
+	return workload.Pick{Source: r.q.Source, Client: r.q.Peer, Rand: r.q.Rand, Avoid: r.q.Avoid}
 }
 
 // serviceWaypoint sends a connection to a service through one of the service's waypoints, with the address that the
@@ -182,7 +182,21 @@ func (r *router) service(s *workload.Service) (Decision, error) {
 	if up.Workload.Network != r.q.Source.Network { // O7
 		return r.double(up, s)
 	}
-	return r.direct(up) // O8: the endpoint's own waypoint does not count here
+	return r.direct(r.meant(up)) // O8: the endpoint's own waypoint does not count here
+}
+
+// meant is the pod that has the address of an endpoint without a record of its own by address (O14): somebody wrote the
+// endpoint by hand. Without it the pod would get plaintext from a pod of the mesh.
+func (r *router) meant(up workload.Upstream) workload.Upstream {
+	if !up.Workload.HostNet {
+		return up
+	}
+	if ip, ok := up.Workload.Select(up.Service, r.q.Dst.Addr()); ok {
+		if w := r.v.Workload(up.Workload.Network, ip); w != nil {
+			up.Workload, up.Expect = w, w.Expect
+		}
+	}
+	return up
 }
 
 // workload sends a connection to a workload that was dialled by its own address.

@@ -98,6 +98,10 @@ func TestRouteTable(t *testing.T) {
 			with(src(), svc("s", "10.1.0.1"), wl("a", "192.168.0.1", in("s"), plain, hostNet)), "10.1.0.1:80",
 			want{dial: "192.168.0.1:8080", svc: "s"},
 		},
+		"3 an endpoint by hand is the pod that has its address": {
+			with(src(), svc("s", "10.1.0.1"), wl("byhand", "10.0.0.2", in("s", 80, 9090), plain, hostNet), wl("a", "10.0.0.2")), "10.1.0.1:80",
+			want{proto: HBONE, dial: "10.0.0.2:15008", authority: "10.0.0.2:9090", expect: "a", svc: "s"},
+		},
 		"3 hostNetwork address itself is unknown (O16)": {
 			with(src(), wl("a", "192.168.0.1", hostNet)), "192.168.0.1:80", want{dial: "192.168.0.1:80"},
 		},

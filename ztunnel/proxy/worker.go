@@ -148,6 +148,17 @@ func (w *worker) cutPod(pod *Pod) {
 	w.dropGuard(pod)
 }
 
+// cutLeft ends what goes on of a pod that has left the mesh.
+func (w *worker) cutLeft(uid string) {
+	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod != nil && f.pod.UID == uid })
+	w.endHellos(errPodGone, func(p *Pod) bool { return p.UID == uid })
+	w.server.Each(func(c *hbone.ServerConn) {
+		if c.Tag().(*peerTunnel).pod.UID == uid {
+			c.Cut(errPodGone)
+		}
+	})
+}
+
 func (w *worker) dropGuard(pod *Pod) {
 	if g := w.guards[pod]; g != nil {
 		g.grace.Stop()

@@ -19,7 +19,7 @@ type Runner interface {
 	// listeners of its own in the namespace. The descriptors stay the Tracker's and open until StopPod has returned:
 	// duplicate what must live longer. After an error nothing of the pod runs; it is tried again later.
 	StartPod(ctx context.Context, w *Workload) error
-	// StopPod ends a pod. It does not wait for connections: with drain they end by themselves, and what waits in the
+	// StopPod ends a pod, or without drain what goes on of one that was ended with drain; others are no error. It does not wait for connections: with drain they end by themselves, and what waits in the
 	// listeners is still taken; without drain everything is cut.
 	StopPod(uid string, drain bool)
 }
@@ -239,8 +239,11 @@ func (t *Tracker) delLocked(r *Del) {
 			return
 		}
 	}
-	if p != nil {
+	switch {
+	case p != nil:
 		t.dropLocked(r.UID, r.Drain)
+	case !r.Drain: // it may have left with connections
+		t.cfg.Runner.StopPod(r.UID, false)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -379,4 +380,32 @@ func TestStatusesAreWrittenOnce(t *testing.T) {
 	expect(t, "writes after listing again", writes, 0)
 	publish()
 	expect(t, "web at the end", conditionsOf(services, "web"), "other=True <nil>")
+}
+
+func TestAWebhookGetsTheRoots(t *testing.T) {
+	s := newFake(t, `{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: hook}, webhooks: [{name: a, clientConfig: {service: {name: x}}}, {name: b, clientConfig: {caBundle: b2xk}}]}`)
+	for range 2 { // the second time there is nothing to do
+		if err := s.client().PublishWebhook(t.Context(), "hook", []byte("roots")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := s.Resource(webhooks).Get(t.Context(), "hook", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, _, _ := unstructured.NestedSlice(have.Object, "webhooks")
+	for _, w := range list {
+		if got, _, _ := unstructured.NestedString(w.(map[string]any), "clientConfig", "caBundle"); got != "cm9vdHM=" {
+			t.Errorf("got %v", w)
+		}
+	}
+	if name, _, _ := unstructured.NestedString(list[0].(map[string]any), "clientConfig", "service", "name"); name != "x" {
+		t.Errorf("the rest is another: %v", list[0])
+	}
+	if n := len(slices.DeleteFunc(s.Actions(), func(a ktesting.Action) bool { return a.GetVerb() != "update" })); n != 1 {
+		t.Errorf("%d writes, want 1", n)
+	}
+	if err := s.client().PublishWebhook(t.Context(), "none", []byte("roots")); err != nil {
+		t.Errorf("without a configuration: %v", err)
+	}
 }

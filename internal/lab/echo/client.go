@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,7 +36,7 @@ type ClientConfig struct {
 	Fresh bool
 	// Timeout is that of one exchange, 10 s if zero.
 	Timeout time.Duration
-	// Parallel is the number of exchanges that may be under way, 1 if zero.
+	// Parallel is the number of exchanges that may be under way, 1 if zero. Without Fresh each of them keeps a connection.
 	Parallel int
 }
 
@@ -49,8 +50,12 @@ type Summary struct {
 	First string `json:"first,omitempty"`
 	// Pods counts the answers by the pod that gave them.
 	Pods map[string]int `json:"pods,omitempty"`
+	// P99 is the time in which 99 of 100 exchanges that succeeded were over, in seconds.
+	P99 float64 `json:"p99Seconds"`
 	// Longest is the time of the slowest exchange that succeeded, in seconds.
 	Longest float64 `json:"longestSeconds"`
+	// FirstFailure is when the first exchange failed.
+	FirstFailure time.Time `json:"firstFailure,omitzero"`
 }
 
 // Run makes the exchanges and returns when they are done or ctx ended. The error is about the configuration only;
@@ -78,6 +83,10 @@ func Run(ctx context.Context, cfg ClientConfig) (*Summary, error) {
 	if c.http != nil {
 		c.http.CloseIdleConnections()
 	}
+	if n := len(c.times); n > 0 {
+		slices.Sort(c.times)
+		c.sum.P99, c.sum.Longest = c.times[n*99/100].Seconds(), c.times[n-1].Seconds()
+	}
 	return c.sum, nil
 }
 
@@ -86,8 +95,9 @@ type client struct {
 	url  *url.URL
 	http *http.Client
 
-	mu  sync.Mutex
-	sum *Summary
+	mu    sync.Mutex
+	sum   *Summary
+	times []time.Duration // of those that succeeded
 }
 
 func newHTTPClient(cfg ClientConfig, grpc bool) *http.Client {
@@ -111,19 +121,9 @@ func (c *client) loop(ctx context.Context) {
 	for range max(1, c.cfg.Parallel) {
 		wg.Go(func() { c.worker(context.WithoutCancel(ctx), work) })
 	}
-	var tick <-chan time.Time
-	if c.cfg.Rate > 0 {
-		t := time.NewTicker(time.Duration(float64(time.Second) / c.cfg.Rate))
-		defer t.Stop()
-		tick = t.C
-	}
+	pace := newPace(c.cfg.Rate)
 	for i := 0; c.cfg.Duration > 0 || i < c.cfg.Count; i++ {
-		if tick != nil {
-			select {
-			case <-tick:
-			case <-ctx.Done():
-			}
-		}
+		pace.wait(ctx)
 		select {
 		case work <- struct{}{}:
 			continue
@@ -133,6 +133,43 @@ func (c *client) loop(ctx context.Context) {
 	}
 	close(work)
 	wg.Wait()
+}
+
+// pace keeps a rate on average: what is late by less than a second is made up for, so that a machine short of CPU does not
+// lower the load in silence.
+type pace struct {
+	interval time.Duration // 0 is no pace
+	due      time.Time
+	timer    *time.Timer
+}
+
+func newPace(rate float64) *pace {
+	p := &pace{due: time.Now()}
+	if rate > 0 {
+		p.interval = time.Duration(float64(time.Second) / rate)
+		p.timer = time.NewTimer(0)
+	}
+	return p
+}
+
+// wait blocks until the next one is due or ctx is done.
+func (p *pace) wait(ctx context.Context) {
+	if p.interval == 0 {
+		return
+	}
+	p.due = p.due.Add(p.interval)
+	d := time.Until(p.due)
+	if d < -time.Second {
+		p.due = time.Now()
+	}
+	if d <= 0 {
+		return
+	}
+	p.timer.Reset(d)
+	select {
+	case <-p.timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (c *client) worker(ctx context.Context, work <-chan struct{}) {
@@ -151,7 +188,9 @@ func (c *client) count(body string, err error, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		c.sum.Failed++
+		if c.sum.Failed++; c.sum.Failed == 1 {
+			c.sum.FirstFailure = time.Now()
+		}
 		var request *url.Error
 		if errors.As(err, &request) {
 			err = request.Err
@@ -174,7 +213,7 @@ func (c *client) count(body string, err error, took time.Duration) {
 		c.sum.Pods[pod]++
 	}
 	c.sum.OK++
-	c.sum.Longest = max(c.sum.Longest, took.Seconds())
+	c.times = append(c.times, took)
 }
 
 func (c *client) exchange(ctx context.Context, line *lineConn) (string, error) {

@@ -25,7 +25,7 @@ type Capture struct {
 
 // Config says what to capture.
 type Config struct {
-	// Link is the interface.
+	// Link is the interface; all of the namespace, and each that is made later, if "".
 	Link string
 	// Inside runs a function in the network namespace of the link; the calling one if nil.
 	Inside func(func() error) error
@@ -75,15 +75,19 @@ func Open(cfg Config) (*Capture, error) {
 		}
 		c.fd = fd
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
-		link, err := net.InterfaceByName(cfg.Link)
-		if err != nil {
-			return err
+		index := 0 // all
+		if cfg.Link != "" {
+			link, err := net.InterfaceByName(cfg.Link)
+			if err != nil {
+				return err
+			}
+			index = link.Index
 		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index})
 	})
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("capture on %s: %w", cfg.Link, err)
+		return nil, fmt.Errorf("capture on %q: %w", cfg.Link, err)
 	}
 	// So that Run sees the end of its context.
 	tv := unix.NsecToTimeval(int64(20 * time.Millisecond))

@@ -43,6 +43,7 @@ const (
 	settle      = 200 * time.Millisecond // between a change of namespaces and the writing of Memory
 	minBackoff  = 50 * time.Millisecond
 	maxBackoff  = 10 * time.Second
+	tellAfter   = 4 // tries of a pod that failed: what goes on by then is not of the moment, a right that is missing for example
 )
 
 // Capture is what is told of pods: *capture.Manager.
@@ -84,9 +85,9 @@ type Source struct {
 	nsList     listers.NamespaceLister
 	queue      workqueue.TypedRateLimitingInterface[key]
 	remember   chan struct{} // the Memory may have changed
-	leaving    chan struct{} // closed when the mesh is to leave the node
-	leave      sync.Once     // closes it
-	withdrawn  atomic.Bool   // no pod is said to be in the mesh, and none is touched
+	leaving    chan struct{} // wish has changed
+	wish       atomic.Pointer[string]
+	withdrawn  atomic.Bool // no pod is said to be in the mesh, and none is touched
 	late       atomic.Uint64
 
 	mu   sync.Mutex
@@ -105,7 +106,7 @@ func keyOf(p *corev1.Pod) key {
 
 // New returns a Source; Run starts it.
 func New(cfg Config) *Source {
-	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}), told: map[types.UID]map[string]string{}}
+	s := &Source{cfg: cfg, log: cfg.Logger, remember: make(chan struct{}, 1), leaving: make(chan struct{}, 1), told: map[types.UID]map[string]string{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -233,7 +234,11 @@ func (s *Source) next(ctx context.Context) bool {
 	case err == nil:
 		s.queue.Forget(k)
 	case ctx.Err() == nil:
-		s.log.Debug("pod is tried again", "pod", k.NamespacedName, "err", err)
+		level := slog.LevelDebug
+		if s.queue.NumRequeues(k) == tellAfter {
+			level = slog.LevelWarn
+		}
+		s.log.Log(ctx, level, "pod is tried again", "pod", k.NamespacedName, "err", err)
 		s.queue.AddRateLimited(k)
 	}
 	return true

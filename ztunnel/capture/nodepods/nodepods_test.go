@@ -1,9 +1,11 @@
 package nodepods
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	watchapi "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambit-mesh/ambit/ztunnel/podsock"
@@ -125,6 +128,25 @@ type world struct {
 	capture *fakeCapture
 	memory  string
 	found   error
+	lines   lines
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func newWorld(t *testing.T, c *fakeCapture, pods ...*corev1.Pod) *world {
@@ -139,7 +161,7 @@ func newWorld(t *testing.T, c *fakeCapture, pods ...*corev1.Pod) *world {
 		w.must(w.client.Tracker().Add(p))
 	}
 	w.Source = New(Config{
-		API: fakeAPI{w.client}, Node: "n1", Self: "uid-self", Memory: w.memory,
+		API: fakeAPI{w.client}, Logger: slog.New(slog.NewTextHandler(&w.lines, nil)), Node: "n1", Self: "uid-self", Memory: w.memory,
 		Find: func(r Running) (string, error) { return "/proc/7/ns/net", w.found },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -257,6 +279,21 @@ func TestAPodThatCannotBeCapturedIsMarkedAndTriedAgain(t *testing.T) {
 	w.annotated("shop", "a", enabled)
 }
 
+// TestAnAnnotationThatCannotBeWrittenIsInTheLog: nobody would know why other nodes take the pod for one outside the mesh.
+func TestAnAnnotationThatCannotBeWrittenIsInTheLog(t *testing.T) {
+	w := newWorld(t, newCapture(), pod("shop", "a"))
+	w.annotated("shop", "a", enabled)
+	w.client.PrependReactor("patch", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("cannot patch resource pods/status")
+	})
+	w.update(pod("shop", "a", func(p *corev1.Pod) {
+		p.Labels, p.Annotations = map[string]string{"istio.io/dataplane-mode": "none"}, map[string]string{annotation: enabled}
+	}))
+	w.eventually("the line", func() bool {
+		return strings.Contains(w.lines.String(), `level=WARN msg="pod is tried again" pod=shop/a err="annotate pod shop/a: cannot patch resource pods/status"`)
+	})
+}
+
 func TestASettingThatIsIgnoredIsAnEvent(t *testing.T) {
 	c := newCapture()
 	c.problem = "annotation x makes no sense"
@@ -341,8 +378,10 @@ func TestWhatIsKnownOfNamespacesIsLeftForThePlugin(t *testing.T) {
 
 // TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked: the annotation counts on the agent's own pod, and on no other.
 func TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked(t *testing.T) {
-	asked := func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationLeave: "x"} }
-	w := newWorld(t, newCapture(), pod("shop", "a"), pod("plain", "other", asked), pod("plain", "self"))
+	ask := func(wish string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationLeave: wish} }
+	}
+	w := newWorld(t, newCapture(), pod("shop", "a"), pod("plain", "other", ask(LeaveNow)), pod("plain", "self"))
 	w.annotated("shop", "a", enabled)
 	w.eventually("the pods to be looked at", func() bool { _, ok := w.capture.get("uid-other"); return ok })
 	select {
@@ -350,17 +389,23 @@ func TestTheMeshLeavesTheNodeOfWhosePodThatIsAsked(t *testing.T) {
 		t.Fatal("another pod was asked")
 	default:
 	}
-	w.update(pod("plain", "self", asked))
-	w.eventually("the wish to be seen", func() bool {
-		select {
-		case <-w.Leaving():
-			return true
-		default:
-			return false
-		}
-	})
+	for _, s := range []struct{ asked, want string }{{LeavePrepare, LeavePrepare}, {"", ""}, {LeavePrepare, LeavePrepare}, {LeaveNow, LeaveNow}} {
+		w.update(pod("plain", "self", ask(s.asked)))
+		w.eventually("the wish to be seen", func() bool {
+			select {
+			case <-w.Leaving():
+				return w.Leave() == s.want
+			default:
+				return false
+			}
+		})
+	}
+	w.update(pod("plain", "self", ask(LeavePrepare)))
 	before, _ := w.capture.get("uid-a")
 	w.Withdraw()
+	if w.Leave() != LeaveNow {
+		t.Error("it was taken back")
+	}
 	w.annotated("shop", "a", "")
 	if after, _ := w.capture.get("uid-a"); len(after.Annotations) != len(before.Annotations) {
 		t.Error("capture was told of the pod before the other nodes could know")
