@@ -110,8 +110,8 @@ func (m *meshWorld) started(node string) map[string]string {
 	return out
 }
 
-// asker is a pod that asks for half a minute, and ends well if every request was answered.
-const asker = `{apiVersion: v1, kind: Pod, metadata: {name: asker, namespace: km-shop, labels: {churn: asker}}, spec: {nodeName: node1, restartPolicy: Never, terminationGracePeriodSeconds: 1,
+// halfMinute is a pod that asks for half a minute, and ends well if every request was answered.
+const halfMinute = `{apiVersion: v1, kind: Pod, metadata: {name: asker, namespace: km-shop, labels: {churn: asker}}, spec: {nodeName: node1, restartPolicy: Never, terminationGracePeriodSeconds: 1,
  containers: [{name: ask, image: IMAGE, args: [echo, client, --fresh, --rate=50, --parallel=32, --duration=30s, --timeout=10s, "http://server.km-shop/` + secret + `"]}]}}`
 
 // TestRootWhatServesANodeMayDie kills the kubelet, the container runtime and capture of a node under load.
@@ -130,7 +130,7 @@ func TestRootWhatServesANodeMayDie(t *testing.T) {
 // ready again: the kubelet that probes them, also under STRICT, may be another process than before.
 func (m *meshWorld) survives(t *testing.T, name string) {
 	stop := m.tapNodes(t)
-	m.apply(asker)
+	m.apply(halfMinute)
 	m.ready("km-shop", "asker")
 	began := time.Now()
 	m.apply(requests("before", 5))

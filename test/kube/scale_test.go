@@ -33,8 +33,8 @@ const (
 	scaleSpaces = 10
 	// subscribers are clients of the control plane beside the two real node proxies.
 	subscribers = 20
-	// rate is how many objects change in a second, for scaleTime.
-	rate = 100
+	// changeRate is how many objects change in a second, for scaleTime.
+	changeRate = 100
 )
 
 // TestSoakScaleOnAnAPIServer fills the API server of the bed with nodes, services and pods that do not exist and changes pods.
@@ -74,7 +74,7 @@ func TestSoakScaleOnAnAPIServer(t *testing.T) {
 	for i, sub := range subs {
 		before[i] = sub.mark()
 	}
-	changes := rate * seconds
+	changes := changeRate * seconds
 	took := f.change(t, changes)
 	var times []time.Duration
 	for i := range changes {
@@ -309,12 +309,12 @@ func inParallel(t *testing.T, n int, do func(i int) error) {
 	}
 }
 
-// change makes pods not Ready, rate of them a second, and returns how long it took.
+// change makes pods not Ready, changeRate of them a second, and returns how long it took.
 func (f *fakes) change(t *testing.T, n int) time.Duration {
 	t.Helper()
 	f.began = make([]time.Time, n)
 	patch := []byte(`{"status": {"conditions": [{"type": "Ready", "status": "False"}]}}`)
-	tick := time.NewTicker(time.Second / rate)
+	tick := time.NewTicker(time.Second / changeRate)
 	defer tick.Stop()
 	var group sync.WaitGroup
 	start := time.Now()
