@@ -103,7 +103,7 @@ func TestRootCommandsOfEveryDay(t *testing.T) {
 
 // secretPod has secrets where people put them.
 const secretPod = `{apiVersion: v1, kind: Pod, metadata: {name: keeper, namespace: km-shop, annotations: {api-token: hunter2-annotation}}, spec: {terminationGracePeriodSeconds: 1,
- containers: [{name: echo, image: IMAGE, args: [echo, "--log=hunter2-argument"], env: [{name: DB_PASSWORD, value: hunter2-variable}]}]}}
+ containers: [{name: echo, image: IMAGE, args: [echo, "--fail-file=hunter2-argument"], env: [{name: DB_PASSWORD, value: hunter2-variable}]}]}}
 ---
 {apiVersion: v1, kind: Secret, metadata: {name: keeper, namespace: km-shop}, stringData: {key: hunter2-secret}}
 ---
