@@ -103,7 +103,7 @@ kube-down: ## stop it and remove what it made, but for what was built
 E2E = [ -n "$$KUBECONFIG" ] || { $(KUBE_READY); }; export AMBIT_BIN_DIR=$(CURDIR)/$(BIN) AMBIT_IMAGE=$(REGISTRY)/ambit-ambit:$(VERSION)
 
 e2e: build kube-images ## all tests on a Kubernetes: that of KUBECONFIG, else one on this machine
-	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 30m -v -run Root ./test/kube
+	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 60m -v -run Root ./test/kube
 
 e2e-short: build kube-images ## of those install, label, waypoint, churn of pods, a proxy's restart, uninstall; some minutes
 	@set -e; $(E2E); $(GO) test -count=1 -p 1 -timeout 15m -v -run RootFromInstallToUninstall ./test/kube
