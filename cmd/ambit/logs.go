@@ -98,7 +98,7 @@ func copyLogs(ctx context.Context, out io.Writer, s source, list []*diagnose.Pro
 			out.Write(line)
 		}
 		wg.Go(func() {
-			if err := copyLog1(ctx, s, p, x, words, show); err != nil {
+			if err := copyMatching(ctx, s, p, x, words, show); err != nil {
 				errs[i] = fmt.Errorf("%s: %w", p, err)
 			}
 		})
@@ -112,8 +112,8 @@ func copyLogs(ctx context.Context, out io.Writer, s source, list []*diagnose.Pro
 	return nil
 }
 
-// copyLog1 shows the lines of one log that have one of the words.
-func copyLog1(ctx context.Context, s source, p *diagnose.Proxy, o logOptions, words []string, show func([]byte)) error {
+// copyMatching shows the lines of one log that have one of the words.
+func copyMatching(ctx context.Context, s source, p *diagnose.Proxy, o logOptions, words []string, show func([]byte)) error {
 	if words == nil || o.tail < 0 {
 		return eachLine(ctx, s, p, o, func(line []byte) {
 			if hasWord(line, words) {

@@ -21,21 +21,6 @@ type attachedRoute struct {
 	port uint32
 }
 
-// parents are the parents that a route names, nil for an object that is no route.
-func parents(o kube.Object) []gatewayv1.ParentReference {
-	switch r := o.(type) {
-	case *gatewayv1.HTTPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.GRPCRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TCPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TLSRoute:
-		return r.Spec.ParentRefs
-	}
-	return nil
-}
-
 // attachRoutes lists routes by the Service or ServiceEntry that they are attached to, oldest first.
 func (x *Index) attachRoutes() {
 	x.routes = map[kube.Key][]*attachedRoute{}
@@ -53,7 +38,7 @@ func (x *Index) attachRoutes() {
 		all = append(all, r)
 	}
 	for _, o := range all {
-		for i, p := range parents(o) {
+		for i, p := range kube.ParentRefs(o) {
 			x.attach(o, p, indexed("spec.parentRefs", i))
 		}
 	}

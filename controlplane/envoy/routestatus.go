@@ -28,7 +28,7 @@ func (x *Index) RouteParents() []RouteParent {
 	var out []RouteParent
 	for _, k := range x.objects.Keys() {
 		o := x.objects.Lookup(k)
-		list := parents(o)
+		list := kube.ParentRefs(o)
 		if len(list) == 0 {
 			continue
 		}

@@ -205,3 +205,18 @@ func gatewayKindOf(o any) Kind {
 	}
 	return ""
 }
+
+// ParentRefs are the parents that a route of the Gateway API names; nil for an object that is no route.
+func ParentRefs(o Object) []gatewayv1.ParentReference {
+	switch r := o.(type) {
+	case *gatewayv1.HTTPRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.GRPCRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.TCPRoute:
+		return r.Spec.ParentRefs
+	case *gatewayv1.TLSRoute:
+		return r.Spec.ParentRefs
+	}
+	return nil
+}

@@ -330,7 +330,7 @@ func (a *analysis) routes() {
 		}
 	}
 	for _, k := range a.objects.Keys() {
-		for _, p := range parents(a.objects.Lookup(k)) {
+		for _, p := range kube.ParentRefs(a.objects.Lookup(k)) {
 			namespace := k.Namespace
 			if p.Namespace != nil {
 				namespace = string(*p.Namespace)
@@ -340,21 +340,6 @@ func (a *analysis) routes() {
 			}
 		}
 	}
-}
-
-// parents are those of a route of any kind.
-func parents(o kube.Object) []gatewayv1.ParentReference {
-	switch r := o.(type) {
-	case *gatewayv1.HTTPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.GRPCRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TCPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TLSRoute:
-		return r.Spec.ParentRefs
-	}
-	return nil
 }
 
 // addresses finds those that several Services or ServiceEntries have.

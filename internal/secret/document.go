@@ -38,15 +38,15 @@ func JSON(doc []byte) []byte {
 	if err := dec.Decode(&v); err != nil {
 		return Text(doc)
 	}
-	out, err := json.MarshalIndent(hideIn("", v), "", "  ")
+	out, err := json.MarshalIndent(hideIn(v), "", "  ")
 	if err != nil {
 		return []byte(Hidden)
 	}
 	return out
 }
 
-// hideIn walks a value that stands under a name.
-func hideIn(name string, v any) any {
+// hideIn takes secrets out of a value of a document, in place where it can.
+func hideIn(v any) any {
 	switch x := v.(type) {
 	case map[string]any:
 		key, _ := x["name"].(string)
@@ -58,13 +58,13 @@ func hideIn(name string, v any) any {
 			case (k == "value" || k == "values") && Named(key), within(k) && leaf(child):
 				x[k] = Hidden
 			default:
-				x[k] = hideIn(k, child)
+				x[k] = hideIn(child)
 			}
 		}
 		return x
 	case []any:
 		for i := range x {
-			x[i] = hideIn(name, x[i])
+			x[i] = hideIn(x[i])
 		}
 		return x
 	case string:

@@ -361,10 +361,9 @@ type received struct{ responses, resources, removed int }
 // subscriber is a node proxy's xDS stream, which looks at what it gets as far as is needed here.
 type subscriber struct {
 	xds.Transport
+	names
 
-	mu    sync.Mutex
 	sum   received             // guarded by mu
-	have  map[string]bool      // guarded by mu
 	news  map[string]string    // since mark: the response in which a resource came last; guarded by mu
 	acked map[string]time.Time // responses; guarded by mu
 }
@@ -404,7 +403,7 @@ func (f *fakes) subscribe(t *testing.T, i int) *subscriber {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &subscriber{Transport: transport, have: map[string]bool{}, news: map[string]string{}, acked: map[string]time.Time{}}
+	s := &subscriber{Transport: transport, names: names{have: map[string]bool{}}, news: map[string]string{}, acked: map[string]time.Time{}}
 	c := xds.NewClient(xds.Config{Transport: s, Node: xds.Node{ID: fmt.Sprintf("ztunnel~10.0.0.%d~fake-%d.%s~%s.svc.cluster.local", i, i, f.m.system, f.m.system)}})
 	decode := func(string, []byte) (struct{}, error) { return struct{}{}, nil }
 	xds.Subscribe(c, xds.Type[struct{}]{URL: xds.AddressType, Decode: decode}, s, xds.Options{})
@@ -418,19 +417,6 @@ func (f *fakes) subscribe(t *testing.T, i int) *subscriber {
 		t.Fatalf("client %d is not in sync", i)
 	}
 	return s
-}
-
-// Apply implements xds.Handler.
-func (s *subscriber) Apply(up []xds.Resource[struct{}], removed []string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range up {
-		s.have[r.Name] = true
-	}
-	for _, name := range removed {
-		delete(s.have, name)
-	}
-	return nil
 }
 
 // Open implements xds.Transport.

@@ -219,7 +219,8 @@ func (p *Proxy) StartPod(_ context.Context, w *zds.Workload) error {
 }
 
 // StopPod implements zds.Runner. With drain the pod lives on outside of the mesh: what waits in its listeners is taken,
-// and its connections end by themselves. Without, everything is cut (Z6), also what goes on of a pod that left before. An unknown UID is no error. Any goroutine.
+// and its connections end by themselves. Without, everything is cut (Z6), also what goes on of a pod that left before. An
+// unknown UID is no error. Any goroutine.
 func (p *Proxy) StopPod(uid string, drain bool) {
 	p.podsMu.Lock()
 	defer p.podsMu.Unlock()

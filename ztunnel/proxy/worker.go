@@ -142,21 +142,20 @@ func (w *worker) cutWhere(err error, match func(*flow) bool) {
 
 // cutPod ends every connection and tunnel of a pod that is gone (S3).
 func (w *worker) cutPod(pod *Pod) {
-	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod == pod })
-	w.endHellos(errPodGone, func(p *Pod) bool { return p == pod })
-	w.eachTunnel(pod, func(c *hbone.ServerConn) { c.Cut(errPodGone) })
+	w.cutPods(func(p *Pod) bool { return p == pod })
 	w.dropGuard(pod)
 }
 
 // cutLeft ends what goes on of a pod that has left the mesh.
 func (w *worker) cutLeft(uid string) {
-	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod != nil && f.pod.UID == uid })
-	w.endHellos(errPodGone, func(p *Pod) bool { return p.UID == uid })
-	w.server.Each(func(c *hbone.ServerConn) {
-		if c.Tag().(*peerTunnel).pod.UID == uid {
-			c.Cut(errPodGone)
-		}
-	})
+	w.cutPods(func(p *Pod) bool { return p.UID == uid })
+}
+
+// cutPods ends every connection and tunnel of the pods for which is holds.
+func (w *worker) cutPods(is func(*Pod) bool) {
+	w.cutWhere(errPodGone, func(f *flow) bool { return f.pod != nil && is(f.pod) })
+	w.endHellos(errPodGone, is)
+	w.eachTunnel(is, func(c *hbone.ServerConn) { c.Cut(errPodGone) })
 }
 
 func (w *worker) dropGuard(pod *Pod) {
@@ -167,11 +166,13 @@ func (w *worker) dropGuard(pod *Pod) {
 }
 
 // leavePod has the tunnels into a pod that leaves the mesh take no new streams.
-func (w *worker) leavePod(pod *Pod) { w.eachTunnel(pod, (*hbone.ServerConn).Drain) }
+func (w *worker) leavePod(pod *Pod) {
+	w.eachTunnel(func(p *Pod) bool { return p == pod }, (*hbone.ServerConn).Drain)
+}
 
-func (w *worker) eachTunnel(pod *Pod, f func(*hbone.ServerConn)) {
+func (w *worker) eachTunnel(of func(*Pod) bool, f func(*hbone.ServerConn)) {
 	w.server.Each(func(c *hbone.ServerConn) {
-		if c.Tag().(*peerTunnel).pod == pod {
+		if of(c.Tag().(*peerTunnel).pod) {
 			f(c)
 		}
 	})
