@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
@@ -269,6 +270,40 @@ func TestIncrementalEqualsFullRebuild(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A Gateway that has no address yet already says, by its class, whether pods of its namespace wait for it: that answer
+// follows the class.
+func TestPodFollowsTheClassOfAWaypointThatIsNotReady(t *testing.T) {
+	class := func(name, takes string) kube.Object {
+		return &gatewayv1.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{labelWaypointFor: takes}}}
+	}
+	gateway := func(class gatewayv1.ObjectName) kube.Object {
+		return &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "w"}, Spec: gatewayv1.GatewaySpec{GatewayClassName: class}}
+	}
+	objects := kube.NewObjects().With([]kube.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{labelUseWaypoint: "w"}}},
+		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p", UID: "u"}, Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}}},
+		class("one", forWorkload), class("two", forService), gateway("one"),
+	}, nil)
+	tr := NewTranslator(Config{})
+	for _, step := range []struct {
+		name  string
+		put   kube.Object
+		waits bool
+	}{
+		{"the class takes workloads", class("one", forWorkload), true},
+		{"the class takes services", class("one", forService), false},
+		{"the class takes all", class("one", forAll), true},
+		{"another class", gateway("two"), false},
+	} {
+		objects = objects.With([]kube.Object{step.put}, nil)
+		tr.Update(objects)
+		w := tr.Result().Addresses["Kubernetes//Pod/a/p"].Message.(*workloadpb.Address).GetWorkload()
+		if got := w.GetWaypoint() != nil; got != step.waits {
+			t.Errorf("%s: the pod waits for the waypoint: %v, want %v", step.name, got, step.waits)
+		}
+	}
 }
 
 // selectorFor selects the pods of an app.

@@ -206,11 +206,6 @@ func (t *Translator) reindexGateway(k kube.Key, old, now *gatewayv1.Gateway) {
 	if now != nil {
 		t.gateways.add(string(now.Spec.GatewayClassName), k)
 	}
-	if (old == nil) != (now == nil) || now != nil && t.waypoints[k.Name] == nil && !maps.Equal(old.Labels, now.Labels) {
-		// Whether there is such a Gateway shows in the reason for not being bound, and what it takes traffic for in
-		// whether connections are refused meanwhile.
-		t.markReaders(k)
-	}
 	t.reviseWaypoint(k, now)
 }
 

@@ -41,9 +41,10 @@ const (
 
 const conditionWaypointBound = "istio.io/WaypointBound"
 
-// waypoint is a Gateway that can be used as one. It never changes.
+// waypoint is what a Gateway is to those that ask for it. It never changes.
 type waypoint struct {
-	name    kube.Name
+	name kube.Name
+	// address is nil while the Gateway's status has none: it cannot be used yet.
 	address *workloadpb.GatewayAddress
 	// traffic is what it takes: service, workload, all or none.
 	traffic string
@@ -65,16 +66,12 @@ func (w *waypoint) equal(o *waypoint) bool {
 // takes says whether the waypoint takes traffic of a kind.
 func (w *waypoint) takes(kind string) bool { return w.traffic == kind || w.traffic == forAll }
 
-// makeWaypoint makes a waypoint of a Gateway that has an address, nil of any other.
+// makeWaypoint makes a waypoint of a Gateway, nil of none.
 func (t *Translator) makeWaypoint(g *gatewayv1.Gateway) *waypoint {
 	if g == nil {
 		return nil
 	}
-	address := t.gatewayAddress(g)
-	if address == nil {
-		return nil
-	}
-	w := &waypoint{name: kube.Name{Namespace: g.Namespace, Name: g.Name}, address: address, from: gatewayv1.NamespacesFromSame}
+	w := &waypoint{name: kube.Name{Namespace: g.Namespace, Name: g.Name}, address: t.gatewayAddress(g), from: gatewayv1.NamespacesFromSame}
 	var inbound string
 	w.traffic, inbound = t.gatewaySettings(g)
 	w.tunnel, _ = parseInbound(inbound)
@@ -263,9 +260,6 @@ func (t *Translator) bindWorkload(o metav1.Object, it *item) (binding, *workload
 		if w := t.waypoints[gateway]; w != nil {
 			return binding{instance: true}, w.tunnel
 		}
-		if kube.Get[*gatewayv1.Gateway](t.objects, gateway.Namespace, gateway.Name) != nil {
-			return binding{instance: true}, nil // its address is still to come
-		}
 	}
 	if managed(o) {
 		return binding{}, nil
@@ -301,9 +295,9 @@ func (t *Translator) bind(o metav1.Object, kind string, it *item) binding {
 
 // trafficOf says whether a waypoint that cannot be used takes, or by default would take, traffic of a kind.
 func (t *Translator) trafficOf(name kube.Name, kind string) bool {
-	w := waypoint{traffic: forService}
-	if g := kube.Get[*gatewayv1.Gateway](t.objects, name.Namespace, name.Name); g != nil {
-		w.traffic, _ = t.gatewaySettings(g)
+	w := t.waypoints[name]
+	if w == nil {
+		w = &waypoint{traffic: forService}
 	}
 	return w.takes(kind)
 }
@@ -313,9 +307,9 @@ func (t *Translator) admit(name kube.Name, namespace, kind string, it *item) (*w
 	it.read(kube.Key{Kind: kube.KindGateway, Name: name})
 	w := t.waypoints[name]
 	switch {
-	case w == nil && kube.Get[*gatewayv1.Gateway](t.objects, name.Namespace, name.Name) == nil:
-		return nil, refuse("WaypointIsNotReady", "waypoint %q does not exist", name)
 	case w == nil:
+		return nil, refuse("WaypointIsNotReady", "waypoint %q does not exist", name)
+	case w.address == nil:
 		return nil, refuse("WaypointIsNotReady", "waypoint %q is not ready: its status has no address", name)
 	case !t.lets(w, namespace, it):
 		return nil, refuse("AttachmentDenied", "we are not permitted to attach to waypoint %q (missing allowedRoutes?)", name)
