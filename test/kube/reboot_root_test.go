@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/lab/wire"
 	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
@@ -25,7 +27,8 @@ spec:
       containers: [{name: ask, image: IMAGE, args: [echo, client, --fresh, --rate=50, --duration=1h, --timeout=2s, --data=` + secret + `, "tcp://server.km-shop:80"]}]
 `
 
-// TestRootARebootedNodeComesBackCaptured takes the power from each node in turn: that of the control plane is one of them.
+// TestRootARebootedNodeComesBackCaptured takes the power from each node in turn, of which one has the control plane of the mesh,
+// and from both at once.
 func TestRootARebootedNodeComesBackCaptured(t *testing.T) {
 	requireCluster(t)
 	requireBed(t)
@@ -33,45 +36,56 @@ func TestRootARebootedNodeComesBackCaptured(t *testing.T) {
 	m.apply(onlyMesh)
 	m.apply(callers)
 	must(t, "", "-n", "km-shop", "rollout", "status", "daemonset/caller", "--timeout=60s")
-	for _, node := range []string{"node2", "node1"} {
-		t.Run(node, func(t *testing.T) { m.t = t; m.reboot(t, node) })
+	for _, nodes := range [][]string{{"node2"}, {"node1"}, {"node1", "node2"}} {
+		t.Run(strings.Join(nodes, " and "), func(t *testing.T) { m.t = t; m.reboot(t, nodes) })
 	}
 }
 
-func (m *meshWorld) reboot(t *testing.T, node string) {
-	other := map[string]string{"node1": "node2", "node2": "node1"}[node]
-	stop := tapFabric(t, "kubefab"+strings.TrimPrefix(other, "node"))
-	before, old := m.started(node), networkOf(node)
+func (m *meshWorld) reboot(t *testing.T, nodes []string) {
+	stops := map[string]func() wire.Report{}
+	for _, other := range []string{"node1", "node2"} {
+		if !slices.Contains(nodes, other) {
+			stops["between the nodes"] = tapFabric(t, "kubefab"+strings.TrimPrefix(other, "node"))
+		}
+	}
+	before, old := map[string]map[string]string{}, map[string]uint64{}
+	for _, node := range nodes {
+		before[node], old[node] = m.started(node), networkOf(node)
+	}
 	began := time.Now()
 	rebooted := make(chan error, 1)
 	go func() {
-		out, err := exec.CommandContext(t.Context(), "./cluster", "reboot", node).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "./cluster", append([]string{"reboot"}, nodes...)...).CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
 		}
 		rebooted <- err
 	}()
-	eventually(t, "the node to have a network again", func() error {
-		if now := networkOf(node); now == 0 || now == old {
-			return errors.New("none yet")
-		}
-		return nil
-	})
-	stopInside := tapNode(t, node) // before anything runs there
+	for _, node := range nodes {
+		eventually(t, node+" to have a network again", func() error {
+			if now := networkOf(node); now == 0 || now == old[node] {
+				return errors.New("none yet")
+			}
+			return nil
+		})
+		stops["on "+node] = tapNode(t, node) // before anything runs there
+	}
 	if err := <-rebooted; err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%.1f s: the node has power again", time.Since(began).Seconds())
-	eventuallyWithin(t, 4*time.Minute, "all pods of the node to run again", func() error {
-		for pod, at := range m.started(node) {
-			if at == "" || at == before[pod] {
-				return fmt.Errorf("pod %s has not started again", pod)
+	t.Logf("%.1f s: they have power again", time.Since(began).Seconds())
+	eventuallyWithin(t, 4*time.Minute, "all pods to run again", func() error {
+		for node, pods := range before {
+			for pod, at := range m.started(node) {
+				if at == "" || at == pods[pod] {
+					return fmt.Errorf("pod %s has not started again", pod)
+				}
 			}
 		}
 		_, err := kubectl(t.Context(), "", "-n", "km-shop", "wait", "--for=condition=Ready", "pods", "--all", "--timeout=1s")
 		return err
 	})
-	t.Logf("%.1f s: its pods run", time.Since(began).Seconds())
+	t.Logf("%.1f s: all pods run", time.Since(began).Seconds())
 	callers := strings.Fields(must(t, "", "-n", "km-shop", "get", "pods", "-l", "app=caller", "-o", "jsonpath={.items[*].metadata.name}"))
 	for _, pod := range append(callers, "client") {
 		eventuallyWithin(t, 2*time.Minute, pod+" to be answered by both servers, in the mesh alone", func() error {
@@ -82,8 +96,9 @@ func (m *meshWorld) reboot(t *testing.T, node string) {
 		})
 	}
 	t.Logf("%.1f s: everything is answered", time.Since(began).Seconds())
-	wantNoPlaintext(t, "between the nodes", stop())
-	wantNoPlaintext(t, "on "+node, stopInside())
+	for where, stop := range stops {
+		wantNoPlaintext(t, where, stop())
+	}
 }
 
 // networkOf is the cookie of a node's network namespace, which no later one has; 0 while there is none.

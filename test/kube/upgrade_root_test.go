@@ -38,7 +38,8 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 		t.Fatalf("status %d\n%s", status, out)
 	}
 	t.Cleanup(func() {
-		if out, err := exec.Command(ambitPath, "upgrade", "--set=ztunnel.drainSeconds=30", "--set=controlPlane.replicas=1").CombinedOutput(); err != nil {
+		_, version, _ := strings.Cut(m.image[strings.LastIndex(m.image, "/"):], ":")
+		if out, err := exec.Command(ambitPath, "upgrade", "--set=ztunnel.drainSeconds=30", "--set=controlPlane.replicas=1", "--set=image.tag="+version).CombinedOutput(); err != nil {
 			t.Errorf("ambit upgrade: %v\n%s", err, out)
 		}
 	})
@@ -89,6 +90,48 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 	})
 	t.Run("the waypoint", func(t *testing.T) { underLoad(t, rollout("deployment/gate")) })
 	t.Run("the application behind a waypoint", func(t *testing.T) { underLoad(t, rollout("deployment/server")) })
+	t.Run("all of the mesh, to other images", func(t *testing.T) {
+		requireBed(t)
+		m.tagImages(t, "next")
+		underLoad(t, func(t *testing.T) {
+			if out, status := ambit(t, "upgrade", "--set=image.tag=next"); status != 0 {
+				t.Fatalf("status %d\n%s", status, out)
+			}
+			m.oldEnded(t)
+			eventuallyWithin(t, 2*time.Minute, "all programs to be of the other images", func() error {
+				images := must(t, "", "get", "pods", "-A", "-l", "app in (ztunnel,ambit-controlplane)", "-o", "jsonpath={.items[*].spec.containers[*].image}")
+				images += " " + must(t, "", "-n", "km-load", "get", "pods", "-l", "gateway.networking.k8s.io/gateway-name=gate", "-o", "jsonpath={.items[*].spec.containers[*].image}")
+				for _, image := range strings.Fields(images) {
+					if !strings.HasSuffix(image, ":next") {
+						return errors.New(image)
+					}
+				}
+				return nil
+			})
+		})
+	})
+	t.Run("without the surge requests are lost", func(t *testing.T) {
+		must(t, "", "-n", m.system, "patch", "daemonset", "ztunnel", "-p", `{"spec": {"updateStrategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}}`)
+		o := measure(t, func(t *testing.T) {
+			rollout("daemonset/ztunnel")(t)
+			m.oldEnded(t)
+		})
+		if o.failed == 0 {
+			t.Error("none: the load does not tell a careful upgrade from another one")
+		}
+	})
+}
+
+// tagImages gives the images of the mesh's programs another tag, so that they can be upgraded to.
+func (m *meshWorld) tagImages(t *testing.T, tag string) {
+	t.Helper()
+	for _, program := range []string{"controlplane", "ztunnel", "waypoint"} {
+		old := strings.Replace(m.image, "ambit-ambit:", "ambit-"+program+":", 1)
+		other := old[:strings.LastIndex(old, ":")+1] + tag
+		if out, err := exec.Command("./cluster", "tag", old, other).CombinedOutput(); err != nil {
+			t.Fatalf("cluster tag %s %s: %v\n%s", old, other, err, out)
+		}
+	}
 }
 
 // startLoaded starts the application, and waits until it is in the mesh and answers.
@@ -123,8 +166,8 @@ func (m *meshWorld) answered(t *testing.T) {
 	}
 }
 
-// underLoad does something under load and asks that no request fails.
-func underLoad(t *testing.T, f func(t *testing.T)) outcome {
+// measure does something under load.
+func measure(t *testing.T, f func(t *testing.T)) outcome {
 	t.Helper()
 	l := startLoad(t)
 	time.Sleep(3 * time.Second) // of load before
@@ -134,6 +177,16 @@ func underLoad(t *testing.T, f func(t *testing.T)) outcome {
 	time.Sleep(2 * time.Second) // and after
 	o := l.end(t)
 	t.Logf("done in %.1f s; %s", took, o)
+	if got := float64(o.requests) / o.seconds; got < loadRate()/2 {
+		t.Errorf("%.0f requests a second, want %.0f: the load proves nothing", got, loadRate())
+	}
+	return o
+}
+
+// underLoad does something under load and asks that no request fails.
+func underLoad(t *testing.T, f func(t *testing.T)) outcome {
+	t.Helper()
+	o := measure(t, f)
 	if o.failed > 0 {
 		why, err := kubectl(t.Context(), "", "-n", "istio-system", "logs", "-l", "app=ztunnel", "-c", "proxy", "--tail=20000", "--prefix")
 		t.Errorf("%d of %d requests failed; what proxies say that are there (%v):", o.failed, o.requests, err)
@@ -142,9 +195,6 @@ func underLoad(t *testing.T, f func(t *testing.T)) outcome {
 				t.Log(line)
 			}
 		}
-	}
-	if got := float64(o.requests) / o.seconds; got < loadRate()/2 {
-		t.Errorf("%.0f requests a second, want %.0f: the load proves nothing", got, loadRate())
 	}
 	return o
 }
