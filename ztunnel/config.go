@@ -15,7 +15,8 @@ type CaptureConfig struct {
 	Node string
 	// RunDir is where zds.sock, pods.sock and capture's state are. It must live as long as the pins. Mandatory.
 	RunDir string
-	// PinDir is the node's own directory on a BPF file system. Mandatory.
+	// PinDir is the node's own directory on a BPF file system, which is mounted if there is none, but not with Kubernetes: there
+	// we run in a container. Mandatory.
 	PinDir string
 	// Cgroup is the root of cgroup v2. "" means that it is found.
 	Cgroup string

@@ -93,9 +93,13 @@ func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.
 		}
 	}
 	node, err := redirect.Open(redirect.Config{
-		PinDir: cfg.PinDir, Cgroup: cfg.Cgroup, Mark: cfg.Mark, Mask: cfg.Mask, Table: cfg.Table, Priority: cfg.Priority,
+		PinDir: cfg.PinDir, Mounted: cfg.Kubernetes != nil, Cgroup: cfg.Cgroup, Mark: cfg.Mark, Mask: cfg.Mask, Table: cfg.Table, Priority: cfg.Priority,
 		AppPorts: redirect.PortRange{First: cfg.AppPortMin, Last: cfg.AppPortMax}, Probes: probes, Logger: log,
 	})
+	if errors.Is(err, redirect.ErrNotMounted) {
+		return false, fmt.Errorf("open redirection: %w; in a container it must be the node's, or all pods leave the mesh when the container ends: "+
+			"run mount -t bpf bpf /sys/fs/bpf on the node, or install with --set ztunnel.mountBPF=true", err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("open redirection: %w", err)
 	}

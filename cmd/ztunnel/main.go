@@ -19,6 +19,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
@@ -29,11 +30,12 @@ var version string
 // readyTimeout is less than a probe of Kubernetes waits.
 const readyTimeout = 4 * time.Second
 
-const usage = `usage: ztunnel capture|proxy|ready|unload|version [flags]
+const usage = `usage: ztunnel capture|proxy|ready|mount-bpf|unload|version [flags]
 
   capture   own the redirection of this node's pods and their listeners
   proxy     carry the pods' traffic
   ready     ask the process with the socket READY_SOCKET whether it is ready
+  mount-bpf mount a BPF file system at /sys/fs/bpf, if there is none
   unload    remove all that capture made on this node; pods leave the mesh
   version   print the version
 
@@ -60,6 +62,8 @@ func run(ctx context.Context, args []string, env env, stdout, stderr io.Writer) 
 		err = proxy(ctx, args, env, stderr)
 	case "ready":
 		err = ready(ctx, env["READY_SOCKET"])
+	case "mount-bpf":
+		err = redirect.Mount("/sys/fs/bpf")
 	case "unload":
 		err = unload(args, env, stderr)
 	case "version":

@@ -15,6 +15,8 @@ import (
 var (
 	// ErrNotSupported is wrapped by Open when the kernel lacks a feature; the text says which, and since when Linux has it.
 	ErrNotSupported = errors.New("kernel does not support redirection")
+	// ErrNotMounted is wrapped by Open when there is no BPF file system and it may not mount one.
+	ErrNotMounted = errors.New("no BPF file system is mounted there")
 	// ErrUnknownPod is wrapped by methods that are given the UID of a pod which is not attached.
 	ErrUnknownPod = errors.New("pod is not attached")
 

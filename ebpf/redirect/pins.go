@@ -25,8 +25,8 @@ func (d pinDir) node(name string) string { return filepath.Join(string(d), "node
 func (d pinDir) pods() string            { return filepath.Join(string(d), "pods") }
 func (d pinDir) pod(uid string) string   { return filepath.Join(d.pods(), escape(uid)) }
 
-// makePinDir makes the directory, and mounts a BPF file system if there is none.
-func makePinDir(path string) (pinDir, error) {
+// makePinDir makes the directory, and mounts a BPF file system if there is none and it may.
+func makePinDir(path string, mount bool) (pinDir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", fmt.Errorf("make pin directory: %w", err)
@@ -36,11 +36,14 @@ func makePinDir(path string) (pinDir, error) {
 		at = bpfFS
 	}
 	if !onBPFFS(nearest(path)) {
+		if !mount {
+			return "", fmt.Errorf("make pin directory %q: %w", path, ErrNotMounted)
+		}
 		if err := os.MkdirAll(at, 0o700); err != nil {
 			return "", fmt.Errorf("make pin directory: %w", err)
 		}
-		if err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-			return "", fmt.Errorf("mount BPF file system at %q: %w", at, err)
+		if err := Mount(at); err != nil {
+			return "", err
 		}
 	}
 	d := pinDir(path)
@@ -48,6 +51,17 @@ func makePinDir(path string) (pinDir, error) {
 		return "", fmt.Errorf("make pin directory: %w", err)
 	}
 	return d, nil
+}
+
+// Mount mounts a BPF file system at a directory, unless it is on one.
+func Mount(dir string) error {
+	if onBPFFS(dir) {
+		return nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("mount BPF file system at %q: %w", dir, err)
+	}
+	return nil
 }
 
 // nearest returns the longest part of path that exists.

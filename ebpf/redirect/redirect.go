@@ -70,6 +70,9 @@ type Config struct {
 	// PinDir is this node's directory on a BPF file system. If it is not on one, a BPF file system is mounted, at
 	// /sys/fs/bpf for a directory below that and otherwise at PinDir itself.
 	PinDir string
+	// Mounted has Open fail with ErrNotMounted if PinDir is not on a BPF file system. In a container that is needed: what is
+	// mounted there ends with it, and all pods would be let out of the mesh.
+	Mounted bool
 	// Cgroup is the root of cgroup v2; found or mounted if empty.
 	Cgroup string
 	// Mark and Mask are the bits that marked sockets have; the others of a socket's mark are left alone.
@@ -156,7 +159,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open redirection: %w", err)
 	}
-	dir, err := makePinDir(cfg.PinDir)
+	dir, err := makePinDir(cfg.PinDir, !cfg.Mounted)
 	if err != nil {
 		return nil, err
 	}

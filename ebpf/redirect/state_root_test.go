@@ -412,9 +412,29 @@ func TestRootExplainLeavesOtherErrorsAlone(t *testing.T) {
 	}
 }
 
+func TestRootOpenMountsNothingWhereItWouldEndWithTheContainer(t *testing.T) {
+	netnstest.RequireRoot(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	n, err := Open(Config{PinDir: filepath.Join(dir, "node"), Mounted: true})
+	if !errors.Is(err, ErrNotMounted) {
+		n.Close()
+		t.Fatalf("open where no BPF file system is mounted: %v, want ErrNotMounted", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was left there: %v", err)
+	}
+	netnstest.Must(t, os.Mkdir(dir, 0o700))
+	netnstest.Must(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	defer func() { netnstest.Must(t, unix.Unmount(dir, 0)) }()
+	n, err = Open(Config{PinDir: filepath.Join(dir, "node"), Mounted: true})
+	netnstest.Must(t, err)
+	netnstest.Must(t, n.Close())
+	netnstest.Must(t, Unload(filepath.Join(dir, "node")))
+}
+
 func TestRootOpenWithoutCapabilitySaysWhich(t *testing.T) {
 	netnstest.RequireRoot(t)
-	dir, err := makePinDir(filepath.Join(t.TempDir(), "bpf"))
+	dir, err := makePinDir(filepath.Join(t.TempDir(), "bpf"), true)
 	netnstest.Must(t, err)
 	defer func() { netnstest.Must(t, Unload(string(dir))) }()
 	ns := netnstest.New(t)

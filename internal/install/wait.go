@@ -39,7 +39,7 @@ func (c *Config) until(ctx context.Context, limit time.Duration, look func(ctx c
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return fmt.Errorf("after %v still waiting: %s: %w", limit, said, context.DeadlineExceeded)
+			return fmt.Errorf("after %v still waiting: %s: %w", limit.Round(time.Second), said, context.DeadlineExceeded)
 		case <-t.C:
 		}
 	}
@@ -115,13 +115,23 @@ func troubleOf(o unstructured.Unstructured) string {
 	return ""
 }
 
+// lastWords is the last line that a container wrote, in brackets.
+func lastWords(log string) string {
+	log = strings.TrimSpace(log)
+	if log == "" {
+		return ""
+	}
+	return " (" + log[strings.LastIndexByte(log, '\n')+1:] + ")"
+}
+
 // trouble is why a pod does not run, if that does not pass by itself in a moment.
 func trouble(p *corev1.Pod) string {
 	for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
 		switch w := s.State.Waiting; {
 		case w == nil || w.Reason == "ContainerCreating" || w.Reason == "PodInitializing":
 		case s.LastTerminationState.Terminated != nil && w.Reason == "CrashLoopBackOff":
-			return fmt.Sprintf("container %s ended with status %d: kubectl logs -n %s %s -c %s --previous", s.Name, s.LastTerminationState.Terminated.ExitCode, p.Namespace, p.Name, s.Name)
+			end := s.LastTerminationState.Terminated
+			return fmt.Sprintf("container %s ended with status %d%s: kubectl logs -n %s %s -c %s --previous", s.Name, end.ExitCode, lastWords(end.Message), p.Namespace, p.Name, s.Name)
 		default:
 			return strings.TrimSuffix("container "+s.Name+": "+w.Reason+": "+w.Message, ": ")
 		}

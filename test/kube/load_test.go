@@ -118,8 +118,11 @@ func startLoad(t *testing.T) *load {
 	t.Helper()
 	l := &load{began: time.Now()}
 	each := fmt.Sprintf("--rate=%g", loadRate()/4)
+	address := must(t, "", "-n", "km-load", "get", "service", "server", "-o", "jsonpath={.spec.clusterIP}")
 	for _, pod := range []string{"asker1", "asker2"} {
 		l.short = append(l.short, startAsking(t, "short connections from "+pod, pod, "--fresh", "--parallel=512", each, "http://server.km-load/"))
+		// Who waits for a name does not show what happens to connections meanwhile.
+		l.short = append(l.short, startAsking(t, "short connections without a name from "+pod, pod, "--fresh", "--parallel=64", "--rate=50", "http://"+address+"/"))
 		l.kept = append(l.kept, startAsking(t, "kept connections from "+pod, pod, "--parallel=64", each, "http://server.km-load/"))
 		l.long = append(l.long, startAsking(t, "long connections from "+pod, pod, fmt.Sprintf("--parallel=%d", longs/2), "--rate=100", "--data=still here", "tcp://keeper.km-load:90"))
 	}

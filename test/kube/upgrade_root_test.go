@@ -56,6 +56,7 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 	}
 	t.Run("the application", func(t *testing.T) { underLoad(t, rollout("deployment/server")) })
 	t.Run("ztunnel and the CNI plugin", func(t *testing.T) {
+		defer encrypted(t)()
 		told := make(chan time.Time, 1)
 		o := underLoad(t, func(t *testing.T) {
 			go func() { told <- m.firstEnd(t) }()
@@ -93,6 +94,7 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 	t.Run("all of the mesh, to other images", func(t *testing.T) {
 		requireBed(t)
 		m.tagImages(t, "next")
+		defer encrypted(t)()
 		underLoad(t, func(t *testing.T) {
 			if out, status := ambit(t, "upgrade", "--set=image.tag=next"); status != 0 {
 				t.Fatalf("status %d\n%s", status, out)
@@ -120,6 +122,17 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 			t.Error("none: the load does not tell a careful upgrade from another one")
 		}
 	})
+}
+
+// encrypted captures what the nodes say to each other; what it returns fails the test if something of a pod was not encrypted.
+func encrypted(t *testing.T) (stop func()) {
+	t.Helper()
+	if !onBed() {
+		t.Log("the nodes are not on this machine: what passes between them is not looked at")
+		return func() {}
+	}
+	end := tapFabric(t, "kubefab1")
+	return func() { t.Helper(); wantNoPlaintext(t, "between the nodes", end()) }
 }
 
 // tagImages gives the images of the mesh's programs another tag, so that they can be upgraded to.
