@@ -14,6 +14,9 @@ import (
 	"github.com/ambit-mesh/ambit/internal/admin"
 )
 
+// readiness is the port of which the predecessor's end is known: it is given up first.
+const readiness = "readiness"
+
 // portRetry is the pause between attempts to get a port that our predecessor has.
 const portRetry = 100 * time.Millisecond
 
@@ -31,7 +34,7 @@ func (n *node) ports(ctx context.Context, log *slog.Logger) ([]port, error) {
 		name, address string
 		h             http.Handler
 	}{
-		{"readiness", n.cfg.ReadyAddress, n.ready.Handler()},
+		{readiness, n.cfg.ReadyAddress, n.ready.Handler()},
 		{"metrics", n.cfg.MetricsAddress, admin.MetricsHandler(n.registry.Handler())},
 		{"admin", n.cfg.AdminAddress, n.admin},
 	} {
@@ -46,6 +49,9 @@ func (n *node) ports(ctx context.Context, log *slog.Logger) ([]port, error) {
 				if l, err = listenSoon(ctx, p.address); err != nil {
 					return unlessDone(ctx, fmt.Errorf("listen for the %s port: %w", p.name, err))
 				}
+			}
+			if p.name == readiness {
+				close(n.alone)
 			}
 			return admin.Serve(ctx, log, p.h, l...)
 		}})

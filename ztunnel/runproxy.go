@@ -75,11 +75,12 @@ type node struct {
 	zds       *zds.Client
 	ready     admin.Ready
 	admin     http.Handler
-	loaded    atomic.Bool // a large push was applied; memory is to be given back
+	loaded    atomic.Bool   // a large push was applied; memory is to be given back
+	alone     chan struct{} // closed when no predecessor serves the node's pods
 }
 
 func newNode(cfg ProxyConfig, quit func()) (*node, error) {
-	n := &node{cfg: cfg, workloads: workload.NewStore(workload.Config{Node: cfg.Node}), policies: rbac.NewStore()}
+	n := &node{cfg: cfg, workloads: workload.NewStore(workload.Config{Node: cfg.Node}), policies: rbac.NewStore(), alone: make(chan struct{})}
 	n.ready.Pending(readyState)
 	n.ready.Pending(readyPods)
 	if err := n.observe(); err != nil {
@@ -205,7 +206,7 @@ func (n *node) carry() (err error) {
 	}
 	n.dns = dns.New(dns.Config{
 		Lookup: dns.Lookup{Domain: c.ClusterDomain, Network: c.Network, Prefer: c.DNS.PreferredNamespace, NoIPv6: !c.IPv6},
-		Off:    !c.DNS.Enabled, Workloads: n.workloads, Synced: n.xds.Ready(), Metrics: n.metrics, Logger: n.log.Scope("dns"),
+		Off:    !c.DNS.Enabled, Workloads: n.workloads, Synced: n.xds.Ready(), Alone: n.alone, Metrics: n.metrics, Logger: n.log.Scope("dns"),
 	})
 	zlog := n.log.Scope("inpod")
 	n.tracker = zds.NewTracker(zds.TrackerConfig{Runner: podRunner{n.proxy, n.dns}, Setup: n.setupNode, Logger: zlog})

@@ -52,6 +52,9 @@ type Config struct {
 	Synced <-chan struct{}
 	// Wait is how long a query waits for Synced (D2).
 	Wait time.Duration
+	// Alone is closed when no other proxy serves the node's pods. Until then nothing is taken from their sockets before Synced:
+	// the other one has the table. nil: there is no other.
+	Alone <-chan struct{}
 	// Timeout bounds an exchange with a nameserver, and how long a connection may be idle (D9, D10).
 	Timeout time.Duration
 	// Max and MaxPerPod bound the queries that are with nameservers at a time.
@@ -161,6 +164,20 @@ func (s *Server) dialer() dialer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.dial
+}
+
+// mayTake waits until the pods' queries are to be taken from their sockets; false if ctx ended before.
+func (s *Server) mayTake(ctx context.Context) bool {
+	if s.cfg.Alone == nil || s.ready() {
+		return true
+	}
+	select {
+	case <-s.cfg.Synced:
+	case <-s.cfg.Alone:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // synced waits until the table is complete, at most for Config.Wait.

@@ -330,6 +330,26 @@ func TestRootQueriesWaitWhileTheProxyIsReplaced(t *testing.T) {
 	}
 }
 
+// While a node is upgraded two proxies have the pods' sockets; the new one does not know the mesh yet.
+func TestRootAProxyThatKnowsNothingLeavesQueriesToItsPredecessor(t *testing.T) {
+	n := newNode(t)
+	n.attach(n.sockets)
+	stop := n.proxied(Config{})
+	synced, alone := make(chan struct{}), make(chan struct{})
+	n.proxied(Config{Synced: synced, Alone: alone, Wait: time.Nanosecond})
+	const answer = "NOERROR 10.96.0.1"
+	for range 50 {
+		n.want("udp", serverIP, "web.", dns.TypeA, answer)
+		n.want("tcp", serverIP, "web.", dns.TypeA, answer)
+	}
+	stop()
+	close(alone)
+	n.want("udp", serverIP, "web.", dns.TypeA, "SERVFAIL")
+	close(synced)
+	n.want("udp", serverIP, "web.", dns.TypeA, answer)
+	n.want("tcp", serverIP, "web.", dns.TypeA, answer)
+}
+
 func TestRootCaptureOfDNSComesAndGoes(t *testing.T) {
 	n := newNode(t)
 	n.proxied(Config{})

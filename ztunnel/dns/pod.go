@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -34,12 +33,13 @@ type pod struct {
 	back                     replier
 	ctx                      context.Context
 	cancel                   context.CancelFunc
+	// taking ends when nothing new is taken.
+	taking context.Context
+	leave  context.CancelFunc
 
 	slots chan struct{} // one for each query that is with a nameserver
 	conns chan struct{} // one for each connection
 	wg    sync.WaitGroup
-	// stopped says that nothing new is taken.
-	stopped atomic.Bool
 }
 
 // newPod makes duplicates of a pod's sockets and namespace.
@@ -71,6 +71,7 @@ func newPod(s *Server, w *zds.Workload, id zds.FileID) (*pod, error) {
 	p.streams = os.NewFile(uintptr(tcp), "dns")
 	p.back = newReplier(p.ns)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.taking, p.leave = context.WithCancel(p.ctx)
 	return p, nil
 }
 
@@ -83,8 +84,13 @@ func duplicate(f *zds.File) (int, error) {
 }
 
 func (p *pod) start() {
-	p.wg.Go(p.takeDatagrams)
-	p.wg.Go(p.takeStreams)
+	for _, take := range []func(){p.takeDatagrams, p.takeStreams} {
+		p.wg.Go(func() {
+			if p.s.mayTake(p.taking) {
+				take()
+			}
+		})
+	}
 }
 
 // drain takes what waits in the sockets of a pod that leaves the mesh; nobody else would.
@@ -95,7 +101,7 @@ func (p *pod) drain() {
 
 // stop ends the pod. What is under way is cut, or ends by itself; stop does not wait for that.
 func (p *pod) stop(cut bool) {
-	p.stopped.Store(true)
+	p.leave()
 	if cut {
 		p.cancel()
 	}

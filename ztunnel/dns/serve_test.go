@@ -56,6 +56,7 @@ func newTestPod(t *testing.T, s *testServer) *pod {
 	t.Helper()
 	p := &pod{s: s.Server, name: "client", namespace: "shop", slots: make(chan struct{}, s.cfg.MaxPerPod), conns: make(chan struct{}, maxConns)}
 	p.ctx, p.cancel = context.WithCancel(t.Context())
+	p.taking, p.leave = context.WithCancel(p.ctx)
 	t.Cleanup(func() { p.cancel(); p.wg.Wait() })
 	return p
 }

@@ -131,7 +131,7 @@ type client struct {
 
 // serve reads queries until the connection is idle, or ends, or becomes the nameserver's.
 func (c *client) serve(to netip.AddrPort) {
-	for !c.p.stopped.Load() {
+	for c.p.taking.Err() == nil {
 		if c.f.SetReadDeadline(time.Now().Add(c.p.s.cfg.Timeout)) != nil {
 			return
 		}
