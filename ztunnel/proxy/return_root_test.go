@@ -35,3 +35,33 @@ func TestRootAPodThatLeftWithConnectionsOpenCanComeBack(t *testing.T) {
 		t.Errorf("the connection ended with the enrolment: %v", err)
 	}
 }
+
+// A new proxy counts through the source ports from the beginning, where the connections of the old one may be: more of them, one
+// beside the other, than it has tries.
+func TestRootManyOpenConnectionsDoNotKeepANewProxyFromTheApplication(t *testing.T) {
+	m := newMesh(t, nil)
+	a, b := m.pod("a", "n1", "10.99.0.2", "fd99::2"), m.pod("b", "n2", "10.99.0.3", "fd99::3")
+	m.serve(b, 8080, tellPeer)
+	m.capture(a, b)
+	connect := func() error {
+		conn, err := m.dial(a, "10.99.0.3:8080")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { conn.Close() })
+		_, err = io.ReadFull(conn, make([]byte, len("10.99.0.2\n")))
+		return err
+	}
+	for range 3 * appTries {
+		if err := connect(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.nodes[b.node].proxy.StopPod(b.name, true)
+	m.capture(b)
+	for range appTries {
+		if err := connect(); err != nil {
+			t.Fatalf("beside %d open connections: %v", 3*appTries, err)
+		}
+	}
+}

@@ -100,6 +100,7 @@ func (r *redirected) App(pod *Pod, client netip.Addr, dst netip.AddrPort) (int, 
 		if fd, err = connecting(fd, dst); err == nil || !redirect.PortTaken(err) {
 			return fd, err
 		}
+		o.Next = nil // anywhere else: the next ports may be taken as well, by connections that were opened together
 	}
 	return -1, err
 }
