@@ -137,6 +137,12 @@ func (z *ztunnel) fetch(t *testing.T, account string) error {
 
 func TestRootControlPlaneOfAnAPIServer(t *testing.T) {
 	requireCluster(t)
+	if installedHere {
+		if out, status := ambit(t, "uninstall", "-y"); status != 0 {
+			t.Fatalf("ambit uninstall: status %d\n%s", status, out)
+		}
+		installedHere = false
+	}
 	if _, err := kubectl(t.Context(), "", "-n", "istio-system", "get", "deployment", "ambit-controlplane"); err == nil {
 		t.Skip("the cluster has a mesh, whose root certificates are in every namespace: this test brings one of its own (run it before make kube-mesh)")
 	}
@@ -145,6 +151,13 @@ func TestRootControlPlaneOfAnAPIServer(t *testing.T) {
 		_, _ = kubectl(context.Background(), "", "delete", "crd", "-l", "test=ambit-kube", "--timeout=30s")
 	}
 	clean()
+	const policies = "peerauthentications.security.istio.io"
+	_, err := kubectl(t.Context(), "", "get", "crd", policies)
+	defined := err == nil
+	if defined && onBed() {
+		takeAway(t, policies)
+		defined = false
+	}
 	t.Cleanup(clean)
 	apply(t, world)
 	must(t, "", "-n", "kt-app", "wait", "pods", "--all", "--for=condition=Ready", "--timeout=60s")
@@ -197,8 +210,6 @@ func TestRootControlPlaneOfAnAPIServer(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	_, err := kubectl(t.Context(), "", "get", "crd", "peerauthentications.security.istio.io")
-	defined := err == nil
 	t.Run("policies work once their definition is installed", func(t *testing.T) {
 		if defined {
 			t.Skip("the cluster has PeerAuthentications of its own")

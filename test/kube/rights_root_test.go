@@ -106,13 +106,6 @@ func TestRootRightsAreTheLeast(t *testing.T) {
 		t.Fatalf("status %d\n%s", status, out)
 	}
 	askForPod(t, "node1")
-	// A kind is asked for when it seems to be gone.
-	crd := withoutState(t, must(t, "", "get", "crd", "telemetries.telemetry.istio.io", "-o", "json"))
-	t.Cleanup(func() {
-		if _, err := kubectl(ctx, crd, "apply", "--server-side", "-f", "-"); err != nil {
-			t.Error(err)
-		}
-	})
 	used := map[right]bool{}
 	expect := func(what string, ignore func(right) bool) {
 		t.Helper()
@@ -134,7 +127,7 @@ func TestRootRightsAreTheLeast(t *testing.T) {
 	}
 	ends := func(r right) bool { return r.verb == "delete" || r.resource == "customresourcedefinitions" }
 	expect("all rights but those for the end to be used", ends)
-	must(t, "", "delete", "crd", "telemetries.telemetry.istio.io")
+	takeAway(t, "telemetries.telemetry.istio.io") // a kind is asked for when it seems to be gone
 	must(t, "", "-n", "km-rights", "patch", "configmap", "options", "-p", `{"data": {"horizontalPodAutoscaler": null, "podDisruptionBudget": null, "service": "metadata: {labels: {a: b}}"}}`)
 	must(t, "", "-n", "km-rights", "patch", "gateway", "wp", "--type=merge", "-p", `{"spec": {"gatewayClassName": "another"}}`)
 	expect("all rights to be used", func(right) bool { return false })
@@ -142,6 +135,18 @@ func TestRootRightsAreTheLeast(t *testing.T) {
 	if audit.forbidden != nil {
 		t.Errorf("forbidden:\n%s", strings.Join(slices.Sorted(maps.Keys(audit.forbidden)), "\n"))
 	}
+}
+
+// takeAway deletes a definition of a kind until the test has ended.
+func takeAway(t *testing.T, name string) {
+	t.Helper()
+	crd := withoutState(t, must(t, "", "get", "crd", name, "-o", "json"))
+	t.Cleanup(func() {
+		if _, err := kubectl(context.WithoutCancel(t.Context()), crd, "apply", "--server-side", "-f", "-"); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, "", "delete", "crd", name)
 }
 
 // askForPod asks a node's capture for a pod that it cannot have heard of, so that it asks the API server.
