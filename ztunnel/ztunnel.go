@@ -72,13 +72,16 @@ func unlessDone(ctx context.Context, err error) error {
 	return err
 }
 
-// captureReady says what cluster says, once there is one: until then another capture of the node is at work, or we start.
-type captureReady struct{ cluster atomic.Pointer[cluster] }
+// captureReady says what cluster says, once the node is ours: until then another capture of the node is at work, or we start.
+type captureReady struct {
+	cluster *cluster // written before ours
+	ours    atomic.Bool
+}
 
 // ServeHTTP implements http.Handler.
 func (r *captureReady) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	if c := r.cluster.Load(); c != nil {
-		c.ServeHTTP(w, req)
+	if r.ours.Load() {
+		r.cluster.ServeHTTP(w, req)
 		return
 	}
 	fmt.Fprintln(w, "ready to follow another capture of this node")
@@ -119,7 +122,8 @@ func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.
 	if err != nil {
 		return false, err
 	}
-	ready.cluster.Store(cluster)
+	ready.cluster = cluster
+	ready.ours.Store(true)
 	prober := newProber(probes, &cfg, node, log)
 	m, err := capture.New(capture.Config{
 		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,

@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -243,5 +248,36 @@ func TestWherePodsComeFromIsSaidWhole(t *testing.T) {
 		if k := cfg.Kubernetes; err == nil && (k != nil) != strings.Contains(args, "kubernetes") || k != nil && k.Agent[0] != "mesh/ztunnel-" {
 			t.Errorf("%q: %+v", args, k)
 		}
+	}
+}
+
+func TestReadyAsksTheProcessOfItsOwnPod(t *testing.T) {
+	socket := fmt.Sprintf("@ambit-test-ready-%d", os.Getpid())
+	ask := func(e env) (int, string) {
+		var stderr strings.Builder
+		status := run(t.Context(), []string{"ready"}, e, io.Discard, &stderr)
+		return status, stderr.String()
+	}
+	if status, text := ask(env{}); status != 2 || !strings.Contains(text, "READY_SOCKET is not set") {
+		t.Errorf("without a socket: status %d, %q", status, text)
+	}
+	if status, text := ask(env{"READY_SOCKET": socket}); status != 1 || !strings.Contains(text, "ask for readiness") {
+		t.Errorf("without a process: status %d, %q", status, text)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r admin.Ready
+	r.Pending("state manager")
+	srv := &http.Server{Handler: r.Handler()}
+	go srv.Serve(l)
+	defer srv.Close()
+	if status, text := ask(env{"READY_SOCKET": socket}); status != 1 || !strings.Contains(text, "state manager") {
+		t.Errorf("a process that is not ready: status %d, %q", status, text)
+	}
+	r.Done("state manager")
+	if status, text := ask(env{"READY_SOCKET": socket}); status != 0 || text != "" {
+		t.Errorf("a process that is ready: status %d, %q", status, text)
 	}
 }
