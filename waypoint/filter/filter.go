@@ -69,6 +69,9 @@ type Host interface {
 	// Call sends a request to an endpoint of a cluster, with the exchange's own means, and gives the answer to done, later,
 	// unless the exchange is over by then.
 	Call(c *Call, done func(a *CallAnswer, err error))
+	// Share is Call for what exchanges of a loop need alike: while a call with that key is under way, no other is sent. It goes
+	// on when the exchange is over. take gets the answer, once; then done is called, unless the exchange is over by then.
+	Share(key any, c *Call, take func(a *CallAnswer, err error), done func())
 	// Body waits until the request's body is complete, or has more than limit bytes, and gives what has come of it to done,
 	// later. The body is sent on all the same. whole says that it is complete.
 	Body(limit int, done func(body []byte, whole bool))

@@ -44,6 +44,11 @@ func (h *fakeHost) Call(c *Call, done func(*CallAnswer, error)) {
 	done(h.answer(c))
 }
 
+func (h *fakeHost) Share(_ any, c *Call, take func(*CallAnswer, error), done func()) {
+	h.Call(c, take)
+	done()
+}
+
 func (h *fakeHost) Body(limit int, done func([]byte, bool)) {
 	done(h.body[:min(len(h.body), limit)], len(h.body) <= limit)
 }

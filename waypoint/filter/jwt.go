@@ -285,8 +285,8 @@ func (f *jwt) try(x *Exchange, need requirement, asked []*provider) Action {
 	a := attempt{x: x, now: time.Now(), asked: asked}
 	err := need.meet(&a)
 	if a.missing != nil {
-		a.missing.fetch(x, func(err error) {
-			if err != nil && a.missing.keys.Load() == nil {
+		a.missing.fetch(x, func() {
+			if a.missing.keys.Load() == nil {
 				x.Resume(f.refuse(x, errJWTFetch))
 				return
 			}
@@ -323,25 +323,28 @@ func (f *jwt) refuse(x *Exchange, err error) Action {
 	return Stop
 }
 
-// fetch gets the provider's keys from where they are published.
-func (p *provider) fetch(x *Exchange, done func(error)) {
+// fetch gets the provider's keys from where they are published. Requests that come meanwhile and need them wait for the same
+// answer, at most as long as a fetch may take.
+func (p *provider) fetch(x *Exchange, done func()) {
 	c := &Call{Cluster: p.remote.cluster, Timeout: p.remote.timeout}
 	c.Req.Method, c.Req.Scheme, c.Req.Authority, c.Req.Path = "GET", "http", p.remote.authority, p.remote.path
-	x.Call(c, func(a *CallAnswer, err error) {
-		if err == nil && a.Status != 200 {
-			err = errJWTFetch
-		}
-		var keys *jwks
-		if err == nil {
-			keys, err = parseJWKS(a.Body)
-		}
-		if err == nil {
-			p.keys.Store(&keySet{keys, time.Now().Add(p.remote.cache)})
-		} else if p.keys.Load() != nil { // the turn of the next one is after a while, also if this one has taken long
-			p.next.Store(time.Now().Add(p.remote.timeout).UnixNano())
-		}
-		done(err)
-	})
+	x.Share(p, c, p.take, done)
+}
+
+// take keeps the keys that were fetched, if they were.
+func (p *provider) take(a *CallAnswer, err error) {
+	if err == nil && a.Status != 200 {
+		err = errJWTFetch
+	}
+	var keys *jwks
+	if err == nil {
+		keys, err = parseJWKS(a.Body)
+	}
+	if err == nil {
+		p.keys.Store(&keySet{keys, time.Now().Add(p.remote.cache)})
+	} else if p.keys.Load() != nil { // the turn of the next one is after a while, also if this one has taken long
+		p.next.Store(time.Now().Add(p.remote.timeout).UnixNano())
+	}
 }
 
 // accepted is a token that was verified, and where it was.

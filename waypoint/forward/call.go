@@ -44,6 +44,34 @@ func (x *exchange) Call(c *filter.Call, done func(*filter.CallAnswer, error)) {
 	}
 }
 
+// shared is a call that several exchanges wait for.
+type shared struct{ waits []*sharedWait }
+
+// sharedWait is one of them; done is nil when it is over.
+type sharedWait struct{ done func() }
+
+// Share implements filter.Host.
+func (x *exchange) Share(key any, c *filter.Call, take func(*filter.CallAnswer, error), done func()) {
+	w := x.w
+	s := w.shared[key]
+	if s == nil {
+		s = &shared{}
+		w.shared[key] = s
+		w.call(x.snap, c, func(a *filter.CallAnswer, err error) {
+			delete(w.shared, key)
+			take(a, err)
+			for _, o := range s.waits {
+				if o.done != nil {
+					o.done()
+				}
+			}
+		})
+	}
+	o := &sharedWait{done}
+	s.waits = append(s.waits, o)
+	x.waits = append(x.waits, o)
+}
+
 // call begins a call; done is called once, later, unless it is dropped before.
 func (w *worker) call(s *Snapshot, c *filter.Call, done func(*filter.CallAnswer, error)) *call {
 	k := &call{w: w, c: c, done: done, limit: c.MaxAnswer}

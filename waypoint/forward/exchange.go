@@ -84,7 +84,8 @@ type exchange struct {
 	wholeAt  time.Duration   // when it was complete; 0 if it is not yet
 	headAt   time.Duration   // when the endpoint's answer began
 
-	calls []*call // of filters
+	calls []*call       // of filters
+	waits []*sharedWait // for calls that others wait for, too
 
 	span spanState
 
@@ -373,6 +374,9 @@ func (x *exchange) finish(whole bool) {
 	for _, k := range x.calls {
 		k.drop()
 	}
+	for _, o := range x.waits {
+		o.done = nil
+	}
 	x.record()
 	if !whole {
 		x.down.Reset(errGivenUp)
@@ -394,8 +398,9 @@ func (x *exchange) CommitTurn() {
 	clear(x.mirrors)
 	clear(x.used)
 	clear(x.calls)
+	clear(x.waits)
 	*x = exchange{
-		Exchange: x.Exchange, trailer: x.trailer, resp: x.resp, kept: x.kept[:0], mirrors: x.mirrors[:0], used: x.used[:0], calls: x.calls[:0],
+		Exchange: x.Exchange, trailer: x.trailer, resp: x.resp, kept: x.kept[:0], mirrors: x.mirrors[:0], used: x.used[:0], calls: x.calls[:0], waits: x.waits[:0],
 	}
 	if len(w.spare) < maxSpare {
 		w.spare = append(w.spare, x)

@@ -3,6 +3,7 @@ package forward
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,29 +24,7 @@ import (
 // B20: a server of keys over the wire, as bad as it may be. What it does costs a bounded time and no memory, opens nothing,
 // and keys that are there stay good meanwhile.
 func TestAServerOfKeysThatMisbehavesOpensNothing(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "1"}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sig, err := signer.Sign(fmt.Appendf(nil, `{"iss": "https://issuer.example", "sub": "alice", "exp": %d}`, time.Now().Add(time.Hour).Unix()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	token, err := sig.CompactSerialize()
-	if err != nil {
-		t.Fatal(err)
-	}
-	const authn = `{"@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", "providers": {"o": {"issuer": "https://issuer.example",
-	 "remote_jwks": {"http_uri": {"uri": "http://keys.demo/jwks.json", "cluster": "keys", "timeout": "0.5s"}, "cache_duration": "1s"}}},
-	 "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "o"}}]}`
+	set, token := keysAndToken(t)
 	head := func(length int, more string) string {
 		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n", length, more)
 	}
@@ -115,7 +95,7 @@ func TestAServerOfKeysThatMisbehavesOpensNothing(t *testing.T) {
 					}
 				}))
 				serve := func() {
-					r.routes(toReviews, chainFilter(t, "envoy.filters.http.jwt_authn", authn))
+					r.routes(toReviews, chainFilter(t, "envoy.filters.http.jwt_authn", fetchedKeys))
 					r.logs("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS%")
 				}
 				ask := func(want int) {
@@ -147,5 +127,134 @@ func TestAServerOfKeysThatMisbehavesOpensNothing(t *testing.T) {
 	})
 	if n := metadata.Load(); n != 0 {
 		t.Errorf("the cloud's metadata was asked %d times", n)
+	}
+}
+
+// fetchedKeys asks each request for a token whose keys are fetched from the cluster keys.
+const fetchedKeys = `{"@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", "providers": {"o": {"issuer": "https://issuer.example",
+ "remote_jwks": {"http_uri": {"uri": "http://keys.demo/jwks.json", "cluster": "keys", "timeout": "0.5s"}, "cache_duration": "1s"}}},
+ "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "o"}}]}`
+
+// keysAndToken are the key set of an issuer and a token of it.
+func keysAndToken(t *testing.T) (set []byte, token string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err = json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "1"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := signer.Sign(fmt.Appendf(nil, `{"iss": "https://issuer.example", "sub": "alice", "exp": %d}`, time.Now().Add(time.Hour).Unix()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err = sig.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set, token
+}
+
+// TestRequestsThatComeBeforeTheKeysShareOneFetch: an issuer is not to be asked by everybody at once when a waypoint starts, and the
+// client that came first may go away.
+func TestRequestsThatComeBeforeTheKeysShareOneFetch(t *testing.T) {
+	set, token := keysAndToken(t)
+	for _, c := range []struct {
+		name, keys, token string
+		status            int
+	}{
+		{"they come", string(set), token, 200},
+		{"they come, and the tokens are another's", string(set), token[:len(token)-8] + "AAAAAAAA", 401},
+		{"they are none", "<html>", token, 401},
+		{"they do not come", "", token, 401},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const clients = 32
+			r := newRig(t)
+			var fetches, served atomic.Int64
+			begun, answer := make(chan struct{}, clients), make(chan struct{})
+			r.cluster("reviews", "", backend(t, func(http.ResponseWriter, *http.Request) { served.Add(1) }))
+			r.cluster("keys", "", backend(t, func(w http.ResponseWriter, q *http.Request) {
+				fetches.Add(1)
+				begun <- struct{}{}
+				select {
+				case <-answer:
+				case <-q.Context().Done():
+				}
+				if c.keys == "" {
+					<-q.Context().Done()
+				}
+				io.WriteString(w, c.keys)
+			}))
+			authn := fetchedKeys
+			if c.keys != "" {
+				authn = strings.Replace(authn, `"0.5s"`, `"20s"`, 1)
+			}
+			r.routes(toReviews, chainFilter(t, "envoy.filters.http.jwt_authn", authn))
+			ask := func(ctx context.Context) (int, error) {
+				req, err := http.NewRequestWithContext(ctx, "GET", "http://reviews:9080/", nil)
+				if err != nil {
+					return 0, err
+				}
+				req.Header.Set("authorization", "Bearer "+c.token)
+				resp, err := r.client().Do(req)
+				if err != nil {
+					return 0, err
+				}
+				resp.Body.Close()
+				return resp.StatusCode, nil
+			}
+			var wg sync.WaitGroup
+			first, leave := context.WithCancel(t.Context())
+			wg.Go(func() {
+				if code, err := ask(first); err == nil {
+					t.Errorf("the client that went away got %d", code)
+				}
+			})
+			<-begun
+			waiting := func() int { return int(r.proxy.workers[0].open.Load() - r.proxy.workers[0].carried.Load()) }
+			for range clients {
+				wg.Go(func() {
+					if code, err := ask(t.Context()); err != nil || code != c.status {
+						t.Errorf("status %d, %v, want %d", code, err, c.status)
+					}
+				})
+			}
+			if c.keys != "" {
+				until(t, func() bool { return waiting() > clients })
+				leave()
+				until(t, func() bool { return waiting() == clients })
+				close(answer)
+			} else {
+				leave()
+			}
+			wg.Wait()
+			most := int64(1)
+			if c.keys == "" { // those that came when the time was over
+				most = 3
+			}
+			if n := fetches.Load(); n > most {
+				t.Errorf("the keys were fetched %d times", n)
+			}
+			if n := served.Load(); c.status != 200 && n > 0 || c.status == 200 && n != clients {
+				t.Errorf("%d requests reached the service", n)
+			}
+		})
+	}
+}
+
+// until waits for a claim to become true.
+func until(t *testing.T, claim func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !claim(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not become true")
+		}
 	}
 }

@@ -32,6 +32,7 @@ type worker struct {
 	spare      []*exchange       // to be used again
 	spareTries []*attempt
 	conns      map[*inbound]struct{}
+	shared     map[any]*shared // calls that several exchanges wait for, by their key
 	broom      loop.Timer
 	closed     bool
 
@@ -56,7 +57,7 @@ func newWorker(p *Proxy, id int) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}, silent: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
+	w := &worker{p: p, id: id, loop: l, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[*inbound]struct{}{}, shared: map[any]*shared{}, silent: handshake.NewSilent(l, p.cfg.ConnectTimeout)}
 	w.spans, w.entries = exports{what: "spans", counts: p.spans}, exports{what: "entries of access logs", counts: p.entries}
 	w.ups.init(w)
 	pc := p.cfg.Pool
