@@ -156,7 +156,11 @@ func statusOf(u *unstructured.Unstructured) ([]byte, error) {
 	return json.Marshal(u.Object["status"])
 }
 
-// write brings one object to what it should be. That it is gone is no error.
+// errNoStatus is for objects of a definition without a status, of which an API server says that they are not there.
+var errNoStatus = errors.New("the object has no status that could be written: its CustomResourceDefinition lacks subresources.status; apply that of Istio's release")
+
+// write brings one object to what it should be. That it is gone is no error. One without a status is told, and not tried again
+// before all are listed again.
 func (s *Statuses) write(ctx context.Context, w status.Status) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -171,15 +175,22 @@ func (s *Statuses) write(ctx context.Context, w status.Status) error {
 		if changed, err = s.merge(u, w); err == nil && changed {
 			_, err = r.UpdateStatus(ctx, u, metav1.UpdateOptions{FieldManager: Manager})
 		}
+		if apierrors.IsNotFound(err) { // if the object itself is gone, the next try's Get says so
+			err = errNoStatus
+			continue
+		}
 		if !apierrors.IsConflict(err) {
 			break
 		}
 	}
-	if err != nil && !apierrors.IsNotFound(err) {
-		return err
+	if err == nil || apierrors.IsNotFound(err) {
+		s.have[w.Object] = w
+		return nil
 	}
-	s.have[w.Object] = w
-	return nil
+	if errors.Is(err, errNoStatus) {
+		s.have[w.Object] = w
+	}
+	return err
 }
 
 // merge puts a status into an object and says whether that changed it.

@@ -382,6 +382,55 @@ func TestStatusesAreWrittenOnce(t *testing.T) {
 	expect(t, "web at the end", conditionsOf(services, "web"), "other=True <nil>")
 }
 
+// TestAStatusThatAnObjectCannotHaveIsTold: an API server whose definition of a kind has no status says "not found", as it does of
+// objects that are gone.
+func TestAStatusThatAnObjectCannotHaveIsTold(t *testing.T) {
+	entries := schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
+	s := newFake(t)
+	s.create(t, entries, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm, namespace: shop, labels: {istio.io/use-waypoint: gone}}}`)
+	s.serve(entries, "WorkloadEntry")
+	w := NewStatuses(s.client())
+	publish := func(name string) error {
+		return w.PublishStatus(t.Context(), []status.Status{{
+			Object:     kube.Key{Kind: kube.KindWorkloadEntry, Name: kube.Name{Namespace: "shop", Name: name}},
+			Conditions: []metav1.Condition{{Type: "istio.io/WaypointBound", Status: metav1.ConditionFalse, Reason: "WaypointIsNotReady"}},
+		}})
+	}
+	w.listed = time.Now()
+	w.served = map[kube.Kind]schema.GroupVersionResource{kube.KindWorkloadEntry: entries}
+	w.have = map[kube.Key]status.Status{}
+	without := true
+	s.PrependReactor("update", "workloadentries", func(a ktesting.Action) (bool, runtime.Object, error) {
+		if without && a.GetSubresource() == "status" {
+			return true, nil, apierrors.NewNotFound(entries.GroupResource(), "vm")
+		}
+		return false, nil, nil
+	})
+	if err := publish("deleted"); err != nil {
+		t.Errorf("an object that is gone: %v", err)
+	}
+	err := publish("vm")
+	if err == nil || !strings.Contains(err.Error(), "write status of WorkloadEntry shop/vm") || !strings.Contains(err.Error(), "subresources.status") {
+		t.Errorf("a definition without a status: %v", err)
+	}
+	s.ClearActions()
+	if err := publish("vm"); err != nil || len(s.Actions()) > 0 {
+		t.Errorf("again: %v, %d requests", err, len(s.Actions()))
+	}
+	without = false
+	w.have = map[kube.Key]status.Status{} // as when they are listed again
+	if err := publish("vm"); err != nil {
+		t.Fatal(err)
+	}
+	u, err := s.Resource(entries).Namespace("shop").Get(t.Context(), "vm", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions"); len(list) != 1 {
+		t.Errorf("conditions %v", list)
+	}
+}
+
 func TestAWebhookGetsTheRoots(t *testing.T) {
 	s := newFake(t, `{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: hook}, webhooks: [{name: a, clientConfig: {service: {name: x}}}, {name: b, clientConfig: {caBundle: b2xk}}]}`)
 	for range 2 { // the second time there is nothing to do
