@@ -157,6 +157,55 @@ func TestEveryWayToWriteADeniedPathIsDenied(t *testing.T) { // B14
 	}
 }
 
+// TestParametersGetNoPathPastAnAllowRule: what an ALLOW rule excepts, or allows by its end, is what the server takes for the path, not
+// what the client wrote behind a semicolon. A rule that names parameters is about these.
+func TestParametersGetNoPathPastAnAllowRule(t *testing.T) {
+	_, keys := (&maker{rand.New(rand.NewPCG(45, 1))}).tokens(t, 1)
+	w := &wire{forwardtest.Start(t)}
+	for _, c := range []struct {
+		name            string
+		operation       *security.Operation
+		allowed, denied []string
+	}{
+		{
+			"notPaths", &security.Operation{NotPaths: []string{"/admin", "/admin/*", "/t/{*}/secret"}},
+			[]string{"/", "/public", "/public;x=1", "/administration;x", "/public;x/admin", "/t/a/open;x"},
+			[]string{"/admin", "/admin;x=1", "/admin;", "/admin;x/y", "/admin/y;x", "/;x/../admin;y", "/admin;x?q=/public", "/t/a/secret;x", "/t/a;x/secret"},
+		},
+		{
+			"the end of a path", &security.Operation{Paths: []string{"*.css"}},
+			[]string{"/a.css", "/a;v=2/b.css"}, []string{"/admin", "/admin;.css", "/admin;/x;.css"},
+		},
+		{
+			"paths with parameters", &security.Operation{Paths: []string{"/cars;color=red", "/seats;row=*", "/v;x/{*}"}},
+			[]string{"/cars;color=red", "/seats;row=1", "/seats;row=1/x", "/v;x/a"}, []string{"/cars", "/cars;color=blue", "/v/a", "/v;y/a"},
+		},
+		{
+			"paths and their beginnings", &security.Operation{Paths: []string{"/info", "/api/*"}},
+			[]string{"/info", "/api/x", "/api/x;y=1"}, []string{"/info;x", "/api;x/y"},
+		},
+	} {
+		s := &service{name: "s0", dest: netip.MustParseAddrPort("10.200.9.1:80")}
+		p := &securityv1.AuthorizationPolicy{}
+		p.APIVersion, p.Kind, p.Name, p.Namespace = "security.istio.io/v1", "AuthorizationPolicy", "most", "demo"
+		p.Spec.TargetRefs = []*typev1beta1.PolicyTargetReference{{Kind: "Service", Name: s.name}}
+		p.Spec.Rules = []*security.Rule{{To: []*security.Rule_To{{Operation: c.operation}}}}
+		s.policies = []*securityv1.AuthorizationPolicy{p}
+		w.Serve(t, translated(t, []*service{s}, keys, base), nil)
+		for want, paths := range map[string][]string{allowed: c.allowed, denied: c.denied} {
+			for _, path := range paths {
+				r := &request{service: s.name, identity: "cluster.local/ns/demo/sa/a", source: netip.MustParseAddr("127.0.0.1"), dest: s.dest, method: "GET", path: path, host: "h"}
+				if oracle := decide(s.policies, r, base); oracle != want {
+					t.Errorf("%s: %q: the oracle says %s, want %s", c.name, path, oracle, want)
+				}
+				if got, _, err := w.decide(t, r); err != nil || got != want {
+					t.Errorf("%s: %q is %s, want %s (%v)", c.name, path, got, want, err)
+				}
+			}
+		}
+	}
+}
+
 func (c *tally) compare(t *testing.T, s *service, r *request, as normalization, o *ours, e *theirs) {
 	t.Helper()
 	c.decisions++

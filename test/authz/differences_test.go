@@ -12,7 +12,7 @@ func excuse(r *request, as normalization, whose, got string) string {
 	switch {
 	case whose != envoys:
 	case strings.Contains(path, ";") && strings.HasPrefix(got, denied):
-		return "a rule that denies looks at a path without parameters too"
+		return "a rule looks at a path without parameters too"
 	case as == none:
 	case (strings.Contains(path, "%2e") || strings.Contains(path, `\`)) && strings.Contains(path, ";"):
 		return "a dot segment with parameters is one, also if it is escaped or behind a backslash"

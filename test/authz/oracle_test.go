@@ -18,12 +18,15 @@ import (
 //     AUDIT and dry runs decide nothing.
 //   - A policy matches if one of its rules does; a rule if one of "from", one of "to" and all of "when" do. Fields of a
 //     source or an operation are ANDed, values ORed, and of a not-list none may match.
-//   - What a DENY policy matches without the parameters of the path's segments is denied too.
+//   - What a DENY policy matches without the parameters of the path's segments is denied too, and what no ALLOW policy matches
+//     without them is not allowed. To ALLOW policies a path that names a parameter is about what was written.
 //   - A text is exact, a prefix "abc*", a suffix "*abc", or "*": there and not empty. Hosts ignore case.
 type oracle struct {
 	r *request
 	// path is the path as normalised, without its query.
 	path string
+	// written is path when that is without parameters, and paths with parameters are still to be compared; "" otherwise.
+	written string
 	// issuer and subject are of the token, "" without.
 	issuer, subject string
 }
@@ -43,24 +46,28 @@ func decide(policies []*securityv1.AuthorizationPolicy, r *request, as normaliza
 	o := &oracle{r: r, path: path}
 	o.issuer, _ = r.claims["iss"].(string)
 	o.subject, _ = r.claims["sub"].(string)
-	anyAllow, allow := false, false
+	bare := *o
+	bare.path = segmentParameters.ReplaceAllString(o.path, "")
+	named := bare
+	named.written = o.path
+	anyAllow, allow, allowBare := false, false, false
 	for _, p := range policies {
 		if p.Annotations["istio.io/dry-run"] == "true" {
 			continue
 		}
-		hit := slices.ContainsFunc(p.Spec.Rules, func(x *security.Rule) bool { return o.rule(p.Namespace, x) })
+		hits := func(o *oracle) bool {
+			return slices.ContainsFunc(p.Spec.Rules, func(x *security.Rule) bool { return o.rule(p.Namespace, x) })
+		}
 		switch p.Spec.Action {
 		case security.AuthorizationPolicy_DENY:
-			bare := *o
-			bare.path = segmentParameters.ReplaceAllString(o.path, "")
-			if hit || slices.ContainsFunc(p.Spec.Rules, func(x *security.Rule) bool { return bare.rule(p.Namespace, x) }) {
+			if hits(o) || hits(&bare) {
 				return denied
 			}
 		case security.AuthorizationPolicy_ALLOW:
-			anyAllow, allow = true, allow || hit
+			anyAllow, allow, allowBare = true, allow || hits(o), allowBare || hits(&named)
 		}
 	}
-	if anyAllow && !allow {
+	if anyAllow && !(allow && allowBare) {
 		return denied
 	}
 	return allowed
@@ -103,10 +110,14 @@ func (o *oracle) operation(x *security.Operation) bool {
 		one(x.Methods, x.NotMethods, func(v string) bool { return says(v, o.r.method) }) &&
 		one(x.Ports, x.NotPorts, func(v string) bool { return v == fmt.Sprint(o.r.dest.Port()) }) &&
 		one(x.Paths, x.NotPaths, func(v string) bool {
-			if strings.Contains(v, "{") {
-				return template(v, o.path)
+			path := o.path
+			if o.written != "" && strings.Contains(v, ";") {
+				path = o.written
 			}
-			return says(v, o.path)
+			if strings.Contains(v, "{") {
+				return template(v, path)
+			}
+			return says(v, path)
 		})
 }
 

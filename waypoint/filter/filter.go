@@ -130,6 +130,9 @@ type Exchange struct {
 	// Transport is why an endpoint, or a service of ours, could not be used, as %UPSTREAM_TRANSPORT_FAILURE_REASON%.
 	Transport string
 
+	// written is the path with its parameters while rules that allow look at it without them; "" otherwise.
+	written string
+
 	route  *route.Route
 	action *route.Action
 	routed bool

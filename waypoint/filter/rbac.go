@@ -72,15 +72,21 @@ func compilePolicy(name string, p *configv3.Policy) (policy, error) {
 	return c, err
 }
 
-// Check applies the rules to a request, or to a connection whose request is empty. Rules that deny look at a path with parameters
-// without them too: "/admin;x=1" is "/admin" to many servers.
+// Check applies the rules to a request, or to a connection whose request is empty. A path with parameters is looked at without
+// them too: "/admin;x=1" is "/admin" to many servers, and "/admin;.css" does not end in ".css" there. One of the two is enough to
+// deny, and both are needed to allow.
 func (r *RBAC) Check(x *Exchange) Verdict {
 	name, hit := r.first(x)
-	if !hit && r.action == configv3.RBAC_DENY && x.Req != nil {
-		if path := x.Req.Path; strings.IndexByte(path, ';') >= 0 {
-			x.Req.Path = withoutParameters(path)
-			name, hit = r.first(x)
-			x.Req.Path = path
+	if x.Req != nil && strings.IndexByte(x.Req.Path, ';') >= 0 {
+		switch {
+		case r.action == configv3.RBAC_DENY && !hit:
+			name, hit = r.firstWithout(x)
+		case r.action == configv3.RBAC_ALLOW && hit:
+			x.written = x.Req.Path
+			if _, hit = r.firstWithout(x); !hit {
+				name = ""
+			}
+			x.written = ""
 		}
 	}
 	switch r.action {
@@ -101,6 +107,15 @@ func (r *RBAC) first(x *Exchange) (name string, hit bool) {
 		}
 	}
 	return "", false
+}
+
+// firstWithout is first for the path without its parameters.
+func (r *RBAC) firstWithout(x *Exchange) (name string, hit bool) {
+	path := x.Req.Path
+	x.Req.Path = withoutParameters(path)
+	name, hit = r.first(x)
+	x.Req.Path = path
+	return name, hit
 }
 
 // withoutParameters is a path without the parameters of its segments (RFC 3986 section 3.3), and with its query.

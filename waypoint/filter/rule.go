@@ -183,14 +183,31 @@ func compileHeaderRule(h *routev3.HeaderMatcher) (rule, error) {
 
 func (r headerRule) match(x *Exchange) bool { return r.m.Match(x.Req) }
 
-type pathRule struct{ m *route.StringMatcher }
+// pathRule is about the path without its query.
+type pathRule struct {
+	m *route.StringMatcher
+	parameterized
+}
 
 func compilePathRule(p *matcherv3.PathMatcher) (rule, error) {
 	m, err := route.CompileString(p.GetPath())
-	return pathRule{m}, field.At(err, "url_path.path")
+	s := p.GetPath()
+	return pathRule{m, naming(s.GetExact() + s.GetPrefix() + s.GetSuffix() + s.GetContains() + s.GetSafeRegex().GetRegex())}, field.At(err, "url_path.path")
 }
 
-func (r pathRule) match(x *Exchange) bool { return r.m.Match(barePath(x.Req.Path)) }
+func (r pathRule) match(x *Exchange) bool { return r.m.Match(r.path(x)) }
+
+// parameterized says that a rule names parameters of a path itself, and so is always about the path as it was written.
+type parameterized bool
+
+func naming(pattern string) parameterized { return parameterized(strings.Contains(pattern, ";")) }
+
+func (p parameterized) path(x *Exchange) string {
+	if p && x.written != "" {
+		return barePath(x.written)
+	}
+	return barePath(x.Req.Path)
+}
 
 // barePath is a path without query and fragment.
 func barePath(p string) string {
@@ -200,7 +217,10 @@ func barePath(p string) string {
 	return p
 }
 
-type templateRule struct{ re *regexp.Regexp }
+type templateRule struct {
+	re *regexp.Regexp
+	parameterized
+}
 
 func compileTemplateRule(p *corev3.TypedExtensionConfig) (rule, error) {
 	var t templatev3.UriTemplateMatchConfig
@@ -208,10 +228,10 @@ func compileTemplateRule(p *corev3.TypedExtensionConfig) (rule, error) {
 		return nil, field.At(err, "uri_template.typed_config")
 	}
 	re, err := route.URITemplate(t.GetPathTemplate())
-	return templateRule{re}, field.At(err, "uri_template.typed_config.path_template")
+	return templateRule{re, naming(t.GetPathTemplate())}, field.At(err, "uri_template.typed_config.path_template")
 }
 
-func (r templateRule) match(x *Exchange) bool { return r.re.MatchString(barePath(x.Req.Path)) }
+func (r templateRule) match(x *Exchange) bool { return r.re.MatchString(r.path(x)) }
 
 // portRule is a range of destination ports, its end excluded.
 type portRule struct{ from, to uint32 }
