@@ -142,7 +142,7 @@ func (v *verdicts) note(t *testing.T, chain, what, difference string) {
 	}
 	why := ""
 	if v.name == "waypoint" {
-		why = excuse(difference)
+		why = excuse(what, difference)
 	}
 	if why != "" {
 		v.excused[why]++

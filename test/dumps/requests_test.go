@@ -75,9 +75,13 @@ type maker struct {
 // requests are the requests that a scenario's chains are asked.
 func requests(t *testing.T, r *resources) []*request {
 	m := &maker{t: t}
+	asked := map[string]bool{}
 	for _, c := range r.chains {
 		if c.http == nil {
 			continue
+		}
+		if kind := headersKind(c.http); !asked[kind] && m.forged(c) {
+			asked[kind] = true
 		}
 		for _, vh := range c.http.GetRouteConfig().GetVirtualHosts() {
 			for i, x := range vh.GetRoutes() {

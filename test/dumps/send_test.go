@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -104,6 +105,7 @@ func answerOf(resp *http.Response, body []byte) *answer {
 	if a.cluster != "" && json.Unmarshal(body, &e) == nil {
 		a.echo = &e
 		mask(e.Header)
+		join(e.Header)
 		delete(a.header, "Content-Length")
 	} else {
 		a.body = string(body)
@@ -128,6 +130,16 @@ func mask(h map[string][]string) {
 	for i, v := range h["X-Request-Id"] {
 		if uuid.MatchString(v) {
 			h["X-Request-Id"][i] = "(generated)"
+		}
+	}
+}
+
+// join puts the lines of headers that Envoy knows into one, as it does: they mean the same (RFC 9110 section 5.3). Empty ones say
+// nothing.
+func join(h map[string][]string) {
+	for n, v := range h {
+		if n == "Via" || n == "X-Request-Id" || strings.HasPrefix(n, "X-Envoy-") || strings.HasPrefix(n, "X-Forwarded-") {
+			h[n] = []string{strings.Join(slices.DeleteFunc(slices.Clone(v), func(s string) bool { return s == "" }), ",")}
 		}
 	}
 }

@@ -74,6 +74,21 @@ func TestTheSchemeOfAnHTTP1RequestIsWhatTheProxyBeforeUsSays(t *testing.T) {
 	}
 }
 
+func TestAHeaderThatSaysNothingIsAsGoodAsNone(t *testing.T) {
+	got, _ := seen(t, "", toReviews, func(q *http.Request) {
+		q.Header["X-Request-Id"], q.Header["X-Forwarded-Proto"] = []string{"", ""}, []string{""}
+	}, nil)
+	if v := got["X-Request-Id"]; len(v) != 1 || len(v[0]) != 36 {
+		t.Errorf("x-request-id %q", v)
+	}
+	if v := got["X-Forwarded-Proto"]; len(v) != 1 || v[0] != "http" {
+		t.Errorf("x-forwarded-proto %q", v)
+	}
+	if got, _ = seen(t, "", toReviews, func(q *http.Request) { q.Header["X-Request-Id"] = []string{"", "mine"} }, nil); got["X-Request-Id"][1] != "mine" {
+		t.Errorf("x-request-id of two lines %q", got["X-Request-Id"])
+	}
+}
+
 func TestACookieIsSetOnlyWhereItChoosesTheEndpoint(t *testing.T) {
 	const route = `[{"match": {"prefix": "/"}, "route": {"cluster": "reviews", "hash_policy": [{"cookie": {"name": "sess", "ttl": "60s"}}]}}]`
 	for more, want := range map[string]bool{`"lb_policy": "RING_HASH"`: true, "": false} {

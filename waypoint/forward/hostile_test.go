@@ -249,7 +249,7 @@ func TestWhatAClientSaysOfItselfIsNotBelieved(t *testing.T) { // B18
 	r.cluster("reviews", "", backend(t, func(_ http.ResponseWriter, q *http.Request) { got <- q.Header }))
 	r.routes(toReviews)
 	forged := []string{"x-forwarded-client-cert", "By=spiffe://evil;URI=spiffe://cluster.local/ns/x/sa/admin"}
-	for _, n := range []string{"x-envoy-internal", "x-envoy-retry-on", "x-envoy-max-retries", "x-envoy-upstream-rq-timeout-ms", "x-envoy-original-path",
+	for _, n := range []string{"x-envoy-internal", "x-envoy-retry-on", "x-envoy-max-retries", "x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-stream-duration-ms", "x-envoy-original-path",
 		"x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-envoy-decorator-operation", "x-envoy-ip-tags", "x-envoy-force-trace"} {
 		forged = append(forged, n, "forged")
 	}

@@ -34,8 +34,8 @@ func (x *exchange) prepare() bool {
 	if v := x.chain.Via; v != "" {
 		h.Add("via", v)
 	}
-	if !h.Has("x-forwarded-proto") {
-		h.Add("x-forwarded-proto", x.Req.Scheme)
+	if unsaid(h, "x-forwarded-proto") {
+		h.Set("x-forwarded-proto", x.Req.Scheme)
 	}
 	if s := h.Get("x-forwarded-proto"); x.Req.Proto != message.HTTP2 && (s == "http" || s == "https") {
 		x.Req.Scheme = s // HTTP/1 does not say it itself
@@ -43,10 +43,20 @@ func (x *exchange) prepare() bool {
 	if x.chain.Scheme != "" {
 		x.Req.Scheme = x.chain.Scheme
 	}
-	if !h.Has("x-request-id") && x.chain.RequestID {
-		h.Add("x-request-id", x.requestID())
+	if x.chain.RequestID && unsaid(h, "x-request-id") {
+		h.Set("x-request-id", x.requestID())
 	}
 	x.beginSpan()
+	return true
+}
+
+// unsaid says that a header is not there, or says nothing.
+func unsaid(h *message.Header, name string) bool {
+	for _, f := range h.Fields() {
+		if f.Name == name && f.Value != "" {
+			return false
+		}
+	}
 	return true
 }
 
@@ -96,6 +106,7 @@ func ours(f message.Field) bool {
 	switch name {
 	case "retriable-status-codes", "retriable-header-names", "retry-on", "retry-grpc-on", "max-retries", "upstream-alt-stat-name",
 		"upstream-rq-timeout-ms", "upstream-rq-per-try-timeout-ms", "upstream-rq-timeout-alt-response", "expected-rq-timeout-ms",
+		"upstream-stream-duration-ms",
 		"force-trace", "ip-tags", "original-url", "original-path", "original-host", "hedge-on-per-try-timeout", "internal", "attempt-count",
 		"peer-metadata", "peer-metadata-id", "decorator-operation":
 		return true
