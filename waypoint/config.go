@@ -57,6 +57,8 @@ type Config struct {
 	Env func(name string) (string, bool)
 	// LogOutput is where log lines go; nil means standard output.
 	LogOutput io.Writer
+	// ErrorOutput is where access logs go whose file is /dev/stderr; nil means standard error.
+	ErrorOutput io.Writer
 }
 
 // DefaultConfig returns the defaults.

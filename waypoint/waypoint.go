@@ -57,6 +57,7 @@ type waypoint struct {
 	started time.Time
 	id      spiffe.ID
 	writer  *telemetry.Writer
+	errors  *telemetry.Writer // of access logs that go to standard error
 	levels  *telemetry.Levels
 	log     *telemetry.Handler
 
@@ -132,10 +133,15 @@ func (w *waypoint) observe() (err error) {
 	if w.levels, err = telemetry.NewLevels(w.cfg.LogLevel); err != nil {
 		return fmt.Errorf("set log level: %w", err)
 	}
+	errOut := w.cfg.ErrorOutput
+	if errOut == nil {
+		errOut = os.Stderr
+	}
 	w.writer = telemetry.NewWriter(telemetry.WriterConfig{Out: out, Delay: logDelay})
+	w.errors = telemetry.NewWriter(telemetry.WriterConfig{Out: errOut, Delay: logDelay})
 	w.log = telemetry.NewHandler(w.writer, format, w.levels)
 	w.registry = telemetry.NewRegistry(telemetry.Config{Component: "waypoint", Tag: w.cfg.Version})
-	w.registry.CounterFunc("ambit_log_dropped_total", "Log lines lost because the output was too slow.", func() float64 { return float64(w.writer.Dropped()) })
+	w.registry.CounterFunc("ambit_log_dropped_total", "Log lines lost because the output was too slow.", func() float64 { return float64(w.writer.Dropped() + w.errors.Dropped()) })
 	return nil
 }
 
@@ -207,7 +213,7 @@ func (w *waypoint) carry() (err error) {
 		ID: w.id, Network: c.Network, Node: w.node().ID, Env: c.Env, Hostname: c.PodName, Workers: w.workers(), DrainTimeout: c.DrainTimeout,
 		Pool: hbone.PoolConfig{Logger: log}, Server: hbone.ServerConfig{Logger: log},
 		Snapshot: &w.config.current, Workloads: w.workloads, Certs: w.certs,
-		Metrics: w.registry, Lines: w.writer, Logger: log,
+		Metrics: w.registry, Lines: w.writer, ErrorLines: w.errors, Logger: log,
 	})
 	if err != nil {
 		return fmt.Errorf("make data path: %w", err)
@@ -233,6 +239,7 @@ func (w *waypoint) run(ctx context.Context) error {
 	log := w.log.Scope("app")
 	g := run.New(run.Config{Drain: w.cfg.DrainTimeout + 5*time.Second, Logger: log})
 	g.Add("log", w.writer.Run)
+	g.Add("log of errors", w.errors.Run)
 	g.Add("readiness", func(ctx context.Context) error { return admin.Serve(ctx, log, w.ready.Handler(), readyL...) })
 	g.Add("metrics", func(ctx context.Context) error {
 		return admin.Serve(ctx, log, admin.MetricsHandler(w.registry.Handler()), metricsL...)

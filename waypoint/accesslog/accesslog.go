@@ -48,8 +48,8 @@ type Entry struct {
 
 // Log is one compiled access log. It is immutable.
 type Log struct {
-	// Path is the file that lines go to, most often /dev/stdout.
-	Path string
+	// Errors says that lines go to standard error, not to standard output.
+	Errors bool
 	// Export, if not nil, is what entries go to instead.
 	Export *Exporter
 
@@ -86,7 +86,9 @@ func compile(p *accesslogv3.AccessLog) (*Log, error) {
 		if err := c.UnmarshalTo(&m); err != nil {
 			return nil, field.At(err, "typed_config")
 		}
-		l.Path = m.GetPath()
+		if l.Errors, err = stream(m.GetPath()); err != nil {
+			return nil, field.At(field.At(err, "path"), "typed_config")
+		}
 		if f, err = fileFormat(&m); err != nil {
 			return nil, field.At(err, "typed_config")
 		}
@@ -95,7 +97,13 @@ func compile(p *accesslogv3.AccessLog) (*Log, error) {
 		if err := c.UnmarshalTo(&m); err != nil {
 			return nil, field.At(err, "typed_config")
 		}
-		l.Path, f = "/dev/stdout", m.GetLogFormat()
+		f = m.GetLogFormat()
+	case c.MessageIs((*streamv3.StderrAccessLog)(nil)):
+		var m streamv3.StderrAccessLog
+		if err := c.UnmarshalTo(&m); err != nil {
+			return nil, field.At(err, "typed_config")
+		}
+		l.Errors, f = true, m.GetLogFormat()
 	case c.MessageIs((*otelv3.OpenTelemetryAccessLogConfig)(nil)):
 		var m otelv3.OpenTelemetryAccessLogConfig
 		if err := c.UnmarshalTo(&m); err != nil {
@@ -104,12 +112,21 @@ func compile(p *accesslogv3.AccessLog) (*Log, error) {
 		l.Export, err = compileExporter(&m)
 		return l, field.At(err, "typed_config")
 	default:
-		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files, standard output and OpenTelemetry", p.GetName(), c.GetTypeUrl())
-	}
-	if l.Path == "" {
-		return nil, field.Errorf("typed_config.path", "required")
+		return nil, field.Errorf("typed_config", "unknown access log %q of type %q; known are files, standard output, standard error and OpenTelemetry", p.GetName(), c.GetTypeUrl())
 	}
 	return l, field.At(l.compileFormat(f), "typed_config.log_format")
+}
+
+// stream says whether a log's file is standard error. Another than the two streams is refused: whoever may change the mesh's
+// configuration is not to write any file that the waypoint can, and its own file system is read-only.
+func stream(path string) (stderr bool, err error) {
+	switch path {
+	case "/dev/stdout":
+		return false, nil
+	case "/dev/stderr":
+		return true, nil
+	}
+	return false, fmt.Errorf("%q is not supported: a waypoint writes access logs to /dev/stdout or /dev/stderr, where the node's log collector finds them", path)
 }
 
 // fileFormat is the format in whichever of its fields it is.

@@ -2,6 +2,7 @@ package accesslog
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -57,6 +58,35 @@ func TestDefaultFormatIsIstios(t *testing.T) {
 	want := `[2026-11-25T00:00:00.000Z] "GET /a HTTP/1.1" 503 UF - - "-" 0 91 12 - "-" "curl/8.0" "-" "reviews:9080" "-" - - - - - default` + "\n"
 	if got != want {
 		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
+func TestALogGoesToAStandardStreamOrIsRefused(t *testing.T) {
+	const at = `{"typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.%s", %s}}`
+	for _, c := range []struct {
+		kind, field  string
+		errors, fine bool
+	}{
+		{"file.v3.FileAccessLog", `"path": "/dev/stdout"`, false, true},
+		{"file.v3.FileAccessLog", `"path": "/dev/stderr"`, true, true},
+		{"stream.v3.StdoutAccessLog", `"log_format": {"text_format": "x"}`, false, true},
+		{"stream.v3.StderrAccessLog", `"log_format": {"text_format": "x"}`, true, true},
+		{"file.v3.FileAccessLog", `"path": "/var/log/access.log"`, false, false},
+		{"file.v3.FileAccessLog", `"path": "/dev/../etc/passwd"`, false, false},
+		{"file.v3.FileAccessLog", `"path": "stdout"`, false, false},
+		{"file.v3.FileAccessLog", `"path": ""`, false, false},
+	} {
+		l, err := compileOne(t, fmt.Sprintf(at, c.kind, c.field))
+		switch {
+		case (err == nil) != c.fine:
+			t.Errorf("%s %s: %v", c.kind, c.field, err)
+		case err != nil:
+			if !strings.Contains(err.Error(), "access_log[0].typed_config.path") || !strings.Contains(err.Error(), "/dev/stdout or /dev/stderr") {
+				t.Errorf("%s %s: %v says neither where nor what to do", c.kind, c.field, err)
+			}
+		case l.Errors != c.errors:
+			t.Errorf("%s %s: to standard error: %v", c.kind, c.field, l.Errors)
+		}
 	}
 }
 
@@ -129,7 +159,7 @@ func TestBadLogsAreRefusedWithTheFieldsPath(t *testing.T) {
 	for text, want := range map[string]string{
 		`{` + file + `, "log_format": {"text_format": "%NOPE%"}}}`:               `access_log[0].typed_config.log_format.text_format: position 1 of "%NOPE%": unknown operator "NOPE"`,
 		`{"filter": {"response_flag_filter": {"flags": ["??"]}}, ` + file + `}}`: `access_log[0].filter.response_flag_filter.flags[0]: unknown response flag ??`,
-		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files, standard output and OpenTelemetry`,
+		`{"name": "x"}`: `access_log[0].typed_config: unknown access log "x" of type ""; known are files, standard output, standard error and OpenTelemetry`,
 	} {
 		_, err := compileOne(t, text)
 		if err == nil || err.Error() != want {

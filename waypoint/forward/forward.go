@@ -77,9 +77,9 @@ type Config struct {
 	// Hostname is the pod's, for access logs.
 	Hostname string
 	Metrics  *telemetry.Registry
-	// Lines takes the lines of access logs.
-	Lines  *telemetry.Writer
-	Logger *slog.Logger
+	// Lines takes the lines of access logs, ErrorLines those of them that go to standard error; nil: Lines does.
+	Lines, ErrorLines *telemetry.Writer
+	Logger            *slog.Logger
 }
 
 func (c Config) withDefaults() Config {

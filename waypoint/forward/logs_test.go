@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,30 @@ const otelLog = `{"name": "otel", "typed_config": {"@type": "type.googleapis.com
  "common_config": {"log_name": "otel_envoy_accesslog", "transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "otel", "authority": "otel.demo"}},
   "filter_state_objects_to_log": ["upstream_peer"]}, "disable_builtin_labels": true,
  "body": {"string_value": "%REQ(:METHOD)% %REQ(:PATH)% \"%REQ(USER-AGENT)%\" %RESPONSE_CODE%\n"}, "attributes": {"values": [{"key": "agent", "value": {"string_value": "%REQ(USER-AGENT)%"}}]}}}`
+
+func TestALogOfStandardErrorDoesNotGoToStandardOutput(t *testing.T) {
+	out, errOut := &logBuffer{}, &logBuffer{}
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { stop(); wg.Wait() })
+	writer := func(to *logBuffer) *telemetry.Writer {
+		w := telemetry.NewWriter(telemetry.WriterConfig{Out: to})
+		wg.Go(func() { _ = w.Run(ctx) }) // ends with ctx only
+		return w
+	}
+	r := newRigWith(t, func(c *Config) { c.Lines, c.ErrorLines = writer(out), writer(errOut) })
+	r.cluster("reviews", "", backend(t, func(http.ResponseWriter, *http.Request) {}))
+	r.routes(toReviews)
+	const log = `{"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stderr", "log_format": {"text_format_source": {"inline_string": "%RESPONSE_CODE% to errors\n"}}}}`
+	r.logs("%RESPONSE_CODE% to output", log)
+	get(t, r.client(), "/")
+	if got := out.await(t, 1); got != "200 to output\n" {
+		t.Errorf("standard output has %q", got)
+	}
+	if got := errOut.await(t, 1); got != "200 to errors\n" {
+		t.Errorf("standard error has %q", got)
+	}
+}
 
 func TestACollectorIsToldOfRequestsThatAreLogged(t *testing.T) {
 	r := newRig(t)

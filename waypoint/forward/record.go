@@ -236,7 +236,11 @@ func (c *inbound) log(logs []*accesslog.Log, e *accesslog.Entry) {
 			}
 		default:
 			w.line = l.Append(w.line[:0], e)
-			w.p.cfg.Lines.Line(w.line)
+			out := w.p.cfg.Lines
+			if l.Errors && w.p.cfg.ErrorLines != nil {
+				out = w.p.cfg.ErrorLines
+			}
+			out.Line(w.line)
 		}
 	}
 }
