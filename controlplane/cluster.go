@@ -100,39 +100,20 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// lead writes now and whenever something changes, and again after a failure.
+// lead writes now and whenever something changes.
 func (w *writer) lead(ctx context.Context) {
-	retry := time.NewTimer(0)
-	defer retry.Stop()
 	waypoints := gateway.NewController(w.cluster) // which knows nothing: another replica may have led meanwhile
-	troubled := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.due:
-		case <-retry.C:
-		}
+	upkeep{due: w.due, every: checkWrites, failure: "not written to the cluster", log: w.log, write: func(ctx context.Context) error {
 		w.mu.Lock()
 		objects, problems, root, list, plan := w.objects, w.problems, w.root, w.status, w.plan
 		w.mu.Unlock()
 		if objects == nil || root == nil {
-			continue
+			return nil
 		}
 		err := w.cluster.PublishRoot(ctx, objects, root) // which pods of waypoints need
 		found, werr := waypoints.Reconcile(ctx, plan)
-		err = errors.Join(err, werr, w.cluster.Report(ctx, slices.Concat(problems, found)), w.cluster.PublishStatus(ctx, list))
-		if err == nil || ctx.Err() != nil {
-			troubled = ""
-			retry.Reset(checkWrites)
-			continue
-		}
-		if text := err.Error(); text != troubled {
-			w.log.Error("not written to the cluster", slog.Any("err", err))
-			troubled = text
-		}
-		retry.Reset(retryWrite)
-	}
+		return errors.Join(err, werr, w.cluster.Report(ctx, slices.Concat(problems, found)), w.cluster.PublishStatus(ctx, list))
+	}}.run(ctx)
 }
 
 // keepWebhook gives the webhook the root certificates, and again whenever they or it are others.
@@ -140,6 +121,28 @@ func (w *writer) keepWebhook(ctx context.Context) {
 	if w.webhook == "" {
 		return
 	}
+	upkeep{due: w.rootDue, every: checkWebhook, failure: "root certificates not given to the webhook", log: w.log, write: func(ctx context.Context) error {
+		w.mu.Lock()
+		root := w.root
+		w.mu.Unlock()
+		if root == nil {
+			return nil
+		}
+		return w.cluster.PublishWebhook(ctx, w.webhook, root)
+	}}.run(ctx)
+}
+
+// upkeep is a write that is made again and again.
+type upkeep struct {
+	due     <-chan struct{} // something changed
+	every   time.Duration   // it is made again though nothing changed
+	failure string          // what is logged, once for the same error
+	log     *slog.Logger
+	write   func(ctx context.Context) error
+}
+
+// run writes now, when something changed, and soon again after a failure, until ctx ends.
+func (u upkeep) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	troubled := ""
@@ -147,23 +150,17 @@ func (w *writer) keepWebhook(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.rootDue:
+		case <-u.due:
 		case <-timer.C:
 		}
-		w.mu.Lock()
-		root := w.root
-		w.mu.Unlock()
-		if root == nil {
-			continue
-		}
-		err := w.cluster.PublishWebhook(ctx, w.webhook, root)
+		err := u.write(ctx)
 		if err == nil || ctx.Err() != nil {
 			troubled = ""
-			timer.Reset(checkWebhook)
+			timer.Reset(u.every)
 			continue
 		}
 		if text := err.Error(); text != troubled {
-			w.log.Error("root certificates not given to the webhook", slog.Any("err", err))
+			u.log.Error(u.failure, slog.Any("err", err))
 			troubled = text
 		}
 		timer.Reset(retryWrite)
