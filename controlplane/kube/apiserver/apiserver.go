@@ -23,9 +23,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/kubeconfig"
 )
 
 // Manager is the name under which the control plane writes.
@@ -60,8 +60,8 @@ type Client struct {
 
 // Connect prepares a client from a kubeconfig file, or from the pod's service account when the path is empty. It does
 // not talk to the server yet.
-func Connect(kubeconfig string) (*Client, error) {
-	cfg, err := restConfig(kubeconfig)
+func Connect(file string) (*Client, error) {
+	cfg, err := kubeconfig.Load(file)
 	if err != nil {
 		return nil, err
 	}
@@ -80,21 +80,6 @@ func Connect(kubeconfig string) (*Client, error) {
 	return &Client{dynamic: d, get: func(ctx context.Context, path string) ([]byte, error) {
 		return r.Get().AbsPath(path).DoRaw(ctx)
 	}}, nil
-}
-
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		cfg, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("read the pod's service account: %w", err)
-		}
-		return cfg, nil
-	}
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: kubeconfig}, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig %q: %w", kubeconfig, err)
-	}
-	return cfg, nil
 }
 
 // unread are the accepted kinds that are not watched: nothing is made of the first two, and which Deployment a pod

@@ -14,7 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ambit-mesh/ambit/internal/kubeconfig"
 )
 
 // API is what a Source asks of the API server. Its permissions: get, list, watch of pods and namespaces, patch of pods/status,
@@ -37,7 +38,7 @@ type api struct{ c *rest.RESTClient }
 
 // NewAPI returns the API server that a kubeconfig names, or that of the cluster the process runs in if path is "".
 func NewAPI(path, userAgent string) (API, error) {
-	cfg, err := config(path)
+	cfg, err := kubeconfig.Load(path)
 	if err != nil {
 		return nil, err
 	}
@@ -54,21 +55,6 @@ func NewAPI(path, userAgent string) (API, error) {
 		return nil, fmt.Errorf("make client of the API server: %w", err)
 	}
 	return &api{c}, nil
-}
-
-func config(path string) (*rest.Config, error) {
-	if path == "" {
-		cfg, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("find the API server (outside a cluster name a kubeconfig): %w", err)
-		}
-		return cfg, nil
-	}
-	cfg, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig %s: %w", path, err)
-	}
-	return cfg, nil
 }
 
 // Pods implements API.
