@@ -15,6 +15,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // Place is where an instance of a waypoint runs. The zero value is nowhere known.
@@ -46,11 +47,8 @@ type located struct {
 func (b *builder) assignment(e edsCluster, at Place) *endpointv3.ClusterLoadAssignment {
 	groups := map[Place]*located{}
 	byNode := perNode(e)
-	for _, w := range e.service.workloads {
+	for _, w := range b.serving(e, at) {
 		target := targetPort(w, e)
-		if target == 0 || !healthy(w, e) || !selects(e.labels, b.labelsFor(w, e)) || !local(w, e, at) {
-			continue
-		}
 		where := Place{Region: w.GetLocality().GetRegion(), Zone: w.GetLocality().GetZone(), Subzone: w.GetLocality().GetSubzone()}
 		k := where
 		if byNode {
@@ -86,6 +84,26 @@ func (b *builder) assignment(e edsCluster, at Place) *endpointv3.ClusterLoadAssi
 	}
 	b.prioritise(a, order, e, at)
 	return a
+}
+
+// serving are the workloads that requests go to. If none is left but those that are about to end, they serve until then, as with
+// kube-proxy.
+func (b *builder) serving(e edsCluster, at Place) (list []*workloadpb.Workload) {
+	var last []*workloadpb.Workload
+	for _, w := range e.service.workloads {
+		if targetPort(w, e) == 0 || !selects(e.labels, b.labelsFor(w, e)) || !local(w, e, at) {
+			continue
+		}
+		if healthy(w, e) {
+			list = append(list, w)
+		} else if workload.Extended(w.Extensions, workload.ExtensionTerminating) {
+			last = append(last, w)
+		}
+	}
+	if len(list) == 0 {
+		return last
+	}
+	return list
 }
 
 func firstNode(g *located) string {
@@ -179,12 +197,6 @@ func (b *builder) endpointsOf(w *workloadpb.Workload, e edsCluster, target uint3
 	}
 	if e.service.entry() == nil {
 		end.HealthStatus = corev3.HealthStatus_HEALTHY
-		if w.Status != workloadpb.WorkloadStatus_HEALTHY {
-			end.HealthStatus = corev3.HealthStatus_UNHEALTHY
-			if e.service.message.GetLoadBalancing().GetHealthPolicy() == workloadpb.LoadBalancing_ALLOW_ALL {
-				end.HealthStatus = corev3.HealthStatus_HEALTHY
-			}
-		}
 	}
 	if w.TunnelProtocol == workloadpb.TunnelProtocol_HBONE && len(w.Addresses) > 0 {
 		at := net.JoinHostPort(host, portText(target))

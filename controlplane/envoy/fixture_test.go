@@ -8,6 +8,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workloadpb"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // fixtures are what translate makes of Services, ServiceEntries and Pods, as far as the cases need it: every object of
@@ -27,6 +28,9 @@ func fixtures(set *kube.Objects, waypoint *workloadpb.GatewayAddress) []*workloa
 		m := &workloadpb.Service{Name: s.Name, Namespace: s.Namespace, Hostname: s.Name + "." + s.Namespace + ".svc.cluster.local", Waypoint: bound(s.Namespace, s.Labels), Canonical: true}
 		for _, ip := range s.Spec.ClusterIPs {
 			m.Addresses = append(m.Addresses, &workloadpb.NetworkAddress{Address: netip.MustParseAddr(ip).AsSlice()})
+		}
+		if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+			m.Extensions = append(m.Extensions, &workloadpb.Extension{Name: workload.ExtensionClientAffinity})
 		}
 		if s.Spec.TrafficDistribution != nil {
 			m.LoadBalancing = &workloadpb.LoadBalancing{Mode: workloadpb.LoadBalancing_FAILOVER, RoutingPreference: []workloadpb.LoadBalancing_Scope{
@@ -51,6 +55,10 @@ func fixtures(set *kube.Objects, waypoint *workloadpb.GatewayAddress) []*workloa
 			Addresses: [][]byte{netip.MustParseAddr(p.Status.PodIP).AsSlice()}, TunnelProtocol: workloadpb.TunnelProtocol_HBONE,
 			Services: map[string]*workloadpb.PortList{},
 			Locality: &workloadpb.Locality{Region: p.Annotations["region"], Zone: p.Annotations["zone"]},
+		}
+		if p.DeletionTimestamp != nil {
+			w.Status = workloadpb.WorkloadStatus_UNHEALTHY
+			w.Extensions = append(w.Extensions, &workloadpb.Extension{Name: workload.ExtensionTerminating})
 		}
 		for s := range kube.List[*corev1.Service](set) {
 			if s.Namespace != p.Namespace || len(s.Spec.Selector) == 0 || !selects(s.Spec.Selector, p.Labels) {

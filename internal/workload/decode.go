@@ -77,7 +77,7 @@ func decodeWorkload(pb *workloadpb.Workload) (*Workload, error) {
 		CanonicalRevision: pb.GetCanonicalRevision(),
 		WorkloadName:      pb.GetWorkloadName(),
 		Policies:          pb.GetAuthorizationPolicies(),
-		Terminating:       extended(pb.GetExtensions(), ExtensionTerminating),
+		Terminating:       Extended(pb.GetExtensions(), ExtensionTerminating),
 	}
 	if w.UID == "" {
 		return nil, errors.New("uid is empty")
@@ -112,8 +112,8 @@ func decodeWorkload(pb *workloadpb.Workload) (*Workload, error) {
 	return w, nil
 }
 
-// extended says whether an extension is among others, which mean nothing to us.
-func extended(all []*workloadpb.Extension, name string) bool {
+// Extended says whether an extension is among others, which mean nothing to us.
+func Extended(all []*workloadpb.Extension, name string) bool {
 	return slices.ContainsFunc(all, func(e *workloadpb.Extension) bool { return e.GetName() == name })
 }
 
@@ -199,7 +199,7 @@ func decodeService(pb *workloadpb.Service) (*Service, error) {
 		SANs:              pb.GetSubjectAltNames(),
 		Canonical:         pb.GetCanonical(),
 		IngressToWaypoint: pb.GetIngressUseWaypoint(),
-		ClientAffinity:    extended(pb.GetExtensions(), ExtensionClientAffinity),
+		ClientAffinity:    Extended(pb.GetExtensions(), ExtensionClientAffinity),
 		// An unknown visibility is PUBLIC, as peers read it.
 		NamespaceOnly: pb.GetVisibility() == workloadpb.Service_NAMESPACE,
 	}
