@@ -103,7 +103,7 @@ func (b *builder) checkClusters() {
 		}
 		object, field := kube.Key{}, ""
 		for s, set := range b.ruleSets {
-			if set != nil && strings.HasSuffix(name, "|"+s.host()) {
+			if set != nil && set.first != nil && strings.HasSuffix(name, "|"+s.host()) {
 				object, field = kube.KeyOf(set.first), "spec.trafficPolicy"
 			}
 		}

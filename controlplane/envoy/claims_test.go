@@ -1,8 +1,10 @@
 package envoy
 
 import (
+	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -37,6 +39,47 @@ func TestARuleAboutTheServerNameStandsOnATLSPort(t *testing.T) {
 	names := policy.GetPermissions()[0].GetAndRules().GetRules()[0].GetOrRules().GetRules()
 	if len(names) != 2 || names[0].GetRequestedServerName().GetExact() != "evil.example" || names[1].GetRequestedServerName().GetSuffix() != ".bad.example" {
 		t.Errorf("the policy became %v", policy)
+	}
+}
+
+// TestAServiceThatWantsItKeepsAClientAddressAtOneEndpoint: sessionAffinity holds behind a waypoint as it does without one, and a
+// DestinationRule that says how to balance comes before it.
+func TestAServiceThatWantsItKeepsAClientAddressAtOneEndpoint(t *testing.T) {
+	const service = "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: demo}, spec: {clusterIPs: [10.96.0.1], AFFINITYports: [{name: http, port: 80}, {name: tcp, port: 81}]}}\n---\n"
+	const inHTTP, inTCP = "inbound-vip|80|http|web.demo.svc.cluster.local", "inbound-vip|81|tcp|web.demo.svc.cluster.local"
+	for _, c := range []struct {
+		name, affinity, rule string
+		http, tcp            clusterv3.Cluster_LbPolicy
+		address              bool // by the client's
+	}{
+		{"not by default", "", "", clusterv3.Cluster_LEAST_REQUEST, clusterv3.Cluster_LEAST_REQUEST, false},
+		{"ClientIP", "sessionAffinity: ClientIP, ", "", clusterv3.Cluster_RING_HASH, clusterv3.Cluster_RING_HASH, true},
+		{"None", "sessionAffinity: None, ", "", clusterv3.Cluster_LEAST_REQUEST, clusterv3.Cluster_LEAST_REQUEST, false},
+		{"a rule about something else", "sessionAffinity: ClientIP, ", "outlierDetection: {consecutive5xxErrors: 3}", clusterv3.Cluster_RING_HASH, clusterv3.Cluster_RING_HASH, true},
+		{"a rule about localities", "sessionAffinity: ClientIP, ", "loadBalancer: {localityLbSetting: {enabled: true}}", clusterv3.Cluster_RING_HASH, clusterv3.Cluster_RING_HASH, true},
+		{"a rule about balancing", "sessionAffinity: ClientIP, ", "loadBalancer: {simple: RANDOM}", clusterv3.Cluster_RANDOM, clusterv3.Cluster_RANDOM, false},
+		{"a rule about a port", "sessionAffinity: ClientIP, ", "portLevelSettings: [{port: {number: 81}, loadBalancer: {simple: ROUND_ROBIN}}]", clusterv3.Cluster_RING_HASH, clusterv3.Cluster_ROUND_ROBIN, true},
+	} {
+		text := strings.Replace(service, "AFFINITY", c.affinity, 1)
+		if c.rule != "" {
+			text += "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: web, namespace: demo}, spec: {host: web, trafficPolicy: {" + c.rule + "}}}\n---\n"
+		}
+		r := buildYAML(t, text, nil)
+		for _, k := range r.Clusters {
+			m := k.Message.(*clusterv3.Cluster)
+			if want, ok := map[string]clusterv3.Cluster_LbPolicy{inHTTP: c.http, inTCP: c.tcp}[k.Name]; ok && m.LbPolicy != want {
+				t.Errorf("%s: %s: %v, want %v", c.name, k.Name, m.LbPolicy, want)
+			}
+		}
+		routes := filterOf(t, r.chain(inHTTP), &hcmv3.HttpConnectionManager{}).GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
+		hash := routes[0].GetRoute().GetHashPolicy()
+		if got := len(hash) == 1 && hash[0].GetConnectionProperties().GetSourceIp(); got != c.address {
+			t.Errorf("%s: requests by the client's address: %v", c.name, got)
+		}
+		tcp := filterOf(t, r.chain(inTCP), &tcpv3.TcpProxy{}).GetHashPolicy()
+		if got := len(tcp) == 1 && tcp[0].GetSourceIp() != nil; got != (c.tcp == clusterv3.Cluster_RING_HASH) {
+			t.Errorf("%s: connections by the client's address: %v", c.name, got)
+		}
 	}
 }
 

@@ -143,7 +143,7 @@ func tls12() *tlsv3.TlsParameters {
 
 func istioMetadata(s *service, rule *ruleSet, more map[string]any) *corev3.Metadata {
 	fields := map[string]any{"services": []any{map[string]any{"host": s.host(), "name": s.shortName(), "namespace": s.namespace()}}}
-	if rule != nil {
+	if rule != nil && rule.first != nil {
 		fields["config"] = configPath("destination-rule", rule.first)
 	}
 	for k, v := range more {

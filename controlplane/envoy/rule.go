@@ -7,15 +7,18 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // ruleSet is what the DestinationRules of one namespace say of a host. Nil is no rule.
 type ruleSet struct {
-	// first is the oldest: its traffic policy counts.
+	// first is the oldest: its traffic policy counts. It is nil if there is no rule, and affinity alone says how to balance.
 	first   *networkingv1.DestinationRule
 	subsets []*networking.Subset
 	// owners are the rules that the subsets are from.
 	owners []*networkingv1.DestinationRule
+	// affinity says that the Service wants a client address to stay at one endpoint (sessionAffinity ClientIP).
+	affinity bool
 }
 
 func (r *ruleSet) subset(name string) *networking.Subset {
@@ -36,6 +39,12 @@ func (b *builder) ruleFor(s *service) *ruleSet {
 	set, known := b.ruleSets[s]
 	if !known {
 		set = b.findRules(s)
+		if workload.Extended(s.message.Extensions, workload.ExtensionClientAffinity) {
+			if set == nil {
+				set = &ruleSet{}
+			}
+			set.affinity = true
+		}
 		b.ruleSets[s] = set
 	}
 	return set
@@ -83,14 +92,17 @@ func (b *builder) gather(namespace, host string) *ruleSet {
 	return set
 }
 
-// policyFor merges the rule's policy, that of a subset and that of a port: a subset replaces whole parts, a port all of
-// its parts, also those it does not name.
+// policyFor merges what the Service wants, the rule's policy, that of a subset and that of a port: a subset replaces whole
+// parts, a port all of its parts, also those it does not name.
 func (r *ruleSet) policyFor(subset string, number uint32) *networking.TrafficPolicy {
 	out := &networking.TrafficPolicy{}
 	if r == nil {
 		return out
 	}
-	layers := []*networking.TrafficPolicy{r.first.Spec.TrafficPolicy}
+	var layers []*networking.TrafficPolicy
+	if r.first != nil {
+		layers = append(layers, r.first.Spec.TrafficPolicy)
+	}
 	if s := r.subset(subset); s != nil {
 		layers = append(layers, s.TrafficPolicy)
 	}
@@ -106,6 +118,16 @@ func (r *ruleSet) policyFor(subset string, number uint32) *networking.TrafficPol
 			l := p.PortLevelSettings[i]
 			out.ConnectionPool, out.OutlierDetection, out.LoadBalancer, out.Tls = l.ConnectionPool, l.OutlierDetection, l.LoadBalancer, l.Tls
 		}
+	}
+	if r.affinity && out.LoadBalancer.GetLbPolicy() == nil { // what a rule says of balancing comes before what the Service does
+		lb := &networking.LoadBalancerSettings{}
+		if out.LoadBalancer != nil {
+			lb = clone(out.LoadBalancer)
+		}
+		lb.LbPolicy = &networking.LoadBalancerSettings_ConsistentHash{ConsistentHash: &networking.LoadBalancerSettings_ConsistentHashLB{
+			HashKey: &networking.LoadBalancerSettings_ConsistentHashLB_UseSourceIp{UseSourceIp: true},
+		}}
+		out.LoadBalancer = lb
 	}
 	return out
 }
