@@ -27,7 +27,7 @@ the object, the cause and the fix. Exit status 1 when there is an error among th
 				if err != nil {
 					return err
 				}
-				return f.printFindings(diagnose.Analyze(w))
+				return f.printFindings(cmd, f.about(w, diagnose.Analyze(w)))
 			}
 			s, namespace, err := f.open()
 			if err != nil {
@@ -38,12 +38,22 @@ the object, the cause and the fix. Exit status 1 when there is an error among th
 				return err
 			}
 			ask(cmd.Context(), s, w, diagnose.ControlPlane)
-			return f.printFindings(of(diagnose.Analyze(w), namespace))
+			return f.printFindings(cmd, f.about(w, of(diagnose.Analyze(w), namespace)))
 		},
 	}
 	f.register(c)
+	f.registerOutput(c)
+	f.registerSelector(c, "findings about objects")
 	c.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest file, directory, or - for standard input; repeatable")
 	return c
+}
+
+// about keeps findings about objects with the labels of -l.
+func (f *meshFlags) about(w *diagnose.World, list []diagnose.Finding) []diagnose.Finding {
+	if f.chosen.Selector == nil {
+		return list
+	}
+	return diagnose.Chosen(w, list, f.chosen.Selector)
 }
 
 // manifestWorld reads manifests as the control plane does; what is wrong with a file is a finding.
@@ -78,7 +88,7 @@ a cluster from having one. Exit status 1 when there is an error among the findin
 			list, err := check(cmd.Context(), s, pre)
 			for end := time.Now().Add(wait); err == nil && wait > 0 && problemIn(list) != nil; {
 				if time.Now().After(end) {
-					return errors.Join(f.printFindings(list), fmt.Errorf("still wrong after %s: %w", wait, context.DeadlineExceeded))
+					return errors.Join(f.printFindings(cmd, list), fmt.Errorf("still wrong after %s: %w", wait, context.DeadlineExceeded))
 				}
 				if !pause(cmd.Context()) {
 					return cmd.Context().Err()
@@ -88,10 +98,11 @@ a cluster from having one. Exit status 1 when there is an error among the findin
 			if err != nil {
 				return err
 			}
-			return f.printFindings(list)
+			return f.printFindings(cmd, list)
 		},
 	}
 	f.register(c)
+	f.registerOutput(c)
 	c.Flags().BoolVar(&pre, "pre", false, "before the installation: is the cluster fit for a mesh?")
 	c.Flags().DurationVar(&wait, "wait", 0, "check again until there is no error, for so long at most")
 	return c

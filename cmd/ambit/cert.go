@@ -20,7 +20,7 @@ func certCommand() *cobra.Command {
 }
 
 func certRotate() *cobra.Command {
-	f := &meshFlags{}
+	f, yes := &meshFlags{}, false
 	c := &cobra.Command{
 		Use: "rotate", Short: "Begin the replacement of the root certificate", Args: arguments(cobra.NoArgs),
 		Long: `Begin the replacement of the root certificate. The new root is handed out first, then certificates are signed by it, and the old one is
@@ -35,6 +35,9 @@ that was given to the mesh (Secret cacerts) is replaced there.`,
 			if err != nil {
 				return err
 			}
+			if err := confirm(cmd, yes, "Every program of the mesh gets a new root, and a certificate that it signed. Go on?"); err != nil {
+				return err
+			}
 			var errs []error
 			for i := range w.Proxies {
 				p := &w.Proxies[i]
@@ -43,7 +46,7 @@ that was given to the mesh (Secret cacerts) is replaced there.`,
 				}
 				body, err := s.admin(cmd.Context(), p, http.MethodPost, "/debug/ca/rotate")
 				if err == nil {
-					fmt.Printf("%s: %s\n", p, strings.TrimSpace(string(body)))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", p, strings.TrimSpace(string(body)))
 					return nil
 				}
 				errs = append(errs, fmt.Errorf("%s: %w", p, err))
@@ -55,5 +58,6 @@ that was given to the mesh (Secret cacerts) is replaced there.`,
 		},
 	}
 	f.register(c)
+	registerYes(c, &yes)
 	return c
 }

@@ -1,9 +1,8 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -27,67 +26,73 @@ func configCommand() *cobra.Command {
 }
 
 func configKind(kind, short string) *cobra.Command {
-	f := &meshFlags{}
+	f := &meshFlags{output: format{unnamed: !diagnose.Named(kind)}}
 	c := &cobra.Command{
-		Use: kind + " [OBJECT]", Short: "Show " + short, Args: arguments(cobra.MaximumNArgs(1)),
+		Use: kind + " [OBJECT]", Short: "Show " + short, Args: f.objectOrLabels(),
 		Long: `Show ` + short + `.
 
 OBJECT is yours: [pod/]NAME, deploy/NAME, svc/NAME or ns/NAME. Its proxies are found, the ztunnel of its node and its waypoint, and
 what has to do with it is shown. ztunnel/NODE and waypoint/NAME show all that these have. Without OBJECT all proxies of the kind
-are asked; of what all ztunnels know alike, the first.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return f.config(cmd, kind, args) },
+are asked; of what all ztunnels know alike, the first. -l stands for the pods with such labels and their Services, and for the Services
+with such labels.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, namespace, err := f.open()
+			if err != nil {
+				return err
+			}
+			return f.show(cmd.Context(), cmd.OutOrStdout(), func(ctx context.Context) (*listing, error) { return f.config(ctx, s, namespace, kind, args) })
+		},
 	}
 	f.register(c)
+	f.registerOutput(c)
+	f.registerWatch(c)
+	f.registerSelector(c, "pods and Services")
 	return c
 }
 
-func (f *meshFlags) config(cmd *cobra.Command, kind string, args []string) error {
-	s, namespace, err := f.open()
+func (f *meshFlags) config(ctx context.Context, s source, namespace, kind string, args []string) (*listing, error) {
+	w, err := s.world(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	w, err := s.world(cmd.Context())
+	list, subject, err := f.target(w, namespace, args)
 	if err != nil {
-		return err
-	}
-	list, err := programs(w, namespace, args)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	roles := diagnose.Roles(kind)
 	list = slices.DeleteFunc(list, func(p *diagnose.Proxy) bool { return !slices.Contains(roles, p.Role) })
 	alike := kind == "workloads" || kind == "services" || kind == "policies"
-	if len(args) == 0 && alike && len(list) > 1 {
+	if len(args) == 0 && alike && f.chosen.Selector == nil && len(list) > 1 {
 		list = list[:1]
 	}
-	if len(list) == 0 {
-		return fmt.Errorf("no %s serves it, and only that has %s", strings.Join(roles, " or "), kind)
+	if len(list) == 0 && f.chosen.Selector == nil {
+		return nil, fmt.Errorf("no %s serves it, and only that has %s", strings.Join(roles, " or "), kind)
 	}
-	var subject *diagnose.Subject
 	only := ""
-	if len(args) == 0 {
+	if len(args) == 0 && f.chosen.Selector == nil {
 		only = f.kubeFlags.namespace // only if it was named
-	} else if k, name, err := object(args[0]); err == nil && k != kindZtunnel && k != kindWaypoint {
-		if subject, err = diagnose.Find(w, k, namespace, name); err != nil {
-			return err
-		}
 	}
 	asked := diagnose.World{}
 	for _, p := range list {
 		asked.Proxies = append(asked.Proxies, *p)
 	}
-	ask(cmd.Context(), s, &asked)
+	ask(ctx, s, &asked)
 	list = nil
+	notes := ""
 	for i := range asked.Proxies {
 		p := &asked.Proxies[i]
 		if p.Error != "" {
-			fmt.Fprintf(os.Stderr, "%s cannot be asked: %s\n", p, p.Error)
+			notes += fmt.Sprintf("%s cannot be asked: %s\n", p, p.Error)
 		}
 		list = append(list, p)
 	}
 	t, items, err := diagnose.Config(kind, subject, only, list)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return f.print("ConfigList", items, func(w io.Writer) error { return writeTable(w, t) })
+	l := &listing{kind: "ConfigList", items: items, table: t, notes: notes}
+	for _, x := range items {
+		l.names = append(l.names, x.Name())
+	}
+	return l, nil
 }

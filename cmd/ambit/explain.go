@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 
@@ -12,7 +11,7 @@ import (
 )
 
 func explainCommand() *cobra.Command {
-	f := &meshFlags{}
+	f := &meshFlags{output: format{unnamed: true}}
 	c := &cobra.Command{
 		Use: "explain CLIENT SERVER[:PORT] | CODE", Short: "What happens to a connection, step by step; or what a finding's code means", Args: arguments(cobra.RangeArgs(1, 2)),
 		Long: `Say step by step what happens to a connection: which proxy takes it, where it goes, which policy decides. Nothing is sent: the decisions
@@ -23,7 +22,7 @@ With a code, as AMB0306, say what it means. Exit status 1 when the connection is
 		Example: "  ambit explain -n shop deploy/web svc/cart:80\n  ambit explain AMB0306",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				return f.explainCode(args[0])
+				return f.explainCode(cmd, args[0])
 			}
 			s, namespace, err := f.open()
 			if err != nil {
@@ -45,7 +44,7 @@ With a code, as AMB0306, say what it means. Exit status 1 when the connection is
 			if err != nil {
 				return err
 			}
-			if err := f.print("Explanation", e, func(w io.Writer) error { _, err := io.WriteString(w, e.Text()); return err }); err != nil {
+			if err := f.print(cmd.OutOrStdout(), &listing{kind: "Explanation", items: e, text: e.Text()}); err != nil {
 				return err
 			}
 			if !e.Reached {
@@ -55,17 +54,16 @@ With a code, as AMB0306, say what it means. Exit status 1 when the connection is
 		},
 	}
 	f.register(c)
+	f.registerOutput(c)
 	return c
 }
 
 // explainCode prints what a code means.
-func (f *meshFlags) explainCode(code string) error {
+func (f *meshFlags) explainCode(cmd *cobra.Command, code string) error {
 	for _, c := range diagnose.Codes() {
 		if strings.EqualFold(c.Code, code) {
-			return f.print("Code", c, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "%s (%s): %s\nfix: %s\n", c.Code, c.Severity, c.Title, c.Fix)
-				return err
-			})
+			text := fmt.Sprintf("%s (%s): %s\nfix: %s\n", c.Code, c.Severity, c.Title, c.Fix)
+			return f.print(cmd.OutOrStdout(), &listing{kind: "Code", items: c, text: text})
 		}
 	}
 	return usageError{fmt.Errorf("%q is no code; accepted: a code of docs/findings.md, or CLIENT SERVER", code)}

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/install"
@@ -16,7 +13,7 @@ import (
 type installFlags struct {
 	kubeFlags
 	files, settings []string
-	dryRun          string
+	dryRun          dryRun
 	wait            bool
 	timeout         time.Duration
 }
@@ -50,8 +47,7 @@ func (f *installFlags) register(c *cobra.Command) {
 	registerMesh(&f.kubeFlags, c)
 	c.Flags().StringArrayVarP(&f.files, "values", "f", nil, "file with values of the chart; repeatable")
 	c.Flags().StringArrayVar(&f.settings, "set", nil, "value of the chart, as KEY=VALUE; repeatable")
-	c.Flags().StringVar(&f.dryRun, "dry-run", "none", "change nothing: client prints the objects, server has the API server check them")
-	c.Flags().Lookup("dry-run").NoOptDefVal = "client"
+	f.dryRun.register(c, "change nothing: client prints the objects, server has the API server check them")
 	c.Flags().BoolVar(&f.wait, "wait", true, "wait until the mesh works")
 	c.Flags().DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long to wait")
 }
@@ -71,20 +67,16 @@ func (f *installFlags) run(cmd *cobra.Command, upgrade bool) error {
 	if namespace == "" {
 		namespace = install.DefaultNamespace
 	}
-	switch f.dryRun {
-	case "none", "server":
-	case "client":
+	if f.dryRun == dryClient {
 		objects, err := install.Render(install.Rendering{Namespace: namespace, Version: version, Values: values})
 		if err != nil {
 			return err
 		}
 		text, err := install.Manifest(namespace, objects)
 		if err == nil {
-			_, err = fmt.Fprint(os.Stdout, text)
+			_, err = fmt.Fprint(cmd.OutOrStdout(), text)
 		}
 		return err
-	default:
-		return usageError{fmt.Errorf("--dry-run=%s; accepted: none, client, server", f.dryRun)}
 	}
 	cluster, err := f.open()
 	if err != nil {
@@ -92,7 +84,7 @@ func (f *installFlags) run(cmd *cobra.Command, upgrade bool) error {
 	}
 	cfg := install.Config{
 		Cluster: cluster, Namespace: namespace, Version: version, Values: values, Upgrade: upgrade,
-		DryRun: f.dryRun == "server", Progress: os.Stderr,
+		DryRun: f.dryRun == dryServer, Progress: os.Stderr,
 	}
 	if f.wait {
 		cfg.Wait = f.timeout
@@ -115,7 +107,7 @@ func (k *kubeFlags) open() (*install.Cluster, error) {
 
 func uninstallCommand() *cobra.Command {
 	k, r := &kubeFlags{}, install.Removal{Progress: os.Stderr}
-	yes := false
+	yes, dry := false, dryNone
 	c := &cobra.Command{
 		Use: "uninstall", Short: "Take the mesh out of a cluster, with all that it left on the nodes", Args: arguments(cobra.NoArgs),
 		Long: `Take the mesh out of a cluster, with all that it left on the nodes. Each node leaves the mesh first: its pods speak plaintext from
@@ -125,29 +117,19 @@ then on, and connections that are open go on for the drain time. Gateways, route
 			if err != nil {
 				return err
 			}
-			r.Cluster, r.Namespace = cluster, k.namespace
+			r.Cluster, r.Namespace, r.DryRun = cluster, k.namespace, dry != dryNone
 			if !yes && !r.DryRun && !confirmed(cmd, "Every pod leaves the mesh: what was encrypted will be plaintext. Go on?") {
-				return usageError{errors.New("not confirmed; -y confirms")}
+				return errNotConfirmed
 			}
 			return install.Uninstall(cmd.Context(), r)
 		},
 	}
 	registerMesh(k, c)
-	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	c.Flags().BoolVar(&r.DryRun, "dry-run", false, "change nothing, and say what would be deleted")
+	registerYes(c, &yes)
+	dry.register(c, "change nothing, and say what would be deleted; client or server, the API server checks it")
 	c.Flags().BoolVar(&r.KeepCA, "keep-ca", false, "keep the mesh's root certificate and key (Secret istio-ca-secret)")
 	c.Flags().BoolVar(&r.Force, "force", false, "go on without nodes that do not answer")
 	c.Flags().DurationVar(&r.Drain, "drain-timeout", 30*time.Second, "how long open connections may go on")
 	c.Flags().DurationVar(&r.Wait, "timeout", 2*time.Minute, "how long each step may take")
 	return c
-}
-
-// confirmed asks at the terminal; without one nobody can confirm.
-func confirmed(cmd *cobra.Command, question string) bool {
-	if st, err := os.Stdin.Stat(); err != nil || st.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	fmt.Fprint(os.Stderr, question+" [y/N] ")
-	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	return strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "y")
 }

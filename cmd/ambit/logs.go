@@ -22,7 +22,7 @@ func meshLogsCommand() *cobra.Command {
 	var o logOptions
 	var all bool
 	c := &cobra.Command{
-		Use: "logs [OBJECT] [-f]", Short: "Logs of the proxies of an object, or of the control plane", Args: arguments(cobra.MaximumNArgs(1)),
+		Use: "logs [OBJECT] [-f]", Short: "Logs of the proxies of an object, or of the control plane", Args: f.objectOrLabels(),
 		Long: `Logs of the programs of the mesh. OBJECT is yours, [pod/]NAME, deploy/NAME or svc/NAME: its proxies are found, and lines that name its pods or
 Services are shown (--all-lines: all). ztunnel/NODE, waypoint/NAME and controlplane show all. Without OBJECT all programs.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -34,18 +34,19 @@ Services are shown (--all-lines: all). ztunnel/NODE, waypoint/NAME and controlpl
 			if err != nil {
 				return err
 			}
-			list, err := programs(w, namespace, args)
+			list, subject, err := f.target(w, namespace, args)
 			if err != nil {
 				return err
 			}
 			var words []string
-			if len(args) > 0 && !all {
-				words = wordsOf(w, namespace, args[0])
+			if subject != nil && !all {
+				words = wordsOf(subject)
 			}
-			return copyLogs(cmd.Context(), os.Stdout, s, list, o, words)
+			return copyLogs(cmd.Context(), cmd.OutOrStdout(), s, list, o, words)
 		},
 	}
 	f.register(c)
+	f.registerSelector(c, "proxies of the pods and Services")
 	c.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on as the logs grow")
 	c.Flags().Int64Var(&o.tail, "tail", -1, "lines of each program from the end, of those that are shown (default: all)")
 	c.Flags().StringVar(&o.part, "part", "", "part of a ztunnel: capture or proxy (default: proxy)")
@@ -53,16 +54,8 @@ Services are shown (--all-lines: all). ztunnel/NODE, waypoint/NAME and controlpl
 	return c
 }
 
-// wordsOf are what lines about an object have one of; none for a program of the mesh.
-func wordsOf(w *diagnose.World, namespace, arg string) (out []string) {
-	kind, name, err := object(arg)
-	if err != nil {
-		return nil
-	}
-	s, err := diagnose.Find(w, kind, namespace, name)
-	if err != nil {
-		return nil
-	}
+// wordsOf are what lines about an object have one of.
+func wordsOf(s *diagnose.Subject) (out []string) {
 	for _, p := range s.Pods {
 		out = append(out, `"`+p.Name+`"`, p.Namespace+"/"+p.Name)
 		for _, ip := range p.Status.PodIPs {
@@ -180,7 +173,7 @@ func logCommand() *cobra.Command {
 	var level string
 	var reset bool
 	c := &cobra.Command{
-		Use: "log [OBJECT] [--level LEVEL]", Short: "Show or change the log level of the proxies of an object", Args: arguments(cobra.MaximumNArgs(1)),
+		Use: "log [OBJECT] [--level LEVEL]", Short: "Show or change the log level of the proxies of an object", Args: f.objectOrLabels(),
 		Long: `Show or change the log level of the proxies of OBJECT: [pod/]NAME, deploy/NAME, svc/NAME, ztunnel/NODE, waypoint/NAME; without OBJECT of all.
 LEVEL is off, error, warn, info, debug or trace, or SCOPE=LEVEL,...; --reset goes back to what the proxies were started with. It
 holds until they restart.`,
@@ -194,7 +187,7 @@ holds until they restart.`,
 			if err != nil {
 				return err
 			}
-			list, err := programs(w, namespace, args)
+			list, _, err := f.target(w, namespace, args)
 			if err != nil {
 				return err
 			}
@@ -216,7 +209,7 @@ holds until they restart.`,
 					fmt.Fprintf(os.Stderr, "%s: %v\n", p, err)
 					continue
 				}
-				fmt.Printf("%s: %s\n", p, strings.Join(strings.Fields(string(body)), " "))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", p, strings.Join(strings.Fields(string(body)), " "))
 			}
 			if failed {
 				return errProblem
@@ -225,6 +218,7 @@ holds until they restart.`,
 		},
 	}
 	f.register(c)
+	f.registerSelector(c, "proxies of the pods and Services")
 	c.Flags().StringVar(&level, "level", "", "LEVEL, or SCOPE=LEVEL,...")
 	c.Flags().BoolVar(&reset, "reset", false, "back to the levels of the start")
 	return c

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/ambit-mesh/ambit/internal/lab"
@@ -21,8 +22,20 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := rootCommand().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "ambit: %v\n", err)
+	}
+	os.Exit(exitStatus(err))
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use: "ambit", Short: "A service mesh without sidecars",
+		Long: `A service mesh without sidecars: install it, ask it, find what is wrong with it. Commands take kubectl's flags.
+
+Exit status: 0 all is well, 1 a problem was found, 2 wrong usage, 3 the cluster or the lab cannot be reached, 4 timed out.`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -32,12 +45,31 @@ func main() {
 		enrollCommand(), unenrollCommand(), waypointCommand(), meshLogsCommand(), logCommand(), certCommand(), bugReportCommand(),
 		versionCommand(),
 	)
-	err := root.ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "ambit: %v\n", err)
+	refuseUnknown(root)
+	return root
+}
+
+// refuseUnknown has every command that is there for those under it alone refuse words that are none of them.
+func refuseUnknown(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		refuseUnknown(sub)
 	}
-	os.Exit(exitStatus(err))
+	if !c.HasSubCommands() || c.Runnable() {
+		return
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		var names []string
+		for _, sub := range c.Commands() {
+			if sub.IsAvailableCommand() {
+				names = append(names, sub.Name())
+			}
+		}
+		return usageError{fmt.Errorf("unknown command %q of %q; accepted: %s", args[0], c.CommandPath(), strings.Join(names, ", "))}
+	}
 }
 
 // usageError marks what the user typed wrong.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/internal/diagnose"
@@ -27,12 +28,20 @@ type source interface {
 	admin(ctx context.Context, p *diagnose.Proxy, method, path string) ([]byte, error)
 	// logs copies the log of a program of the mesh.
 	logs(ctx context.Context, w io.Writer, p *diagnose.Proxy, o logOptions) error
-	// label sets a label of an object, or takes it away if value is "".
-	label(ctx context.Context, k kube.Key, name, value string) error
-	// apply creates or changes an object, remove deletes it.
-	apply(ctx context.Context, o kube.Object) error
-	remove(ctx context.Context, k kube.Key) error
+	changer
 }
+
+// changer changes objects. With dry the API server checks the change and does not make it.
+type changer interface {
+	// label sets a label of an object, or takes it away if l.value is "".
+	label(ctx context.Context, k kube.Key, l label, dry bool) error
+	// apply creates or changes an object, remove deletes it.
+	apply(ctx context.Context, o kube.Object, dry bool) error
+	remove(ctx context.Context, k kube.Key, dry bool) error
+}
+
+// label is a label of an object.
+type label struct{ name, value string }
 
 // logOptions choose what of a log is copied.
 type logOptions struct {
@@ -47,24 +56,32 @@ type meshFlags struct {
 	lab    string
 	system string
 	all    bool
-	output string
+	output format
+	watch  bool
+	chosen selector
 }
 
-// register declares the flags; output says which formats there are beside a table.
+// register declares the flags of all commands.
 func (f *meshFlags) register(c *cobra.Command) {
 	f.kubeFlags.register(c)
 	fs := c.PersistentFlags()
 	fs.StringVar(&f.lab, "lab", "", "name of a lab on this machine to be asked instead of a cluster")
 	fs.StringVar(&f.system, "system-namespace", "istio-system", "namespace of the mesh")
 	fs.BoolVarP(&f.all, "all-namespaces", "A", false, "objects of all namespaces")
-	fs.StringVarP(&f.output, "output", "o", "", "json or yaml (default: a table)")
+}
+
+// registerOutput declares -o.
+func (f *meshFlags) registerOutput(c *cobra.Command) {
+	c.PersistentFlags().VarP(&f.output, "output", "o", "one of "+strings.Join(f.output.accepted(), ", "))
+}
+
+// registerWatch declares -w.
+func (f *meshFlags) registerWatch(c *cobra.Command) {
+	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "go on, and print what changes")
 }
 
 // open finds the mesh. namespace is the one that was asked for, "" with -A.
 func (f *meshFlags) open() (s source, namespace string, err error) {
-	if !slices.Contains([]string{"", "table", "wide", "json", "yaml"}, f.output) {
-		return nil, "", usageError{fmt.Errorf("output %q; accepted: table, wide, json, yaml", f.output)}
-	}
 	if f.lab != "" {
 		s, err = openLab(f.lab)
 		if namespace = f.namespace; namespace == "" {
@@ -77,6 +94,46 @@ func (f *meshFlags) open() (s source, namespace string, err error) {
 		namespace = ""
 	}
 	return s, namespace, err
+}
+
+// registerSelector declares -l.
+func (f *meshFlags) registerSelector(c *cobra.Command, what string) {
+	c.PersistentFlags().VarP(&f.chosen, "selector", "l", what+" by their labels, as kubectl's: a=b,c!=d,e in (f,g),h")
+}
+
+// objectOrLabels is the check of the arguments of a command that takes OBJECT or -l.
+func (f *meshFlags) objectOrLabels() cobra.PositionalArgs {
+	return arguments(func(c *cobra.Command, args []string) error {
+		if len(args) > 0 && f.chosen.Selector != nil {
+			return errors.New("OBJECT and --selector; accepted: one of them")
+		}
+		return cobra.MaximumNArgs(1)(c, args)
+	})
+}
+
+// selector is the value of -l; nil chooses everything.
+type selector struct{ labels.Selector }
+
+func (s *selector) String() string {
+	if s.Selector == nil {
+		return ""
+	}
+	return s.Selector.String()
+}
+
+// Type is the value's name in the help.
+func (s *selector) Type() string { return "SELECTOR" }
+
+// Set reads a selector of labels.
+func (s *selector) Set(text string) error {
+	x, err := labels.Parse(text)
+	if err != nil {
+		return fmt.Errorf("%w; accepted: a=b, a!=b, a in (b,c), a notin (b,c), a, !a, joined by commas", err)
+	}
+	if s.Selector = x; x.Empty() {
+		s.Selector = nil
+	}
+	return nil
 }
 
 // ask fills in what the programs of the mesh that are ready say of themselves, all at a time.
@@ -179,6 +236,34 @@ var kindWords = map[kube.Kind][]string{
 	kindZtunnel: {"ztunnel", "node"}, kindWaypoint: {"waypoint", "gateway", "gtw"},
 }
 
+// target finds what OBJECT or -l means: programs of the mesh, and that of which alone something is shown, nil = of all. -l
+// means what serves pods and Services, or the programs that alone have such labels.
+func (f *meshFlags) target(w *diagnose.World, namespace string, args []string) ([]*diagnose.Proxy, *diagnose.Subject, error) {
+	if f.chosen.Selector != nil {
+		s := diagnose.Select(w, namespace, f.chosen.Selector)
+		list := s.Programs(w)
+		if list != nil {
+			return list, nil, nil
+		}
+		for i := range w.Proxies {
+			if p := &w.Proxies[i]; s.Served(p) {
+				list = append(list, p)
+			}
+		}
+		return list, s, nil
+	}
+	list, err := programs(w, namespace, args)
+	if err != nil || len(args) == 0 {
+		return list, nil, err
+	}
+	kind, name, _ := object(args[0])
+	if kind == "" || kind == kindZtunnel || kind == kindWaypoint { // a program of the mesh: programs refuses what is nothing
+		return list, nil, nil
+	}
+	s, err := diagnose.Find(w, kind, namespace, name)
+	return list, s, err
+}
+
 // programs are those that an argument means: controlplane, ztunnel/NODE, waypoint/NAME, or those that serve a pod, a
 // Deployment or a Service; without an argument all.
 func programs(w *diagnose.World, namespace string, args []string) ([]*diagnose.Proxy, error) {
@@ -194,8 +279,8 @@ func programs(w *diagnose.World, namespace string, args []string) ([]*diagnose.P
 		pick(func(*diagnose.Proxy) bool { return true })
 		return out, nil
 	}
-	if args[0] == diagnose.ControlPlane {
-		pick(func(p *diagnose.Proxy) bool { return p.Role == diagnose.ControlPlane })
+	if role, name, named := strings.Cut(args[0], "/"); role == diagnose.ControlPlane {
+		pick(func(p *diagnose.Proxy) bool { return p.Role == role && (!named || p.Name == name) })
 		return found(out, args[0])
 	}
 	kind, name, err := object(args[0])
@@ -207,7 +292,7 @@ func programs(w *diagnose.World, namespace string, args []string) ([]*diagnose.P
 		pick(func(p *diagnose.Proxy) bool { return p.Role == diagnose.Ztunnel && (p.Node == name || p.Name == name) })
 	case kindWaypoint:
 		pick(func(p *diagnose.Proxy) bool {
-			return p.Role == diagnose.Waypoint && p.Gateway == name && (namespace == "" || p.Namespace == namespace)
+			return p.Role == diagnose.Waypoint && (p.Gateway == name || p.Name == name) && (namespace == "" || p.Namespace == namespace)
 		})
 	default:
 		subject, err := diagnose.Find(w, kind, namespace, name)

@@ -248,24 +248,24 @@ func (s *clusterSource) of(k kube.Key) (dynamic.ResourceInterface, error) {
 	return s.dynamic.Resource(gvr).Namespace(k.Namespace), nil
 }
 
-func (s *clusterSource) label(ctx context.Context, k kube.Key, name, value string) error {
+func (s *clusterSource) label(ctx context.Context, k kube.Key, l label, dry bool) error {
 	r, err := s.of(k)
 	if err != nil {
 		return err
 	}
 	var to any
-	if value != "" {
-		to = value
+	if l.value != "" {
+		to = l.value
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{name: to}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{l.name: to}}})
 	if err != nil {
 		return err
 	}
-	_, err = r.Patch(ctx, k.Name.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ambit"})
+	_, err = r.Patch(ctx, k.Name.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ambit", DryRun: dryRunOf(dry)})
 	return reached(err)
 }
 
-func (s *clusterSource) apply(ctx context.Context, o kube.Object) error {
+func (s *clusterSource) apply(ctx context.Context, o kube.Object, dry bool) error {
 	r, err := s.of(kube.KeyOf(o))
 	if err != nil {
 		return err
@@ -274,14 +274,21 @@ func (s *clusterSource) apply(ctx context.Context, o kube.Object) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Apply(ctx, o.GetName(), &unstructured.Unstructured{Object: body}, metav1.ApplyOptions{FieldManager: "ambit", Force: true})
+	_, err = r.Apply(ctx, o.GetName(), &unstructured.Unstructured{Object: body}, metav1.ApplyOptions{FieldManager: "ambit", Force: true, DryRun: dryRunOf(dry)})
 	return reached(err)
 }
 
-func (s *clusterSource) remove(ctx context.Context, k kube.Key) error {
+func (s *clusterSource) remove(ctx context.Context, k kube.Key, dry bool) error {
 	r, err := s.of(k)
 	if err != nil {
 		return err
 	}
-	return reached(r.Delete(ctx, k.Name.Name, metav1.DeleteOptions{}))
+	return reached(r.Delete(ctx, k.Name.Name, metav1.DeleteOptions{DryRun: dryRunOf(dry)}))
+}
+
+func dryRunOf(dry bool) []string {
+	if dry {
+		return []string{metav1.DryRunAll}
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,7 +27,13 @@ type labSource struct {
 	client *lab.Client
 }
 
+// errNoDryRun says that a lab's server makes every change that it checks.
+var errNoDryRun = usageError{errors.New("--dry-run=server of a lab; accepted: none, client")}
+
 func openLab(name string) (*labSource, error) {
+	if err := lab.ValidName(name); err != nil {
+		return nil, usageError{err}
+	}
 	c, err := lab.Dial(name)
 	if err != nil {
 		return nil, err
@@ -115,7 +122,10 @@ func (s *labSource) logs(ctx context.Context, w io.Writer, p *diagnose.Proxy, o 
 	return err
 }
 
-func (s *labSource) label(ctx context.Context, k kube.Key, name, value string) error {
+func (s *labSource) label(ctx context.Context, k kube.Key, l label, dry bool) error {
+	if dry {
+		return errNoDryRun
+	}
 	list, err := s.client.Objects(ctx, string(k.Kind), k.Namespace, k.Name.Name)
 	if err != nil {
 		return err
@@ -129,8 +139,8 @@ func (s *labSource) label(ctx context.Context, k kube.Key, name, value string) e
 	if labels == nil {
 		labels = map[string]any{}
 	}
-	if labels[name] = value; value == "" {
-		delete(labels, name)
+	if labels[l.name] = l.value; l.value == "" {
+		delete(labels, l.name)
 	}
 	meta := map[string]any{"name": k.Name.Name, "labels": labels}
 	if k.Namespace != "" {
@@ -152,7 +162,10 @@ func (s *labSource) put(ctx context.Context, o any) error {
 	return s.client.ApplyYAML(ctx, string(body))
 }
 
-func (s *labSource) apply(ctx context.Context, o kube.Object) error {
+func (s *labSource) apply(ctx context.Context, o kube.Object, dry bool) error {
+	if dry {
+		return errNoDryRun
+	}
 	body, err := plain(o)
 	if err != nil {
 		return err
@@ -160,7 +173,10 @@ func (s *labSource) apply(ctx context.Context, o kube.Object) error {
 	return s.put(ctx, body)
 }
 
-func (s *labSource) remove(ctx context.Context, k kube.Key) error {
+func (s *labSource) remove(ctx context.Context, k kube.Key, dry bool) error {
+	if dry {
+		return errNoDryRun
+	}
 	return s.client.DeleteObject(ctx, string(k.Kind), k.Namespace, k.Name.Name)
 }
 

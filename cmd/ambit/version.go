@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"runtime"
 
 	"github.com/spf13/cobra"
@@ -11,7 +10,7 @@ import (
 )
 
 func versionCommand() *cobra.Command {
-	f := &meshFlags{}
+	f := &meshFlags{output: format{unnamed: true}}
 	var client bool
 	c := &cobra.Command{
 		Use: "version", Short: "Versions of this program and of the mesh", Args: arguments(cobra.NoArgs),
@@ -34,10 +33,11 @@ func versionCommand() *cobra.Command {
 					t.Rows = append(t.Rows, []string{p.Role + " " + p.Name, p.Version})
 				}
 			}
-			return f.print("VersionList", list, func(w io.Writer) error { return writeTable(w, t) })
+			return f.print(cmd.OutOrStdout(), &listing{kind: "VersionList", items: list, table: t})
 		},
 	}
 	f.register(c)
+	f.registerOutput(c)
 	c.Flags().BoolVar(&client, "client", false, "this program alone")
 	return c
 }

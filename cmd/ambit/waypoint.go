@@ -1,9 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
@@ -27,6 +28,7 @@ type waypointFlags struct {
 	enrol, overwrite        bool
 	wait                    bool
 	timeout                 time.Duration
+	dryRun                  dryRun
 }
 
 func waypointCommand() *cobra.Command {
@@ -67,7 +69,7 @@ func waypointGenerate() *cobra.Command {
 	f := &waypointFlags{}
 	c := &cobra.Command{
 		Use: "generate", Short: "Print the Gateway of a waypoint", Args: arguments(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			g, err := f.gateway(f.namespace)
 			if err != nil {
 				return err
@@ -77,7 +79,7 @@ func waypointGenerate() *cobra.Command {
 				return err
 			}
 			b, err := yaml.Marshal(m)
-			fmt.Print(string(b))
+			fmt.Fprint(cmd.OutOrStdout(), string(b))
 			return err
 		},
 	}
@@ -96,6 +98,7 @@ func waypointApply() *cobra.Command {
 	c.Flags().BoolVar(&f.overwrite, "overwrite", false, "with --enroll-namespace: also when the namespace uses another waypoint")
 	c.Flags().BoolVarP(&f.wait, "wait", "w", true, "wait until it is ready")
 	c.Flags().DurationVar(&f.timeout, "timeout", 90*time.Second, "how long to wait")
+	f.dryRun.register(c, "change nothing, and say what would be: server has the API server check it")
 	return c
 }
 
@@ -112,11 +115,13 @@ func (f *waypointFlags) apply(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if err := s.apply(ctx, g); err != nil {
-		return err
+	if f.dryRun != dryClient {
+		if err := s.apply(ctx, g, f.dryRun == dryServer); err != nil {
+			return err
+		}
 	}
-	fmt.Printf("waypoint %s/%s applied\n", namespace, f.name)
-	if f.wait {
+	fmt.Fprintf(cmd.OutOrStdout(), "waypoint %s/%s applied%s\n", namespace, f.name, f.dryRun.suffix())
+	if f.wait && f.dryRun == dryNone {
 		if err := f.await(cmd, s, namespace); err != nil {
 			return err
 		}
@@ -137,10 +142,12 @@ func (f *waypointFlags) apply(cmd *cobra.Command) error {
 			fmt.Fprintf(os.Stderr, "warning: namespace %s is not in the mesh: `ambit enroll %s`\n", namespace, namespace)
 		}
 	}
-	if err := s.label(ctx, k, labelUseWaypoint, f.name); err != nil {
-		return err
+	if f.dryRun != dryClient {
+		if err := s.label(ctx, k, label{labelUseWaypoint, f.name}, f.dryRun == dryServer); err != nil {
+			return err
+		}
 	}
-	fmt.Printf("namespace %s uses waypoint %s\n", namespace, f.name)
+	fmt.Fprintf(cmd.OutOrStdout(), "namespace %s uses waypoint %s%s\n", namespace, f.name, f.dryRun.suffix())
 	return nil
 }
 
@@ -157,7 +164,7 @@ func (f *waypointFlags) await(cmd *cobra.Command, s source, namespace string) er
 				continue
 			}
 			if x.Ready > 0 && x.Programmed == "True" {
-				fmt.Printf("waypoint %s/%s is ready\n", namespace, f.name)
+				fmt.Fprintf(cmd.OutOrStdout(), "waypoint %s/%s is ready\n", namespace, f.name)
 				return nil
 			}
 			last = fmt.Sprintf("%d of %d instances ready, programmed %s", x.Ready, x.Instances, x.Programmed)
@@ -171,103 +178,135 @@ func (f *waypointFlags) await(cmd *cobra.Command, s source, namespace string) er
 	}
 }
 
-// waypoints opens the mesh and lists waypoints of the namespace, of one name if it is given.
-func (f *meshFlags) waypoints(cmd *cobra.Command, names []string) (source, []diagnose.WaypointState, error) {
-	s, namespace, err := f.open()
+// waypoints lists waypoints of the namespace, of some names or with some labels if these are given.
+func (f *meshFlags) waypoints(ctx context.Context, s source, namespace string, names []string) ([]diagnose.WaypointState, error) {
+	w, err := s.world(ctx)
 	if err != nil {
-		return nil, nil, err
-	}
-	w, err := s.world(cmd.Context())
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	all := diagnose.Waypoints(w, namespace)
-	if len(names) == 0 {
-		return s, all, nil
-	}
-	list := slices.DeleteFunc(slices.Clone(all), func(x diagnose.WaypointState) bool { return !slices.Contains(names, x.Name) })
 	for _, n := range names {
-		if !slices.ContainsFunc(list, func(x diagnose.WaypointState) bool { return x.Name == n }) {
-			return nil, nil, fmt.Errorf("no waypoint %q in namespace %q", n, namespace)
+		if !slices.ContainsFunc(all, func(x diagnose.WaypointState) bool { return x.Name == n }) {
+			return nil, fmt.Errorf("no waypoint %q in namespace %q", n, namespace)
 		}
 	}
-	return s, list, nil
-}
-
-func waypointTable(list []diagnose.WaypointState) diagnose.Table {
-	t := diagnose.Table{Head: []string{"NAMESPACE", "NAME", "FOR", "READY", "PROGRAMMED", "USERS"}}
-	for _, x := range list {
-		t.Rows = append(t.Rows, []string{x.Namespace, x.Name, x.For, fmt.Sprintf("%d/%d", x.Ready, x.Instances), x.Programmed, fmt.Sprint(x.Users)})
-	}
-	return t
+	return slices.DeleteFunc(all, func(x diagnose.WaypointState) bool {
+		if f.chosen.Selector != nil {
+			g := kube.Get[*gatewayv1.Gateway](w.Objects, x.Namespace, x.Name)
+			return g == nil || !f.chosen.Matches(labels.Set(g.Labels))
+		}
+		return len(names) > 0 && !slices.Contains(names, x.Name)
+	}), nil
 }
 
 func waypointList() *cobra.Command {
 	f := &meshFlags{}
 	c := &cobra.Command{
 		Use: "list", Short: "List waypoints", Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, list, err := f.waypoints(cmd, nil)
-			if err != nil {
-				return err
-			}
-			return f.print("WaypointList", list, func(w io.Writer) error { return writeTable(w, waypointTable(list)) })
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.showWaypoints(cmd, nil, false) },
 	}
-	f.register(c)
+	f.registerWaypoints(c)
 	return c
 }
 
 func waypointStatus() *cobra.Command {
 	f := &meshFlags{}
 	c := &cobra.Command{
-		Use: "status [NAME]", Short: "Say whether waypoints are ready; exit status 1 when one is not", Args: arguments(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			_, list, err := f.waypoints(cmd, args)
-			if err != nil {
-				return err
-			}
-			if err := f.print("WaypointList", list, func(w io.Writer) error { return writeTable(w, waypointTable(list)) }); err != nil {
-				return err
-			}
-			for _, x := range list {
-				if x.Programmed != "True" || x.Ready == 0 {
-					return errProblem
-				}
-			}
-			return nil
-		},
+		Use: "status [NAME]", Short: "Say whether waypoints are ready; exit status 1 when one is not", Args: f.objectOrLabels(),
+		RunE: func(cmd *cobra.Command, args []string) error { return f.showWaypoints(cmd, args, true) },
 	}
-	f.register(c)
+	f.registerWaypoints(c)
 	return c
+}
+
+func (f *meshFlags) registerWaypoints(c *cobra.Command) {
+	f.register(c)
+	f.registerOutput(c)
+	f.registerWatch(c)
+	f.registerSelector(c, "waypoints")
+}
+
+// showWaypoints prints waypoints; if they are judged, one that is not ready is a problem.
+func (f *meshFlags) showWaypoints(cmd *cobra.Command, names []string, judge bool) error {
+	s, namespace, err := f.open()
+	if err != nil {
+		return err
+	}
+	return f.show(cmd.Context(), cmd.OutOrStdout(), func(ctx context.Context) (*listing, error) {
+		return f.waypointListing(ctx, s, namespace, names, judge)
+	})
+}
+
+func (f *meshFlags) waypointListing(ctx context.Context, s source, namespace string, names []string, judge bool) (*listing, error) {
+	list, err := f.waypoints(ctx, s, namespace, names)
+	if err != nil {
+		return nil, err
+	}
+	l := &listing{kind: "WaypointList", items: list, names: diagnose.WaypointNames(list), table: diagnose.WaypointTable(list)}
+	if judge && slices.ContainsFunc(list, func(x diagnose.WaypointState) bool { return x.Programmed != "True" || x.Ready == 0 }) {
+		l.problem = errProblem
+	}
+	return l, nil
 }
 
 func waypointDelete() *cobra.Command {
 	f := &meshFlags{}
-	var all bool
+	var all, yes bool
+	var dry dryRun
 	c := &cobra.Command{
-		Use: "delete NAME... | --all", Short: "Remove waypoints of a namespace", Args: arguments(cobra.ArbitraryArgs),
+		Use: "delete NAME... | --all | -l SELECTOR", Short: "Remove waypoints of a namespace", Args: arguments(cobra.ArbitraryArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if all == (len(args) > 0) {
-				return usageError{errors.New("accepted: NAME..., or --all")}
+			ways := 0
+			for _, given := range []bool{all, len(args) > 0, f.chosen.Selector != nil} {
+				if given {
+					ways++
+				}
 			}
-			s, list, err := f.waypoints(cmd, args)
+			if ways != 1 {
+				return usageError{errors.New("accepted: NAME..., --all, or -l SELECTOR")}
+			}
+			s, namespace, err := f.open()
 			if err != nil {
 				return err
 			}
-			for _, x := range list {
-				if x.Users > 0 {
-					fmt.Fprintf(os.Stderr, "warning: %d objects ask for %s/%s: their connections are refused until the label %s is taken off or another waypoint is there\n", x.Users, x.Namespace, x.Name, labelUseWaypoint)
-				}
-				if err := s.remove(cmd.Context(), kube.Key{Kind: kube.KindGateway, Name: kube.Name{Namespace: x.Namespace, Name: x.Name}}); err != nil {
-					return err
-				}
-				fmt.Println(strings.Join([]string{"waypoint", x.Namespace + "/" + x.Name, "deleted"}, " "))
+			list, err := f.waypoints(cmd.Context(), s, namespace, args)
+			if err != nil {
+				return err
 			}
-			return nil
+			return deleteWaypoints(cmd, s, list, yes, dry)
 		},
 	}
 	f.register(c)
+	f.registerSelector(c, "waypoints")
+	registerYes(c, &yes)
+	dry.register(c, "change nothing, and say what would be deleted: server has the API server check it")
 	c.Flags().BoolVar(&all, "all", false, "all waypoints of the namespace")
 	return c
+}
+
+func deleteWaypoints(cmd *cobra.Command, s source, list []diagnose.WaypointState, yes bool, dry dryRun) error {
+	if len(list) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "nothing found")
+	}
+	var names []string
+	for _, x := range list {
+		names = append(names, x.Namespace+"/"+x.Name)
+		if x.Users > 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d objects ask for %s/%s: their connections are refused until the label %s is taken off or another waypoint is there\n", x.Users, x.Namespace, x.Name, labelUseWaypoint)
+		}
+	}
+	if dry == dryNone && len(list) > 0 {
+		if err := confirm(cmd, yes, fmt.Sprintf("Delete %s?", strings.Join(names, ", "))); err != nil {
+			return err
+		}
+	}
+	for _, x := range list {
+		if dry != dryClient {
+			if err := s.remove(cmd.Context(), kube.Key{Kind: kube.KindGateway, Name: kube.Name{Namespace: x.Namespace, Name: x.Name}}, dry == dryServer); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "waypoint %s/%s deleted%s\n", x.Namespace, x.Name, dry.suffix())
+	}
+	return nil
 }

@@ -5,28 +5,67 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/admin"
 )
 
 // Table is rows under a head. All rows are as long as the head.
 type Table struct {
 	Head []string
 	Rows [][]string
+	// Key is how many of the columns, the first ones, name what a row is about.
+	Key int
+	// Wide is how many of the columns, the last ones, are for those alone who ask for more.
+	Wide int
 }
+
+// Narrow is the table without the columns for those who ask for more.
+func (t Table) Narrow() Table {
+	n := len(t.Head) - t.Wide
+	out := Table{Head: t.Head[:n], Key: t.Key}
+	for _, row := range t.Rows {
+		out.Rows = append(out.Rows, row[:n])
+	}
+	return out
+}
+
+// ID tells what a row is about from what other rows are: its key, and the proxy that said it.
+func (t Table) ID(row []string) string {
+	id := strings.Join(row[:t.Key], "\x00")
+	if i := slices.Index(t.Head, proxyColumn); i >= 0 {
+		id += "\x00" + row[i]
+	}
+	return id
+}
+
+const proxyColumn = "PROXY"
+
+// ConnectedColumn says how long ago something was: it changes by itself.
+const ConnectedColumn = "CONNECTED"
 
 // Item is one thing that a program has, in the program's own words.
 type Item struct {
 	Proxy string `json:"proxy"`
 	Value any    `json:"value"`
+
+	name string // KIND/NAME, "" = it has none
 }
+
+// Name is KIND/NAME, "" for what has no name. That of a pod or a Service is an object's.
+func (i Item) Name() string { return i.name }
 
 // section makes rows and items of what one program has of a kind.
 type section struct {
 	role string // of programs that have it; "" = all proxies
+	word string // before an item's name; "" = its items have none
+	key  int    // columns of the head that name an item
 	head []string
+	wide []string // columns after PROXY
 	rows func(b *builder, p *Proxy) error
 }
 
@@ -34,27 +73,43 @@ type section struct {
 type builder struct {
 	s     *Subject
 	ns    string // rows of other namespaces are left out, "" = none
+	sec   section
 	table Table
 	items []Item
 }
 
-func (b *builder) add(p *Proxy, value any, row ...string) {
-	b.items = append(b.items, Item{p.String(), value})
-	b.table.Rows = append(b.table.Rows, append(row, p.Name))
+// add adds what a program has: its name, and the cells of all columns but PROXY.
+func (b *builder) add(p *Proxy, value any, name string, row ...string) {
+	if name != "" {
+		name = b.sec.word + "/" + name
+	}
+	b.items = append(b.items, Item{p.String(), value, name})
+	b.table.Rows = append(b.table.Rows, slices.Insert(row, len(b.sec.head), p.Name))
 }
 
 var sections = map[string]section{
-	"workloads":   {Ztunnel, []string{"NAMESPACE", "POD", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATUS"}, (*builder).workloads},
-	"services":    {Ztunnel, []string{"NAMESPACE", "SERVICE", "VIP", "WAYPOINT", "ENDPOINTS"}, (*builder).services},
-	"policies":    {Ztunnel, []string{"NAMESPACE", "POLICY", "ACTION", "SCOPE", "RULES"}, (*builder).policies},
-	"certs":       {"", []string{"IDENTITY", "STATE", "SERIAL", "VALID-UNTIL", "ROOT-UNTIL"}, (*builder).certs},
-	"connections": {Ztunnel, []string{"POD", "DIRECTION", "PEER", "DESTINATION", "ACTUAL", "PROTOCOL"}, (*builder).connections},
-	"listeners":   {Waypoint, []string{"LISTENER", "CHAIN", "PROTOCOL", "FILTERS"}, (*builder).listeners},
-	"routes":      {Waypoint, []string{"LISTENER", "CHAIN", "ROUTE"}, (*builder).routes},
-	"clusters":    {Waypoint, []string{"CLUSTER", "ENDPOINTS", "HEALTHY"}, (*builder).clusters},
-	"endpoints":   {Waypoint, []string{"CLUSTER", "ENDPOINT", "WORKLOAD", "HEALTH", "REQUESTS", "FAILED"}, (*builder).endpoints},
-	"bootstrap":   {"", []string{"KEY", "VALUE"}, (*builder).bootstrap},
+	"workloads": {Ztunnel, "pod", 2, []string{"NAMESPACE", "POD", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATUS"},
+		[]string{"SERVICE-ACCOUNT", "OWNER", "SERVICES", "POLICIES", "NETWORK", "LOCALITY"}, (*builder).workloads},
+	"services": {Ztunnel, "service", 2, []string{"NAMESPACE", "SERVICE", "VIP", "WAYPOINT", "ENDPOINTS"},
+		[]string{"PORTS", "BALANCING", "VISIBILITY", "SANS"}, (*builder).services},
+	"policies": {Ztunnel, "policy", 2, []string{"NAMESPACE", "POLICY", "ACTION", "SCOPE", "RULES"},
+		[]string{"DRY-RUN", "WORKLOADS"}, (*builder).policies},
+	"certs": {"", "certificate", 1, []string{"IDENTITY", "STATE", "SERIAL", "VALID-UNTIL", "ROOT-UNTIL"},
+		[]string{"VALID-FROM", "CHAIN", "ROOTS", "WHOLE-SERIAL"}, (*builder).certs},
+	"connections": {Ztunnel, "", 6, []string{"POD", "DIRECTION", "PEER", "DESTINATION", "ACTUAL", "PROTOCOL"},
+		[]string{"SERVICE-ACCOUNT", "NODE"}, (*builder).connections},
+	"listeners": {Waypoint, "listener", 2, []string{"LISTENER", "CHAIN", "PROTOCOL", "FILTERS"},
+		[]string{"ROUTES", "CLUSTERS"}, (*builder).listeners},
+	"routes": {Waypoint, "", 3, []string{"LISTENER", "CHAIN", "ROUTE"}, []string{"PROTOCOL", "FILTERS"}, (*builder).routes},
+	"clusters": {Waypoint, "cluster", 1, []string{"CLUSTER", "ENDPOINTS", "HEALTHY"},
+		[]string{"EJECTED", "ACTIVE", "REQUESTS", "FAILED"}, (*builder).clusters},
+	"endpoints": {Waypoint, "endpoint", 2, []string{"CLUSTER", "ENDPOINT", "WORKLOAD", "HEALTH", "REQUESTS", "FAILED"},
+		[]string{"ACTIVE", "WEIGHT", "PRIORITY"}, (*builder).endpoints},
+	"bootstrap": {"", "", 1, []string{"KEY", "VALUE"}, []string{"ROLE", "NODE"}, (*builder).bootstrap},
 }
+
+// Named says whether what programs have of a kind has names.
+func Named(kind string) bool { return sections[kind].word != "" }
 
 // Kinds are those of Config.
 func Kinds() []string {
@@ -75,7 +130,8 @@ func Config(kind string, s *Subject, namespace string, programs []*Proxy) (Table
 	if !ok {
 		return Table{}, nil, fmt.Errorf("unknown configuration %q; accepted: %s", kind, strings.Join(Kinds(), ", "))
 	}
-	b := &builder{s: s, ns: namespace, table: Table{Head: append(slices.Clone(sec.head), "PROXY")}}
+	head := append(append(slices.Clone(sec.head), proxyColumn), sec.wide...)
+	b := &builder{s: s, ns: namespace, sec: sec, table: Table{Head: head, Key: sec.key, Wide: len(sec.wide)}}
 	for _, p := range programs {
 		if p.Dump == nil || !slices.Contains(Roles(kind), p.Role) {
 			continue
@@ -89,7 +145,7 @@ func Config(kind string, s *Subject, namespace string, programs []*Proxy) (Table
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(x, y int) int { return slices.Compare(b.table.Rows[x], b.table.Rows[y]) })
-	t, items := Table{Head: b.table.Head}, []Item{}
+	t, items := Table{Head: head, Key: sec.key, Wide: len(sec.wide)}, []Item{}
 	for _, i := range order {
 		t.Rows, items = append(t.Rows, b.table.Rows[i]), append(items, b.items[i])
 	}
@@ -107,7 +163,15 @@ func (b *builder) workloads(p *Proxy) error {
 		if w.Waypoint != nil {
 			waypoint = w.Waypoint.Destination
 		}
-		b.add(p, w, w.Namespace, w.Name, joined(w.WorkloadIPs), w.Node, waypoint, w.Protocol, w.Status)
+		owner, locality := "", ""
+		if w.WorkloadName != "" {
+			owner = strings.ToLower(w.WorkloadType) + "/" + w.WorkloadName
+		}
+		if l := w.Locality; l != nil {
+			locality = strings.TrimRight(l.Region+"/"+l.Zone+"/"+l.Subzone, "/")
+		}
+		b.add(p, w, w.Name, w.Namespace, w.Name, joined(w.WorkloadIPs), w.Node, waypoint, w.Protocol, w.Status,
+			w.ServiceAccount, owner, strings.Join(w.Services, ","), strings.Join(w.Policies, ","), w.Network, locality)
 	}
 	return nil
 }
@@ -139,23 +203,47 @@ func (b *builder) services(p *Proxy) error {
 			_, ip, _ := strings.Cut(v, "/")
 			vips = append(vips, ip)
 		}
-		b.add(p, s, s.Namespace, s.Hostname, strings.Join(vips, ","), waypoint, fmt.Sprintf("%d/%d", healthy, len(s.Endpoints)))
+		balancing := ""
+		if l := s.LoadBalancer; l != nil {
+			balancing = strings.Join(append([]string{l.Mode}, l.Preferences...), ",")
+		}
+		b.add(p, s, s.Name, s.Namespace, s.Hostname, strings.Join(vips, ","), waypoint, fmt.Sprintf("%d/%d", healthy, len(s.Endpoints)),
+			portPairs(s.Ports), balancing, s.Visibility, strings.Join(s.SANs, ","))
 	}
 	return nil
 }
 
+// portPairs are "port:target port" of a Service, by number.
+func portPairs(m map[string]uint16) string {
+	out := make([]string, 0, len(m))
+	for _, port := range slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	}) {
+		out = append(out, fmt.Sprintf("%s:%d", port, m[port]))
+	}
+	return strings.Join(out, ",")
+}
+
 func (b *builder) policies(p *Proxy) error {
-	used := map[string]bool{}
+	used, users := map[string]bool{}, map[string]int{}
 	for _, w := range p.Dump.Workloads {
 		for _, name := range w.Policies {
 			used[name] = used[name] || b.s.pod(w.Namespace, w.Name)
+			users[name]++
 		}
 	}
 	for _, x := range p.Dump.Policies {
 		switch {
 		case b.skip(x.Namespace) && x.Scope != "Global":
-		case b.s == nil, x.Scope == "Global", x.Scope == "Namespace" && x.Namespace == b.s.Namespace, used[x.Namespace+"/"+x.Name]:
-			b.add(p, x, x.Namespace, x.Name, x.Action, x.Scope, fmt.Sprint(len(x.Rules)))
+		case b.s == nil, x.Scope == "Global", x.Scope == "Namespace" && b.s.in(x.Namespace), used[x.Namespace+"/"+x.Name]:
+			workloads := "all of them"
+			switch x.Scope {
+			case "WorkloadSelector":
+				workloads = fmt.Sprint(users[x.Namespace+"/"+x.Name])
+			case "Namespace":
+				workloads = "all of " + x.Namespace
+			}
+			b.add(p, x, x.Name, x.Namespace, x.Name, x.Action, x.Scope, fmt.Sprint(len(x.Rules)), fmt.Sprint(x.DryRun), workloads)
 		}
 	}
 	return nil
@@ -166,9 +254,10 @@ func (b *builder) certs(p *Proxy) error {
 		if p.Role == Ztunnel && !b.s.identity(c.Identity) || b.ns != "" && !strings.Contains(c.Identity, "/ns/"+b.ns+"/") {
 			continue
 		}
-		serial, until, root := "", "", ""
+		serial, whole, from, until, root := "", "", "", "", ""
 		if len(c.CertChain) > 0 {
-			serial, until = c.CertChain[0].SerialNumber, c.CertChain[0].ExpirationTime
+			leaf := c.CertChain[0]
+			serial, whole, from, until = leaf.SerialNumber, leaf.SerialNumber, leaf.ValidFrom, leaf.ExpirationTime
 			if len(serial) > 12 {
 				serial = "..." + serial[len(serial)-9:]
 			}
@@ -178,7 +267,7 @@ func (b *builder) certs(p *Proxy) error {
 				root = r.ExpirationTime
 			}
 		}
-		b.add(p, c, c.Identity, c.State, serial, until, root)
+		b.add(p, c, c.Identity, c.Identity, c.State, serial, until, root, from, fmt.Sprint(len(c.CertChain)), fmt.Sprint(len(c.RootCerts)), whole)
 	}
 	return nil
 }
@@ -189,19 +278,15 @@ func (b *builder) connections(p *Proxy) error {
 			continue
 		}
 		pod := s.Info.Namespace + "/" + s.Info.Name
-		for _, c := range s.Connections.Inbound {
-			dst := ""
-			if c.OriginalDst != nil {
-				dst = *c.OriginalDst
+		for direction, list := range map[string][]admin.Connection{"inbound": s.Connections.Inbound, "outbound": s.Connections.Outbound} {
+			for _, c := range list {
+				dst := ""
+				if c.OriginalDst != nil {
+					dst = *c.OriginalDst
+				}
+				b.add(p, map[string]any{"pod": pod, "direction": direction, "connection": c}, "",
+					pod, direction, c.Src, dst, c.ActualDst, c.Protocol, s.Info.ServiceAccount, p.Node)
 			}
-			b.add(p, map[string]any{"pod": pod, "direction": "inbound", "connection": c}, pod, "inbound", c.Src, dst, c.ActualDst, c.Protocol)
-		}
-		for _, c := range s.Connections.Outbound {
-			dst := ""
-			if c.OriginalDst != nil {
-				dst = *c.OriginalDst
-			}
-			b.add(p, map[string]any{"pod": pod, "direction": "outbound", "connection": c}, pod, "outbound", c.Src, dst, c.ActualDst, c.Protocol)
 		}
 	}
 	return nil
@@ -242,18 +327,23 @@ func (b *builder) chains(p *Proxy, f func(l string, c chain)) error {
 
 func (b *builder) listeners(p *Proxy) error {
 	return b.chains(p, func(l string, c chain) {
-		var filters []string
-		for _, f := range c.Filters {
-			filters = append(filters, strings.TrimPrefix(f, "*filter."))
-		}
-		b.add(p, map[string]any{"listener": l, "chain": c}, l, c.Name, c.Protocol, strings.Join(filters, ","))
+		b.add(p, map[string]any{"listener": l, "chain": c}, l, l, c.Name, c.Protocol, filterNames(c),
+			fmt.Sprint(len(c.Routes)), strings.Join(c.Clusters, ","))
 	})
+}
+
+func filterNames(c chain) string {
+	var names []string
+	for _, f := range c.Filters {
+		names = append(names, strings.TrimPrefix(f, "*filter."))
+	}
+	return strings.Join(names, ",")
 }
 
 func (b *builder) routes(p *Proxy) error {
 	return b.chains(p, func(l string, c chain) {
 		for _, r := range append(slices.Clone(c.Routes), prefixed("tcp -> ", c.Clusters)...) {
-			b.add(p, map[string]any{"listener": l, "chain": c.Name, "route": r}, l, c.Name, r)
+			b.add(p, map[string]any{"listener": l, "chain": c.Name, "route": r}, "", l, c.Name, r, c.Protocol, filterNames(c))
 		}
 	})
 }
@@ -309,13 +399,21 @@ func (b *builder) each(p *Proxy, f func(c *clusterState)) error {
 
 func (b *builder) clusters(p *Proxy) error {
 	return b.each(p, func(c *clusterState) {
-		healthy := 0
+		healthy, ejected := 0, 0
+		var active int64
+		var requests, failed uint64
 		for i := range c.Endpoints {
-			if c.Endpoints[i].state() == "healthy" {
+			e := &c.Endpoints[i]
+			switch e.state() {
+			case "healthy":
 				healthy++
+			case "ejected":
+				ejected++
 			}
+			active, requests, failed = active+e.Active, requests+e.Requests, failed+e.Failed
 		}
-		b.add(p, c, c.Name, fmt.Sprint(len(c.Endpoints)), fmt.Sprint(healthy))
+		b.add(p, c, c.Name, c.Name, fmt.Sprint(len(c.Endpoints)), fmt.Sprint(healthy),
+			fmt.Sprint(ejected), fmt.Sprint(active), fmt.Sprint(requests), fmt.Sprint(failed))
 	})
 }
 
@@ -323,7 +421,8 @@ func (b *builder) endpoints(p *Proxy) error {
 	return b.each(p, func(c *clusterState) {
 		for i := range c.Endpoints {
 			e := &c.Endpoints[i]
-			b.add(p, map[string]any{"cluster": c.Name, "endpoint": e}, c.Name, e.Address, e.Workload, e.state(), fmt.Sprint(e.Requests), fmt.Sprint(e.Failed))
+			b.add(p, map[string]any{"cluster": c.Name, "endpoint": e}, e.Address, c.Name, e.Address, e.Workload, e.state(),
+				fmt.Sprint(e.Requests), fmt.Sprint(e.Failed), fmt.Sprint(e.Active), fmt.Sprint(e.Weight), fmt.Sprint(e.Priority))
 		}
 	})
 }
@@ -338,26 +437,76 @@ func (b *builder) bootstrap(p *Proxy) error {
 		}
 	}
 	for k, v := range m {
-		b.add(p, map[string]any{"key": k, "value": v}, k, fmt.Sprint(v))
+		b.add(p, map[string]any{"key": k, "value": v}, "", k, cell(v), p.Role, p.Node)
 	}
 	return nil
 }
 
+// cell is a value as a cell shows it: text as it is, and what has parts as JSON.
+func cell(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	}
+	b, err := json.Marshal(v)
+	if err != nil { // it came from JSON
+		return fmt.Sprint(v)
+	}
+	return string(b)
+}
+
 // Proxies is a row for each program of the mesh: whether it has what it was sent.
 func Proxies(w *World) (Table, []ProxyState) {
-	t := Table{Head: []string{"NAMESPACE", "NAME", "ROLE", "NODE", "READY", "SYNC", "CONNECTED", "VERSION", "REFUSED"}}
-	list := []ProxyState{}
+	all := make([]*Proxy, len(w.Proxies))
 	for i := range w.Proxies {
-		p := &w.Proxies[i]
+		all[i] = &w.Proxies[i]
+	}
+	return ProxiesOf(w, all)
+}
+
+// ProxiesOf is Proxies of some programs alone.
+func ProxiesOf(w *World, some []*Proxy) (Table, []ProxyState) {
+	t := Table{Head: []string{"NAMESPACE", "NAME", "ROLE", "NODE", "READY", "SYNC", ConnectedColumn, "VERSION", "REFUSED", "GATEWAY", "CERTS", "CONNECTIONS", "ERROR"}, Key: 2, Wide: 4}
+	list := []ProxyState{}
+	for _, p := range some {
 		s := syncOf(w, p)
 		list = append(list, s)
-		t.Rows = append(t.Rows, []string{p.Namespace, p.Name, p.Role, p.Node, fmt.Sprint(p.Ready), s.Sync, s.Connected, s.Version, s.Refused})
+		t.Rows = append(t.Rows, []string{p.Namespace, p.Name, p.Role, p.Node, fmt.Sprint(p.Ready), s.Sync, s.Connected, s.Version, s.Refused,
+			p.Gateway, p.Dump.certificates(), p.Dump.connections(), s.Error})
 	}
 	slices.SortFunc(list, func(a, b ProxyState) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	slices.SortFunc(t.Rows, slices.Compare)
 	return t, list
+}
+
+// certificates counts those that a proxy holds and those that it waits for; "" when it could not be asked.
+func (d *Dump) certificates() string {
+	if d == nil {
+		return ""
+	}
+	ok := 0
+	for _, c := range d.Certificates {
+		if c.State == "Available" {
+			ok++
+		}
+	}
+	return fmt.Sprintf("%d/%d", ok, len(d.Certificates))
+}
+
+// connections counts those that are open; "" where that is not known.
+func (d *Dump) connections() string {
+	if d == nil || d.States == nil {
+		return ""
+	}
+	n := 0
+	for _, s := range d.States {
+		n += len(s.Connections.Inbound) + len(s.Connections.Outbound)
+	}
+	return fmt.Sprint(n)
 }
 
 // ProxyState is one program of the mesh and what the control plane knows of it.
@@ -374,6 +523,14 @@ type ProxyState struct {
 	// Refused is what the proxy said when it refused something.
 	Refused string `json:"refused,omitempty"`
 	Error   string `json:"error,omitempty"`
+}
+
+// Names is ROLE/NAME of each program.
+func Names(list []ProxyState) (out []string) {
+	for _, p := range list {
+		out = append(out, p.Role+"/"+p.Name)
+	}
+	return out
 }
 
 func syncOf(w *World, p *Proxy) ProxyState {

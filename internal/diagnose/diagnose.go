@@ -14,6 +14,7 @@ import (
 	"time"
 
 	networkv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/ambit-mesh/ambit/controlplane/discovery"
 	"github.com/ambit-mesh/ambit/controlplane/kube"
@@ -190,4 +191,18 @@ func (f *findings) sorted() []Finding {
 		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Cause, b.Cause))
 	})
 	return slices.Compact(f.list)
+}
+
+// Chosen are the findings about objects that have the labels of a selector.
+func Chosen(w *World, list []Finding, selector labels.Selector) (out []Finding) {
+	chosen := map[string]bool{}
+	for _, k := range w.Objects.Keys() {
+		chosen[k.String()] = selector.Matches(labels.Set(w.Objects.Lookup(k).GetLabels()))
+	}
+	for _, f := range list {
+		if chosen[f.Object] {
+			out = append(out, f)
+		}
+	}
+	return out
 }

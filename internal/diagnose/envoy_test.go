@@ -45,15 +45,15 @@ main_internal direct tcp -> inbound-vip|90|tcp|db.shop.svc.cluster.local wp
 main_internal inbound-vip|80|http|web.shop.svc.cluster.local-http inbound|http|80: prefix / -> a, b wp
 main_internal inbound-vip|80|http|web.shop.svc.cluster.local-http inbound|http|80: regex /x.* -> status 503 wp`,
 		"bootstrap": `
-admin map[] wp
-node map[id:waypoint~10.0.0.1~wp.shop~shop.svc.cluster.local metadata:map[ISTIO_VERSION:1.30.0]] wp`,
+admin {} wp
+node {"id":"waypoint~10.0.0.1~wp.shop~shop.svc.cluster.local","metadata":{"ISTIO_VERSION":"1.30.0"}} wp`,
 	} {
 		table, _, err := Config(kind, nil, "", []*Proxy{p})
 		if err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
 		got := ""
-		for _, row := range table.Rows {
+		for _, row := range table.Narrow().Rows {
 			got += "\n" + strings.Join(row, " ")
 		}
 		if got != want {
@@ -70,6 +70,8 @@ func FuzzReadDump(f *testing.F) {
 	f.Add(envoyDump)
 	f.Add(`{"configs": [{"@type": 1}, [], {"@type": "x.SecretsConfigDump", "static_secrets": [{"secret": {"tls_certificate": {"certificate_chain": {"inline_bytes": 7}}}}]}]}`)
 	f.Add(`{"workloads": [], "version": {"version": "v"}}`)
+	f.Add(`{"workloads": [{"workloadIps": ["10.1.0.5"], "name": "a", "namespace": "b", "locality": {}}], "services": [{"ports": {"80": 8080}, "loadBalancer": {}}], "policies": [{"rules": [[[{}]]]}],
+ "certificates": [{"certChain": [], "rootCerts": []}], "workloadState": {"u": {"state": "Pending", "info": {"name": "late"}}}, "config": {"localNode": null, "adminAddr": {"Localhost": [true, 15000]}}}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		d, err := ReadDump([]byte(body))
 		if err != nil {

@@ -53,6 +53,11 @@ type WaypointState struct {
 	Programmed string `json:"programmed"`
 	// Users are the objects that ask for it.
 	Users int `json:"users"`
+	// Addresses are those of the Gateway's status, Revision its label istio.io/rev.
+	Addresses []string `json:"addresses,omitempty"`
+	Revision  string   `json:"revision,omitempty"`
+	// Pods are its instances.
+	Pods []string `json:"pods,omitempty"`
 }
 
 // StatusOf sums a mesh up.
@@ -130,7 +135,10 @@ func Waypoints(w *World, namespace string) []WaypointState {
 		if g.Spec.GatewayClassName != kube.WaypointClass || namespace != "" && g.Namespace != namespace {
 			continue
 		}
-		x := WaypointState{Namespace: g.Namespace, Name: g.Name, For: "service", Programmed: "Unknown"}
+		x := WaypointState{Namespace: g.Namespace, Name: g.Name, For: "service", Programmed: "Unknown", Revision: g.Labels["istio.io/rev"]}
+		for _, a := range g.Status.Addresses {
+			x.Addresses = append(x.Addresses, a.Value)
+		}
 		if v := g.Labels[labelWaypointFor]; v != "" {
 			x.For = v
 		}
@@ -144,6 +152,7 @@ func Waypoints(w *World, namespace string) []WaypointState {
 		for _, p := range sorted[*corev1.Pod](w.Objects) {
 			if p.Namespace == g.Namespace && p.Labels[kube.LabelGateway] == g.Name {
 				x.Instances++
+				x.Pods = append(x.Pods, p.Name)
 				if podReady(p) {
 					x.Ready++
 				}
@@ -190,6 +199,44 @@ func (s *Status) Text() string {
 		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// Names are the parts of the mesh: controlplane/NAME, ztunnel/NODE, waypoint/NAME.
+func (s *Status) Names() (out []string) {
+	for _, c := range s.ControlPlanes {
+		out = append(out, ControlPlane+"/"+c.Name)
+	}
+	for _, n := range s.Nodes {
+		out = append(out, Ztunnel+"/"+n.Name)
+	}
+	return append(out, WaypointNames(s.Waypoints)...)
+}
+
+// WaypointNames is waypoint/NAME of each.
+func WaypointNames(list []WaypointState) (out []string) {
+	for _, w := range list {
+		out = append(out, Waypoint+"/"+w.Name)
+	}
+	return out
+}
+
+// WaypointTable is a row for each waypoint.
+func WaypointTable(list []WaypointState) Table {
+	t := Table{Head: []string{"NAMESPACE", "NAME", "FOR", "READY", "PROGRAMMED", "USERS", "ADDRESS", "REVISION", "PODS"}, Key: 2, Wide: 3}
+	for _, x := range list {
+		t.Rows = append(t.Rows, []string{x.Namespace, x.Name, x.For, fmt.Sprintf("%d/%d", x.Ready, x.Instances), x.Programmed, fmt.Sprint(x.Users),
+			strings.Join(x.Addresses, ","), x.Revision, strings.Join(x.Pods, ",")})
+	}
+	return t
+}
+
+// FindingsTable is a row for each finding, with what its code means for those who ask for more.
+func FindingsTable(list []Finding) Table {
+	t := Table{Head: []string{"CODE", "SEVERITY", "OBJECT", "CAUSE", "FIX", "PLACE", "MEANING"}}
+	for _, f := range list {
+		t.Rows = append(t.Rows, []string{f.Code, string(f.Severity), f.Object, f.Cause, f.Fix, f.Place, byCode[f.Code].Title})
+	}
+	return t
 }
 
 // FindingsText is findings for people, and a last line that counts them.

@@ -7,17 +7,41 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
-// Subject is an object of a user, with the pods and Services that it stands for.
+// Subject is an object of a user, or several, with the pods and Services that it stands for.
 type Subject struct {
+	// Namespace is that of the object, "" when there may be several.
 	Namespace string
 	Pods      []*corev1.Pod
 	Services  []*corev1.Service
 
 	waypoints map[kube.Name]bool
+	selected  bool // by labels: of several namespaces perhaps
+}
+
+// Select finds the pods that have the labels of a selector, their Services, and the Services that have such labels; of all
+// namespaces when namespace is "". There may be none.
+func Select(w *World, namespace string, selector labels.Selector) *Subject {
+	s := &Subject{Namespace: namespace, waypoints: map[kube.Name]bool{}, selected: true}
+	chosen := func(o kube.Object) bool {
+		return (namespace == "" || o.GetNamespace() == namespace) && selector.Matches(labels.Set(o.GetLabels()))
+	}
+	for _, p := range sorted[*corev1.Pod](w.Objects) {
+		if chosen(p) {
+			s.Pods = append(s.Pods, p)
+		}
+	}
+	for _, svc := range sorted[*corev1.Service](w.Objects) {
+		if chosen(svc) {
+			s.Services = append(s.Services, svc)
+		}
+	}
+	s.around(w)
+	return s
 }
 
 // Find finds a pod, a Deployment, a Service or a namespace. An error names those that there are.
@@ -57,35 +81,44 @@ func Find(w *World, kind kube.Kind, namespace, name string) (*Subject, error) {
 	if kind == kube.KindPod && len(s.Pods) == 0 {
 		return nil, missing[*corev1.Pod](w, kind, namespace, name)
 	}
-	s.around(w, kind)
+	if kind == kube.KindService {
+		s.findWaypoints(w)
+		return s, nil
+	}
+	s.around(w)
 	return s, nil
 }
 
 // around finds the Services of the pods, and the waypoints of all.
-func (s *Subject) around(w *World, kind kube.Kind) {
+func (s *Subject) around(w *World) {
 	for _, svc := range sorted[*corev1.Service](w.Objects) {
-		of := func(p *corev1.Pod) bool { return selects(svc.Spec.Selector, p.Labels) }
-		if svc.Namespace == s.Namespace && kind != kube.KindService && slices.ContainsFunc(s.Pods, of) {
+		of := func(p *corev1.Pod) bool { return p.Namespace == svc.Namespace && selects(svc.Spec.Selector, p.Labels) }
+		if !slices.Contains(s.Services, svc) && slices.ContainsFunc(s.Pods, of) {
 			s.Services = append(s.Services, svc)
 		}
 	}
-	ask := func(labels map[string]string) {
-		if _, own := labels[labelUseWaypoint]; !own {
-			ns := kube.Get[*corev1.Namespace](w.Objects, "", s.Namespace)
+	s.findWaypoints(w)
+}
+
+func (s *Subject) findWaypoints(w *World) {
+	ask := func(o kube.Object) {
+		from := o.GetLabels()
+		if _, own := from[labelUseWaypoint]; !own {
+			ns := kube.Get[*corev1.Namespace](w.Objects, "", o.GetNamespace())
 			if ns == nil {
 				return
 			}
-			labels = ns.Labels
+			from = ns.Labels
 		}
-		if name, namespace := waypointOf(labels, s.Namespace); name != "" {
+		if name, namespace := waypointOf(from, o.GetNamespace()); name != "" {
 			s.waypoints[kube.Name{Namespace: namespace, Name: name}] = true
 		}
 	}
 	for _, p := range s.Pods {
-		ask(p.Labels)
+		ask(p)
 	}
 	for _, svc := range s.Services {
-		ask(svc.Labels)
+		ask(svc)
 	}
 }
 
@@ -114,14 +147,37 @@ func (s *Subject) Served(p *Proxy) bool {
 	return false
 }
 
+// Programs are the programs of the mesh that its pods are, nil when not all of them are programs. Pods that end are neither.
+func (s *Subject) Programs(w *World) (out []*Proxy) {
+	for _, pod := range s.Pods {
+		if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		i := slices.IndexFunc(w.Proxies, func(p Proxy) bool { return p.Namespace == pod.Namespace && p.Name == pod.Name })
+		if i < 0 {
+			return nil
+		}
+		out = append(out, &w.Proxies[i])
+	}
+	return out
+}
+
+// in says whether something of the subject is in a namespace.
+func (s *Subject) in(namespace string) bool {
+	if !s.selected {
+		return namespace == s.Namespace
+	}
+	return slices.ContainsFunc(s.Pods, func(p *corev1.Pod) bool { return p.Namespace == namespace })
+}
+
 // pod says whether a pod is one of the subject's; of no subject every one is.
 func (s *Subject) pod(namespace, name string) bool {
-	return s == nil || namespace == s.Namespace && slices.ContainsFunc(s.Pods, func(p *corev1.Pod) bool { return p.Name == name })
+	return s == nil || slices.ContainsFunc(s.Pods, func(p *corev1.Pod) bool { return p.Namespace == namespace && p.Name == name })
 }
 
 // service is pod for Services, by namespace and name.
 func (s *Subject) service(namespace, name string) bool {
-	return s == nil || namespace == s.Namespace && slices.ContainsFunc(s.Services, func(x *corev1.Service) bool { return x.Name == name })
+	return s == nil || slices.ContainsFunc(s.Services, func(x *corev1.Service) bool { return x.Namespace == namespace && x.Name == name })
 }
 
 // identity is pod for SPIFFE identities.
