@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/diagnose"
+	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 )
 
 func TestTheExitStatusSaysWhatHappened(t *testing.T) {
@@ -210,6 +212,53 @@ func TestWhatTakesAwayAsksAtATerminal(t *testing.T) {
 		}
 		if out, status := runAmbit(t.Context(), screen, append(strings.Fields(args), "-y")...); status != 0 || strings.Contains(out, "[y/N]") {
 			t.Errorf("ambit %s -y: exit status %d\n%s", args, status, out)
+		}
+	}
+}
+
+func TestNobodyIsAskedWithoutATerminal(t *testing.T) {
+	s := newAPIServer(t, shop)
+	s.configure(t)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if out, status := runAmbit(t.Context(), null, "waypoint", "delete", "-n", "shop", "second"); status != 0 || len(s.changed()) != 1 || strings.Contains(out, "[y/N]") {
+		t.Errorf("exit status %d, changed %q\n%s", status, s.changed(), out)
+	}
+}
+
+func TestObjectsOfALabAreChosenAndShownAsKubectlDoes(t *testing.T) {
+	objs := []json.RawMessage{
+		json.RawMessage(`{"kind": "Service", "metadata": {"name": "a", "labels": {"app": "web"}}}`),
+		json.RawMessage(`{"kind": "Service", "metadata": {"name": "b"}}`),
+	}
+	for _, c := range []struct{ selector, form, want string }{
+		{"app=web", "name", "service/a\n"},
+		{"!app", "jsonpath={.items[*].metadata.name}", "b"},
+		{"", ".items", ""},
+		{"", "jsonpath=.items[1].metadata.name", "b"},
+		{"app=db", "json", "{\n  \"apiVersion\": \"v1\",\n  \"items\": [],\n  \"kind\": \"List\"\n}\n"},
+	} {
+		var l selector
+		o := getOutput{all: true}
+		if err := l.Set(c.selector); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Set(c.form); err != nil {
+			if c.want != "" {
+				t.Error(err)
+			}
+			continue
+		}
+		var out bytes.Buffer
+		list, err := withLabels(objs, l)
+		if err == nil {
+			err = printObjects(&out, manifest.Lookup("Service"), list, o)
+		}
+		if err != nil || out.String() != c.want {
+			t.Errorf("-l %q -o %s: got %q, %v, want %q", c.selector, c.form, out.String(), err, c.want)
 		}
 	}
 }

@@ -2,20 +2,24 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
+	"io"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 )
 
 func getCommand(f *labFlags) *cobra.Command {
-	var namespace, output string
+	var namespace string
+	var output format
+	var chosen selector
 	var all bool
 	c := &cobra.Command{
-		Use: "get KIND [NAME] [-n NS|-A] [-o wide|json|yaml|name]", Short: "Show objects of a lab", Args: arguments(cobra.RangeArgs(1, 2)),
+		Use: "get KIND [NAME] [-n NS|-A] [-o wide|json|yaml|name|jsonpath=TEMPLATE] [-l SELECTOR]", Short: "Show objects of a lab", Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kindWord, name, _ := strings.Cut(args[0], "/")
 			if len(args) == 2 {
@@ -25,10 +29,8 @@ func getCommand(f *labFlags) *cobra.Command {
 			if kind == nil {
 				return usageError{fmt.Errorf("unknown kind %q; accepted: %s", kindWord, strings.Join(manifest.Names(), ", "))}
 			}
-			switch output {
-			case "", "wide", "json", "yaml", "name":
-			default:
-				return usageError{fmt.Errorf("output %q; accepted: wide, json, yaml, name", output)}
+			if name != "" && chosen.Selector != nil {
+				return usageError{errors.New("NAME and --selector; accepted: one of them")}
 			}
 			if all {
 				namespace = ""
@@ -41,40 +43,68 @@ func getCommand(f *labFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printObjects(kind, objs, output, all, name != "")
+			if objs, err = withLabels(objs, chosen); err != nil {
+				return err
+			}
+			return printObjects(cmd.OutOrStdout(), kind, objs, getOutput{format: output, all: all, single: name != ""})
 		},
 	}
 	c.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace")
 	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "objects of all namespaces")
-	c.Flags().StringVarP(&output, "output", "o", "", "wide, json, yaml or name (default: a table)")
+	c.Flags().VarP(&output, "output", "o", "one of "+strings.Join(output.accepted(), ", "))
+	c.Flags().VarP(&chosen, "selector", "l", "objects by their labels, as kubectl's: a=b,c!=d,e in (f,g),h")
 	return c
 }
 
-func printObjects(kind *manifest.Kind, objs []json.RawMessage, output string, all, single bool) error {
-	switch output {
-	case "json", "yaml":
+// withLabels are the objects that a selector chooses.
+func withLabels(objs []json.RawMessage, chosen selector) ([]json.RawMessage, error) {
+	if chosen.Selector == nil {
+		return objs, nil
+	}
+	out := []json.RawMessage{}
+	for _, raw := range objs {
+		var o metav1.PartialObjectMetadata
+		if err := json.Unmarshal(raw, &o); err != nil {
+			return nil, fmt.Errorf("decode object: %w", err)
+		}
+		if chosen.Matches(labels.Set(o.Labels)) {
+			out = append(out, raw)
+		}
+	}
+	return out, nil
+}
+
+// getOutput says how objects are printed: of all namespaces, or a single one.
+type getOutput struct {
+	format
+	all, single bool
+}
+
+func printObjects(w io.Writer, kind *manifest.Kind, objs []json.RawMessage, o getOutput) error {
+	switch {
+	case o.document():
 		var doc any = map[string]any{"apiVersion": "v1", "kind": "List", "items": objs}
-		if single {
+		if o.single {
 			doc = objs[0]
 		}
-		b, err := json.MarshalIndent(doc, "", "  ")
-		if err == nil && output == "yaml" {
-			b, err = yaml.JSONToYAML(b)
-		}
+		b, err := o.encode(doc)
 		if err != nil {
-			return fmt.Errorf("encode objects: %w", err)
+			return err
 		}
-		fmt.Println(strings.TrimRight(string(b), "\n"))
-		return nil
-	case "name":
+		if o.template == nil {
+			b = append(b, '\n')
+		}
+		_, err = w.Write(b)
+		return err
+	case o.form == formName:
 		for _, raw := range objs {
-			var o struct{ Metadata struct{ Name string } }
-			if err := json.Unmarshal(raw, &o); err != nil {
+			var x struct{ Metadata struct{ Name string } }
+			if err := json.Unmarshal(raw, &x); err != nil {
 				return fmt.Errorf("decode object: %w", err)
 			}
-			fmt.Printf("%s/%s\n", strings.ToLower(kind.Name), o.Metadata.Name)
+			fmt.Fprintf(w, "%s/%s\n", strings.ToLower(kind.Name), x.Metadata.Name)
 		}
 		return nil
 	}
-	return printTable(os.Stdout, kind, objs, output == "wide", all)
+	return printTable(w, kind, objs, o.form == formWide, o.all)
 }

@@ -173,7 +173,7 @@ func TestExitStatusTellsUsageFromNoLab(t *testing.T) {
 	}{
 		{[]string{"lab", "get"}, 2, "usage: ambit lab get KIND"},
 		{[]string{"lab", "get", "pots"}, 2, `unknown kind "pots"; accepted: Namespace, `},
-		{[]string{"lab", "get", "pods", "-o", "xml"}, 2, `output "xml"; accepted: wide, json, yaml, name`},
+		{[]string{"lab", "get", "pods", "-o", "xml"}, 2, `"xml" for "-o, --output" flag: accepted: table, wide, json, yaml, name`},
 		{[]string{"lab", "up", "--nodes=x"}, 2, "--nodes"},
 		{[]string{"lab", "get", "pods", "--name=none"}, 3, `lab "none": no such lab`},
 		{[]string{"lab", "down", "--name=a-b"}, 1, `lab name "a-b": accepted: 1 to 12 lower-case letters and digits`},
