@@ -85,6 +85,11 @@ func (f *enrolFlags) targets() cobra.PositionalArgs {
 		if (len(args) > 0) == (f.chosen.Selector != nil) {
 			return errors.New("accepted: NAMESPACE..., pod/NAME..., or -l SELECTOR")
 		}
+		for _, arg := range args {
+			if _, _, err := f.target(arg, ""); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }

@@ -107,6 +107,14 @@ func (f *meshFlags) objectOrLabels() cobra.PositionalArgs {
 		if len(args) > 0 && f.chosen.Selector != nil {
 			return errors.New("OBJECT and --selector; accepted: one of them")
 		}
+		for _, arg := range args {
+			if role, _, _ := strings.Cut(arg, "/"); role == diagnose.ControlPlane {
+				continue
+			}
+			if _, _, err := object(arg); err != nil {
+				return err
+			}
+		}
 		return cobra.MaximumNArgs(1)(c, args)
 	})
 }
