@@ -47,6 +47,8 @@ const shop = `
 ---
 {apiVersion: v1, kind: Node, metadata: {name: node-2}}
 ---
+{apiVersion: v1, kind: Pod, metadata: {name: ambit-controlplane-1, namespace: istio-system, labels: {app: ambit-controlplane}}, spec: {nodeName: node-1}, status: {phase: Running}}
+---
 {apiVersion: v1, kind: Pod, metadata: {name: ztunnel-a, namespace: istio-system, labels: {app: ztunnel}}, spec: {nodeName: node-1}, status: {phase: Running}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: ztunnel-b, namespace: istio-system, labels: {app: ztunnel}}, spec: {nodeName: node-2}, status: {phase: Running}}

@@ -64,6 +64,19 @@ func TestTheExitStatusSaysWhatHappened(t *testing.T) {
 	}
 }
 
+func TestTheControlPlaneIsAnObjectToo(t *testing.T) {
+	s := newAPIServer(t, shop)
+	for args, want := range map[string]string{
+		"proxies controlplane -o name":                      "controlplane/ambit-controlplane-1",
+		"proxies controlplane/ambit-controlplane-1 -o name": "controlplane/ambit-controlplane-1",
+		"proxies controlplane/another":                      "ambit: no program of the mesh serves controlplane/another",
+	} {
+		if out, _ := s.run(t, strings.Fields(args)...); strings.TrimSpace(out) != want {
+			t.Errorf("ambit %s: got %q, want %q", args, out, want)
+		}
+	}
+}
+
 func TestObjectsAreChosenByTheirLabels(t *testing.T) {
 	s := newAPIServer(t, shop)
 	for args, want := range map[string]string{

@@ -108,7 +108,7 @@ func (f *meshFlags) objectOrLabels() cobra.PositionalArgs {
 			return errors.New("OBJECT and --selector; accepted: one of them")
 		}
 		for _, arg := range args {
-			if role, _, _ := strings.Cut(arg, "/"); role == diagnose.ControlPlane {
+			if ofControlPlane(arg) {
 				continue
 			}
 			if _, _, err := object(arg); err != nil {
@@ -265,11 +265,17 @@ func (f *meshFlags) target(w *diagnose.World, namespace string, args []string) (
 		return list, nil, err
 	}
 	kind, name, _ := object(args[0])
-	if kind == "" || kind == kindZtunnel || kind == kindWaypoint { // a program of the mesh: programs refuses what is nothing
+	if ofControlPlane(args[0]) || kind == kindZtunnel || kind == kindWaypoint { // a program of the mesh
 		return list, nil, nil
 	}
 	s, err := diagnose.Find(w, kind, namespace, name)
 	return list, s, err
+}
+
+// ofControlPlane says whether an argument is controlplane, or controlplane/POD.
+func ofControlPlane(arg string) bool {
+	role, _, _ := strings.Cut(arg, "/")
+	return role == diagnose.ControlPlane
 }
 
 // programs are those that an argument means: controlplane, ztunnel/NODE, waypoint/NAME, or those that serve a pod, a
@@ -287,8 +293,9 @@ func programs(w *diagnose.World, namespace string, args []string) ([]*diagnose.P
 		pick(func(*diagnose.Proxy) bool { return true })
 		return out, nil
 	}
-	if role, name, named := strings.Cut(args[0], "/"); role == diagnose.ControlPlane {
-		pick(func(p *diagnose.Proxy) bool { return p.Role == role && (!named || p.Name == name) })
+	if ofControlPlane(args[0]) {
+		_, name, named := strings.Cut(args[0], "/")
+		pick(func(p *diagnose.Proxy) bool { return p.Role == diagnose.ControlPlane && (!named || p.Name == name) })
 		return found(out, args[0])
 	}
 	kind, name, err := object(args[0])
