@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -21,7 +22,9 @@ import (
 type cluster struct {
 	source    *nodepods.Source
 	installer *cni.Installer
-	log       *slog.Logger
+	// propagation is as in KubernetesConfig.
+	propagation time.Duration
+	log         *slog.Logger
 }
 
 // newCluster returns nil if the pods come by pods.sock only.
@@ -34,7 +37,7 @@ func newCluster(cfg *CaptureConfig, kernel capture.Kernel, probePorts bool, log 
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{log: log, source: nodepods.New(nodepods.Config{
+	c := &cluster{log: log, propagation: k.Propagation, source: nodepods.New(nodepods.Config{
 		API: api, Node: cfg.Node, Self: k.PodUID, Memory: filepath.Join(cfg.RunDir, podsock.MemoryFile), ProbePorts: probePorts, Logger: log,
 		Find: nodepods.NewFinder(k.Proc, func(path string) ([]netip.Addr, error) {
 			ns, err := kernel.Open(path)

@@ -62,6 +62,9 @@ type KubernetesConfig struct {
 	Agent []string
 	// PodUID is the UID of the pod that the process runs in, by which the mesh can be told to leave the node. "" means never.
 	PodUID string
+	// Propagation is how long the other nodes have to learn that pods of this one speak plaintext, before they stop to take
+	// anything else when the mesh leaves the node. Zero means no pause.
+	Propagation time.Duration
 	// UserAgent is what the API server's log calls us.
 	UserAgent string
 }

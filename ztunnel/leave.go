@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// propagation is how long the other nodes have to learn that pods of this one speak plaintext, before they stop to take
-	// anything else.
-	propagation = 5 * time.Second
-	prepared    = 10 * time.Minute       // how long a node that is prepared to leave waits for the word
-	leaveStep   = 500 * time.Millisecond // between looks at what remains
+	// DefaultPropagation is that of KubernetesConfig.
+	DefaultPropagation = 5 * time.Second
+
+	prepared  = 10 * time.Minute       // how long a node that is prepared to leave waits for the word
+	leaveStep = 500 * time.Millisecond // between looks at what remains
 )
 
 // left says that the mesh was told to leave the node.
@@ -97,7 +97,7 @@ func (c *cluster) leave(ctx context.Context, m *capture.Manager) bool {
 		}
 	}
 	c.source.Withdraw()
-	if !pause(ctx, propagation) {
+	if !pause(ctx, c.propagation) {
 		return false
 	}
 	c.source.Release()

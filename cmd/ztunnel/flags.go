@@ -92,6 +92,7 @@ func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*
 	f.StringVar(&k.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "directory of CNI plugins")
 	f.StringVar(&k.CNIBinary, "cni-binary", "/ambit-cni", "the CNI plugin to install")
 	f.StringVar(&k.SocketDir, "node-run-dir", "", "--run-dir as the node sees it (default: the same)")
+	f.DurationVar(&k.Propagation, "leave-propagation", ztunnel.DefaultPropagation, "when the mesh leaves the node: time for the other nodes to learn that its pods speak plaintext")
 	f.StringVar(&agent, "agent-prefix", agent, "pods of our own namespace whose names begin so start without being captured")
 	return func(cfg *ztunnel.CaptureConfig) (*ztunnel.KubernetesConfig, error) {
 		switch {
@@ -101,6 +102,8 @@ func kubernetesFlags(f *flag.FlagSet, r *reader) func(*ztunnel.CaptureConfig) (*
 			return nil, nil
 		case pods != "kubernetes":
 			return nil, usageError{fmt.Errorf("--pods=%s: not socket or kubernetes", pods)}
+		case k.Propagation < 0:
+			return nil, usageError{fmt.Errorf("--leave-propagation=%s: less than 0", k.Propagation)}
 		case cfg.Node == "":
 			return nil, usageError{errors.New("--pods=kubernetes needs the node's name: --node or NODE_NAME")}
 		}

@@ -234,11 +234,12 @@ func TestParseLevel(t *testing.T) {
 
 func TestWherePodsComeFromIsSaidWhole(t *testing.T) {
 	for args, want := range map[string]string{
-		"":                              "",
-		"--pods=kubernetes --node=n":    "",
-		"--pods=kubernetes":             "needs the node's name: --node or NODE_NAME",
-		"--pods=docker":                 "--pods=docker: not socket or kubernetes",
-		"--cni-conf-dir=/etc/cni/net.d": "--cni-conf-dir needs --pods=kubernetes",
+		"":                           "",
+		"--pods=kubernetes --node=n": "",
+		"--pods=kubernetes":          "needs the node's name: --node or NODE_NAME",
+		"--pods=kubernetes --node=n --leave-propagation=-1s": "--leave-propagation=-1s: less than 0",
+		"--pods=docker":                            "--pods=docker: not socket or kubernetes",
+		"--cni-conf-dir=/etc/cni/net.d":            "--cni-conf-dir needs --pods=kubernetes",
 		"--pods=kubernetes --node=n --host-proc=x": "",
 	} {
 		cfg, _, err := captureConfig(strings.Fields(args), env{"POD_NAMESPACE": "mesh"}, io.Discard)
@@ -247,6 +248,15 @@ func TestWherePodsComeFromIsSaidWhole(t *testing.T) {
 		}
 		if k := cfg.Kubernetes; err == nil && (k != nil) != strings.Contains(args, "kubernetes") || k != nil && k.Agent[0] != "mesh/ztunnel-" {
 			t.Errorf("%q: %+v", args, k)
+		}
+	}
+}
+
+func TestTheOtherNodesHaveTheTimeToLearnThatTheFlagSays(t *testing.T) {
+	for args, want := range map[string]time.Duration{"": 5 * time.Second, " --leave-propagation=20s": 20 * time.Second, " --leave-propagation=0": 0} {
+		cfg, _, err := captureConfig(strings.Fields("--pods=kubernetes --node=n"+args), env{}, io.Discard)
+		if err != nil || cfg.Kubernetes.Propagation != want {
+			t.Errorf("%q: %v, %v, want %v", args, cfg.Kubernetes, err, want)
 		}
 	}
 }
