@@ -313,10 +313,13 @@ func unmapped(a net.Addr) netip.AddrPort {
 }
 
 // StopPod implements zds.Runner.
-func (p *fakeProxy) StopPod(uid string, _ bool) {
+func (p *fakeProxy) StopPod(uid string, drain bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.pods[uid] {
+		if drain {
+			p.takeRest(l)
+		}
 		l.Close()
 	}
 	delete(p.pods, uid)

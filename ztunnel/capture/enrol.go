@@ -23,6 +23,11 @@ const (
 	inUsePause = 100 * time.Millisecond
 )
 
+// handshake is more than packets take to a client and back. Whoever connects takes itself for connected that much before the
+// connection is in a listener's queue; a listener that closes in between forgets it without a word, and what the client then
+// sends is answered with a reset.
+const handshake = 300 * time.Millisecond
+
 // enrol captures a pod, or makes sure that it is; wait bounds the wait for listeners that a proxy holds. p.op is held. Every step may be repeated, and if the process ends
 // between two of them, recover repeats them all: the record is written first.
 func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
@@ -178,8 +183,8 @@ func (m *Manager) setListeners(p *pod, l zds.Files) {
 	p.files, p.missing = l, false
 }
 
-// leave lets a pod out of the mesh, if it is in it: first redirection ends, then the proxy takes what waits and closes the
-// listeners; connections go on and the routes that they need stay until they are over. p.op is held.
+// leave lets a pod out of the mesh, if it is in it: first redirection ends, then, a moment later, the proxy takes what waits and
+// closes the listeners; connections go on and the routes that they need stay until they are over. p.op is held.
 func (m *Manager) leave(ctx context.Context, p *pod) error {
 	if !p.enrolled {
 		m.mu.Lock()
@@ -209,13 +214,17 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	return err
 }
 
-// release ends redirection, then has the proxy give the listeners up, then closes ours. p.op is held. It may be repeated.
+// release ends redirection, waits for handshakes that are under way, has the proxy give the listeners up, then closes ours.
+// p.op is held. It may be repeated.
 func (m *Manager) release(ctx context.Context, p *pod) error {
 	if err := m.cfg.Kernel.Detach(p.spec.UID); err != nil {
 		return fmt.Errorf("end redirection of pod: %w", err)
 	}
 	if !m.filesOf(p).HasListeners() {
 		return nil
+	}
+	if !sleep(ctx, handshake) {
+		return ctx.Err()
 	}
 	if err := m.zds.Del(ctx, p.spec.UID, true); err != nil {
 		m.log.Warn("proxy not told that a pod left", "uid", p.spec.UID, "err", err)
