@@ -53,6 +53,7 @@ type mesh struct {
 	pod, peer *netns.NS
 	podPath   string
 	pods      *podsock.Client
+	linger    time.Duration
 }
 
 func newMesh(t *testing.T) *mesh {
@@ -96,7 +97,9 @@ func (m *mesh) capture() (stop func()) {
 	m.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- RunCapture(ctx, testConfig(m.dir, testLog(m.t))) }()
+	cfg := testConfig(m.dir, testLog(m.t))
+	cfg.Linger = m.linger
+	go func() { done <- RunCapture(ctx, cfg) }()
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {

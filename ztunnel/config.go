@@ -27,6 +27,9 @@ type CaptureConfig struct {
 	AppPortMin, AppPortMax uint16
 	// Policy says which pods are never captured.
 	Policy capture.Policy
+	// Linger is how long the listeners of a pod that leaves the mesh stay when its redirection has ended, for handshakes that are
+	// under way. 0 means capture's default.
+	Linger time.Duration
 	// Probes says how the kubelet's probes of pods are told from other connections: "kubelet", "address" or "captured",
 	// as redirect.Probes. "" is kubelet on a node of Kubernetes, and captured elsewhere.
 	Probes string

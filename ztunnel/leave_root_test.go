@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -83,9 +84,25 @@ func TestRootNoNewConnectionIsLostWhenAPodLeavesTheMesh(t *testing.T) {
 	t.Logf("%d times left, %d connections, %d lost", cycles, asked.Load(), lost.Load())
 }
 
+// halfOpen says whether a connection of a namespace waits for the ACK of its handshake.
+func halfOpen(ns *netns.NS) (found bool) {
+	_ = ns.Do(func() error {
+		for _, name := range []string{"tcp", "tcp6"} {
+			b, _ := os.ReadFile("/proc/thread-self/net/" + name)
+			for line := range strings.Lines(string(b)) {
+				f := strings.Fields(line)
+				found = found || len(f) > 3 && f[3] == "03"
+			}
+		}
+		return nil
+	})
+	return found
+}
+
 // A client takes itself for connected one journey before the pod's side does: what it sent then may be on its way still.
 func TestRootAHandshakeUnderWayEndsWellWhenThePodLeavesTheMesh(t *testing.T) {
 	m := newMesh(t)
+	m.linger = 5 * time.Second // also for a machine that is slow
 	m.server(m.pod, podIP+":8080", "app")
 	m.capture()
 	m.proxy(nil, nil)
@@ -111,7 +128,11 @@ func TestRootAHandshakeUnderWayEndsWellWhenThePodLeavesTheMesh(t *testing.T) {
 		c, err = m.dial(m.peer, podIP+":8080")
 		dialled <- err
 	}()
-	time.Sleep(200 * time.Millisecond) // the SYN is there, its answer is lost
+	for end := time.Now().Add(10 * time.Second); !halfOpen(m.pod); time.Sleep(time.Millisecond) { // the SYN is there, its answer is lost
+		if time.Now().After(end) {
+			t.Fatal("no SYN arrived")
+		}
+	}
 	questions := block("peer", podIP)
 	answers() // the answer comes again after a second, and what follows it is lost
 	if err := <-dialled; err != nil {

@@ -126,7 +126,7 @@ func own(ctx context.Context, cfg CaptureConfig, ready *captureReady, log *slog.
 	ready.ours.Store(true)
 	prober := newProber(probes, &cfg, node, log)
 	m, err := capture.New(capture.Config{
-		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,
+		RunDir: cfg.RunDir, Kernel: kernel, Setup: setup, Policy: cfg.Policy, Linger: cfg.Linger, Cluster: cluster.lookup(), Late: cluster.late(), Probes: prober.How, Logger: log,
 	})
 	if err != nil {
 		return false, err

@@ -23,11 +23,6 @@ const (
 	inUsePause = 100 * time.Millisecond
 )
 
-// handshake is more than packets take to a client and back. Whoever connects takes itself for connected that much before the
-// connection is in a listener's queue; a listener that closes in between forgets it without a word, and what the client then
-// sends is answered with a reset.
-const handshake = 300 * time.Millisecond
-
 // enrol captures a pod, or makes sure that it is; wait bounds the wait for listeners that a proxy holds. p.op is held. Every step may be repeated, and if the process ends
 // between two of them, recover repeats them all: the record is written first.
 func (m *Manager) enrol(ctx context.Context, p *pod, wait time.Duration) error {
@@ -223,7 +218,7 @@ func (m *Manager) release(ctx context.Context, p *pod) error {
 	if !m.filesOf(p).HasListeners() {
 		return nil
 	}
-	if !sleep(ctx, handshake) {
+	if !sleep(ctx, m.cfg.Linger) {
 		return ctx.Err()
 	}
 	if err := m.zds.Del(ctx, p.spec.UID, true); err != nil {

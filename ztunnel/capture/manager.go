@@ -50,6 +50,7 @@ const (
 
 	defaultRetry  = 5 * time.Second
 	defaultVerify = 30 * time.Second
+	defaultLinger = 300 * time.Millisecond
 	parallel      = 8 // pods that are worked on at a time
 )
 
@@ -68,6 +69,11 @@ type Config struct {
 	Retry time.Duration
 	// Verify is the pause between checks of every pod's redirection. 0 means 30 s.
 	Verify time.Duration
+	// Linger is how long the listeners of a pod that leaves the mesh stay when its redirection has ended: more than packets take to
+	// a client and back. Whoever connects takes itself for connected that much before the connection is in a listener's queue; a
+	// listener that closes in between forgets it without a word, and what the client then sends is answered with a reset. 0 means
+	// 300 ms.
+	Linger time.Duration
 	// Cluster knows the pods that a CNI plugin asks for. nil refuses such requests.
 	Cluster Cluster
 	// Late is how many pods ran before they were captured, for the metrics. nil for no such metric.
@@ -128,6 +134,9 @@ type pod struct {
 func New(cfg Config) (*Manager, error) {
 	if cfg.Retry == 0 {
 		cfg.Retry = defaultRetry
+	}
+	if cfg.Linger == 0 {
+		cfg.Linger = defaultLinger
 	}
 	if cfg.Verify == 0 {
 		cfg.Verify = defaultVerify
