@@ -30,7 +30,7 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{[]string{"--manifests=" + dir, "--in-cluster"}, "--in-cluster and --manifests exclude each other"},
 		{[]string{"--kubeconfig=/none"}, `--kubeconfig=/none: read kubeconfig "/none": stat /none: no such file`},
 		{[]string{"--kubeconfig=" + short}, "--kubeconfig=" + short + ": read kubeconfig"},
-		{[]string{"--in-cluster"}, "--in-cluster: read the pod's service account"},
+		{[]string{"--in-cluster"}, "--in-cluster: find the API server by the pod's service account"},
 		{[]string{"--in-cluster", "--lab-token-key=" + short}, "--lab-token-key is for --manifests"},
 		{[]string{"--manifests=/none"}, "--manifests=/none: stat /none"},
 		{[]string{"--manifests=" + short}, "not a directory"},
