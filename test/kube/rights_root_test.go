@@ -21,6 +21,15 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/podsock"
 )
 
+// wrong are objects that are refused where there is a mesh, so that they must be older than that.
+const wrong = `
+{apiVersion: v1, kind: Namespace, metadata: {name: km-rights}}
+---
+{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: shop, namespace: km-rights}, spec: {host: shop, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 5000012}}}}}}
+---
+{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {name: refused, namespace: km-rights}, spec: {targetRefs: [{group: "", kind: Service, name: shop}], configPatches: [{applyTo: LISTENER, patch: {operation: REMOVE}}]}}
+`
+
 // everything has an object of each kind that the control plane writes a status of or an event on.
 const everything = `
 {apiVersion: v1, kind: Namespace, metadata: {name: km-rights}}
@@ -38,11 +47,7 @@ const everything = `
 ---
 {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: machine, namespace: km-rights, labels: {istio.io/use-waypoint: wp}}, spec: {address: 192.0.2.7}}
 ---
-{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: shop, namespace: km-rights}, spec: {host: shop, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 5000012}}}}}}
----
 {apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: outside, namespace: km-rights}, spec: {hosts: [example.com], http: [{delegate: {name: gone}}]}}
----
-{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {name: refused, namespace: km-rights}, spec: {targetRefs: [{group: "", kind: Service, name: shop}], configPatches: [{applyTo: LISTENER, patch: {operation: REMOVE}}]}}
 ---
 {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: l4, namespace: km-rights}, spec: {selector: {matchLabels: {app: x}}, rules: [{to: [{operation: {methods: [GET]}}]}]}}
 ---
@@ -75,7 +80,7 @@ func (r right) String() string {
 
 // TestRootRightsAreTheLeast goes through the life of a mesh and compares what each component may ask of the API server with
 // what it did ask, by the server's audit log. A right that was never used is one too many, a request that was forbidden
-// one too few.
+// one too few. Then it takes each away, and the server refuses what was done by it.
 func TestRootRightsAreTheLeast(t *testing.T) {
 	requireCluster(t)
 	requireBed(t)
@@ -87,6 +92,7 @@ func TestRootRightsAreTheLeast(t *testing.T) {
 		t.Fatal(err)
 	}
 	apply(t, strings.ReplaceAll(shop, "IMAGE", image())) // pods that run before there is a mesh
+	apply(t, wrong)
 	must(t, "", "-n", "km-shop", "wait", "--for=condition=Ready", "pod/client", "--timeout=60s")
 	m := newMesh(t, "km-shop", "km-outside", "km-rights")
 	eventually(t, "the client's annotation", m.redirection("km-shop", "client", "enabled"))
@@ -135,6 +141,7 @@ func TestRootRightsAreTheLeast(t *testing.T) {
 	if audit.forbidden != nil {
 		t.Errorf("forbidden:\n%s", strings.Join(slices.Sorted(maps.Keys(audit.forbidden)), "\n"))
 	}
+	takeEach(t)
 }
 
 // takeAway deletes a definition of a kind until the test has ended.
@@ -253,32 +260,107 @@ func withoutState(t *testing.T, text string) string {
 	return string(out)
 }
 
-// rightsGiven are the rights of the mesh's service accounts.
-func rightsGiven(t *testing.T) map[right]bool {
+// role is a Role or ClusterRole of the mesh, and the service account that has it.
+type role struct {
+	kind, namespace, name, account string
+	rights                         map[right]bool
+}
+
+func rolesGiven(t *testing.T) (out []role) {
 	t.Helper()
 	rules := map[string][]rbacv1.PolicyRule{} // by kind and name of the role
-	roles := list[rbacv1.ClusterRole](t, "clusterroles")
-	for _, r := range roles {
+	for _, r := range list[rbacv1.ClusterRole](t, "clusterroles") {
 		rules["ClusterRole "+r.Name] = r.Rules
 	}
 	for _, r := range list[rbacv1.Role](t, "roles") {
 		rules["Role "+r.Name] = r.Rules
 	}
-	out := map[right]bool{}
-	add := func(ref rbacv1.RoleRef, subjects []rbacv1.Subject) {
+	add := func(ref rbacv1.RoleRef, namespace string, subjects []rbacv1.Subject) {
 		for _, s := range subjects {
+			r := role{ref.Kind, namespace, ref.Name, s.Namespace + ":" + s.Name, map[right]bool{}}
 			for _, rule := range rules[ref.Kind+" "+ref.Name] {
-				addRights(out, s.Namespace+":"+s.Name, rule)
+				addRights(r.rights, r.account, rule)
 			}
+			out = append(out, r)
 		}
 	}
 	for _, b := range list[rbacv1.ClusterRoleBinding](t, "clusterrolebindings") {
-		add(b.RoleRef, b.Subjects)
+		add(b.RoleRef, "", b.Subjects)
 	}
 	for _, b := range list[rbacv1.RoleBinding](t, "rolebindings") {
-		add(b.RoleRef, b.Subjects)
+		add(b.RoleRef, b.Namespace, b.Subjects)
 	}
 	return out
+}
+
+// rightsGiven are the rights of the mesh's service accounts.
+func rightsGiven(t *testing.T) map[right]bool {
+	t.Helper()
+	out := map[right]bool{}
+	for _, r := range rolesGiven(t) {
+		maps.Copy(out, r.rights)
+	}
+	return out
+}
+
+// takeEach takes one right after the other from who has it. The API server refuses then what used it, so that none is given twice.
+func takeEach(t *testing.T) {
+	for _, r := range rolesGiven(t) {
+		in := []string{"-n", r.namespace}
+		if r.namespace == "" {
+			in = nil
+		}
+		whole := withoutState(t, must(t, "", append(in, "get", r.kind, r.name, "-o", "json")...))
+		t.Cleanup(func() {
+			if _, err := kubectl(context.WithoutCancel(t.Context()), whole, append(in, "apply", "--server-side", "--force-conflicts", "-f", "-")...); err != nil {
+				t.Error(err)
+			}
+		})
+		for x := range r.rights {
+			must(t, r.without(t, x), append(in, "replace", "-f", "-")...)
+			eventually(t, x.String()+" to be refused", func() error { return r.refused(t, x) })
+		}
+		t.Logf("%s of %s: %d rights taken, one after the other", r.name, r.account, len(r.rights))
+	}
+}
+
+// without is the role's manifest without one right.
+func (r *role) without(t *testing.T, gone right) string {
+	t.Helper()
+	rules := []rbacv1.PolicyRule{}
+	for x := range r.rights {
+		if x == gone {
+			continue
+		}
+		rule := rbacv1.PolicyRule{APIGroups: []string{x.group}, Resources: []string{x.resource}, Verbs: []string{x.verb}}
+		if x.name != "" {
+			rule.ResourceNames = []string{x.name}
+		}
+		rules = append(rules, rule)
+	}
+	out, err := json.Marshal(map[string]any{
+		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": r.kind, "rules": rules,
+		"metadata": map[string]any{"name": r.name, "labels": map[string]string{"app.kubernetes.io/part-of": "ambit"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// refused asks the API server whether it refuses what a right is for.
+func (r *role) refused(t *testing.T, x right) error {
+	t.Helper()
+	namespace, _, _ := strings.Cut(r.account, ":")
+	resource, subresource, _ := strings.Cut(x.resource, "/")
+	review := fmt.Sprintf(`{apiVersion: authorization.k8s.io/v1, kind: SubjectAccessReview, spec: {user: "system:serviceaccount:%s",
+ groups: ["system:serviceaccounts", "system:serviceaccounts:%s", "system:authenticated"],
+ resourceAttributes: {namespace: %q, group: %q, resource: %q, subresource: %q, verb: %q, name: %q}}}`, r.account, namespace, r.namespace, x.group, resource, subresource, x.verb, x.name)
+	out, err := kubectl(t.Context(), review, "create", "-f", "-", "-o", "jsonpath={.status.allowed}")
+	if err == nil && out == "true" {
+		err = fmt.Errorf("%s may still", r.account)
+	}
+	return err
 }
 
 func addRights(out map[right]bool, account string, rule rbacv1.PolicyRule) {
