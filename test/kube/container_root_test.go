@@ -39,8 +39,8 @@ func TestRootContainersAreConfined(t *testing.T) {
 		want                           confinement
 	}{
 		// bpf(2) and setns(2) are not in the runtime's profile of seccomp, and Kubernetes knows no other without a file on each node.
-		{m.system, "app=ztunnel", "capture", confinement{capabilities: "BPF DAC_OVERRIDE NET_ADMIN SYS_ADMIN SYS_PTRACE", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
-		{m.system, "app=ztunnel", "proxy", confinement{capabilities: "BPF NET_ADMIN NET_RAW SYS_ADMIN", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
+		{m.system, "app=ztunnel", "capture", confinement{capabilities: "DAC_OVERRIDE NET_ADMIN SYS_ADMIN SYS_PTRACE", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
+		{m.system, "app=ztunnel", "proxy", confinement{capabilities: "NET_RAW SYS_ADMIN", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
 		{m.system, "app=ambit-controlplane", "controlplane", nobody},
 		{"km-shop", "gateway.networking.k8s.io/gateway-name=waypoint", "istio-proxy", confinement{seccomp: "2", user: "1337", noEscalation: true, mountsItsRoot: "ro"}}, // as Istio's
 	} {
