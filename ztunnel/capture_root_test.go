@@ -64,7 +64,7 @@ func newMesh(t *testing.T) *mesh {
 	if err := os.Mkdir(bpf, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("bpf", bpf, "bpf", 0, ""); err != nil {
+	if err := redirect.Mount(bpf); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

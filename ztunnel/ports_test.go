@@ -43,16 +43,10 @@ func portsOf(t *testing.T, cfg ProxyConfig) (n *node, stop func()) {
 	return n, stop
 }
 
-// portConfig is that of a proxy of a node, whose readiness, metrics and admin ports are taken.
-func portConfig(t *testing.T, pod string) ProxyConfig {
+// free finds addresses that nobody has.
+func free(t *testing.T, addresses ...*string) {
 	t.Helper()
-	return ProxyConfig{ReadySocket: fmt.Sprintf("@ambit-test-%d-%s", os.Getpid(), pod)}
-}
-
-// free are addresses that nobody has.
-func free(t *testing.T) (ready, metrics, admin string) {
-	t.Helper()
-	for _, to := range []*string{&ready, &metrics, &admin} {
+	for _, to := range addresses {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -60,37 +54,38 @@ func free(t *testing.T) (ready, metrics, admin string) {
 		defer l.Close()
 		*to = l.Addr().String()
 	}
-	return ready, metrics, admin
+}
+
+// askReady is what is said of readiness there, or why nothing is.
+func askReady(network, address string) string {
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}}}
+	resp, err := c.Get("http://localhost/healthz/ready")
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return string(b)
 }
 
 func TestANewProxyHasItsOwnReadinessWhileTheOldOneHasThePorts(t *testing.T) {
-	ready, metrics, admin := free(t)
-	with := func(pod string) ProxyConfig {
-		cfg := portConfig(t, pod)
-		cfg.ReadyAddress, cfg.MetricsAddress, cfg.AdminAddress = ready, metrics, admin
+	var cfg ProxyConfig
+	free(t, &cfg.ReadyAddress, &cfg.MetricsAddress, &cfg.AdminAddress)
+	ready := cfg.ReadyAddress
+	of := func(pod string) ProxyConfig {
+		cfg.ReadySocket = fmt.Sprintf("@ambit-test-%d-%s", os.Getpid(), pod)
 		return cfg
 	}
-	before, stop := portsOf(t, with("old"))
+	before, stop := portsOf(t, of("old"))
 	<-before.alone
-	after, _ := portsOf(t, with("new"))
+	after, _ := portsOf(t, of("new"))
 	after.ready.Pending("state manager")
-	ask := func(network, address string) string {
-		t.Helper()
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, address)
-		}}}
-		resp, err := c.Get("http://localhost/healthz/ready")
-		if err != nil {
-			return err.Error()
-		}
-		defer resp.Body.Close()
-		b, _ := io.ReadAll(resp.Body)
-		return string(b)
-	}
-	if got := ask("tcp", ready); !strings.HasPrefix(got, "ready") {
+	if got := askReady("tcp", ready); !strings.HasPrefix(got, "ready") {
 		t.Errorf("the port is the old one's, which is ready: %q", got)
 	}
-	if got := ask("unix", after.cfg.ReadySocket); !strings.Contains(got, "state manager") {
+	if got := askReady("unix", after.cfg.ReadySocket); !strings.Contains(got, "state manager") {
 		t.Errorf("the socket is the new one's, which is not: %q", got)
 	}
 	select {
@@ -104,11 +99,11 @@ func TestANewProxyHasItsOwnReadinessWhileTheOldOneHasThePorts(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("the new one does not notice that the old one has ended")
 	}
-	if got := ask("tcp", ready); !strings.Contains(got, "state manager") {
+	if got := askReady("tcp", ready); !strings.Contains(got, "state manager") {
 		t.Errorf("the port is the new one's now: %q", got)
 	}
 	after.ready.Done("state manager")
-	if got := ask("tcp", ready); !strings.HasPrefix(got, "ready") {
+	if got := askReady("tcp", ready); !strings.HasPrefix(got, "ready") {
 		t.Errorf("the new one is ready: %q", got)
 	}
 }
@@ -142,18 +137,7 @@ func TestRootANewCaptureWaitsForTheOldOneAndFollows(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", cfg.ReadySocket)
-	}}}
-	ready := func() string {
-		resp, err := c.Get("http://localhost/healthz/ready")
-		if err != nil {
-			return err.Error()
-		}
-		defer resp.Body.Close()
-		b, _ := io.ReadAll(resp.Body)
-		return string(b)
-	}
+	ready := func() string { return askReady("unix", cfg.ReadySocket) }
 	for end := time.Now().Add(10 * time.Second); !strings.Contains(ready(), "ready to follow"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("the new one says %q", ready())

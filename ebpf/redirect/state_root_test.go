@@ -424,7 +424,7 @@ func TestRootOpenMountsNothingWhereItWouldEndWithTheContainer(t *testing.T) {
 		t.Errorf("something was left there: %v", err)
 	}
 	netnstest.Must(t, os.Mkdir(dir, 0o700))
-	netnstest.Must(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	netnstest.Must(t, Mount(dir))
 	defer func() { netnstest.Must(t, unix.Unmount(dir, 0)) }()
 	n, err = Open(Config{PinDir: filepath.Join(dir, "node"), Mounted: true})
 	netnstest.Must(t, err)

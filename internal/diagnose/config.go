@@ -488,13 +488,17 @@ func (d *Dump) certificates() string {
 	if d == nil {
 		return ""
 	}
-	ok := 0
+	return fmt.Sprintf("%d/%d", d.available(), len(d.Certificates))
+}
+
+// available counts the certificates that a proxy holds.
+func (d *Dump) available() (n int) {
 	for _, c := range d.Certificates {
 		if c.State == "Available" {
-			ok++
+			n++
 		}
 	}
-	return fmt.Sprintf("%d/%d", ok, len(d.Certificates))
+	return n
 }
 
 // connections counts those that are open; "" where that is not known.
@@ -502,11 +506,15 @@ func (d *Dump) connections() string {
 	if d == nil || d.States == nil {
 		return ""
 	}
-	n := 0
+	return fmt.Sprint(d.open())
+}
+
+// open counts the connections that are.
+func (d *Dump) open() (n int) {
 	for _, s := range d.States {
 		n += len(s.Connections.Inbound) + len(s.Connections.Outbound)
 	}
-	return fmt.Sprint(n)
+	return n
 }
 
 // ProxyState is one program of the mesh and what the control plane knows of it.

@@ -115,16 +115,8 @@ func (a *analysis) node(name string, p *Proxy) NodeState {
 	if p == nil || p.Dump == nil {
 		return n
 	}
-	for _, c := range p.Dump.Certificates {
-		if c.State == "Available" {
-			n.Certificates++
-		} else {
-			n.Pending++
-		}
-	}
-	for _, s := range p.Dump.States {
-		n.Connections += len(s.Connections.Inbound) + len(s.Connections.Outbound)
-	}
+	n.Certificates, n.Connections = p.Dump.available(), p.Dump.open()
+	n.Pending = len(p.Dump.Certificates) - n.Certificates
 	return n
 }
 

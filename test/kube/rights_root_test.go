@@ -184,16 +184,15 @@ func TestRootAMissingRightIsNamed(t *testing.T) {
 		{node, "patch", "", "pods/status", strings.ReplaceAll(pod, "NAME", "annotated")},
 	} {
 		t.Run(c.verb+" "+c.resource, func(t *testing.T) {
-			role := "clusterrole/ambit-" + strings.TrimPrefix(c.app, "ambit-") + "-" + m.system
-			whole := must(t, "", "get", role, "-o", "json")
-			back := func() {
-				if _, err := kubectl(context.WithoutCancel(t.Context()), withoutState(t, whole), "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
-					t.Fatal(err)
-				}
+			name := "ambit-" + strings.TrimPrefix(c.app, "ambit-") + "-" + m.system
+			roles := rolesGiven(t)
+			i := slices.IndexFunc(roles, func(r role) bool { return r.kind == "ClusterRole" && r.name == name })
+			if i < 0 {
+				t.Fatalf("no ClusterRole %s", name)
 			}
-			defer back()
-			must(t, without(t, whole, c.group, c.resource, c.verb), "replace", "-f", "-")
-			time.Sleep(time.Second) // the API server's authorizer reads roles by a watch of its own
+			r := &roles[i]
+			defer r.keep(t)()
+			r.take(t, right{r.account, c.group, c.resource, c.verb, ""})
 			apply(t, c.trigger)
 			want := "cannot " + c.verb + ` resource \"` + c.resource + `\" in API group \"` + c.group + `\"`
 			eventually(t, "the log", func() error {
@@ -211,36 +210,6 @@ func TestRootAMissingRightIsNamed(t *testing.T) {
 	must(t, "", "delete", "namespace", "km-missing-root")
 	eventually(t, "what was not allowed to be done at last", m.redirection("km-missing", "annotated", "enabled"))
 	must(t, "", "-n", "km-missing", "wait", "--for=condition=Programmed", "gateway/made", "--timeout=90s")
-}
-
-// without is a role without one right.
-func without(t *testing.T, role, group, resource, verb string) string {
-	t.Helper()
-	var r rbacv1.ClusterRole
-	if err := json.Unmarshal([]byte(role), &r); err != nil {
-		t.Fatal(err)
-	}
-	r.APIVersion, r.Kind = "rbac.authorization.k8s.io/v1", "ClusterRole"
-	var rules []rbacv1.PolicyRule
-	for _, rule := range r.Rules {
-		if slices.Contains(rule.APIGroups, group) && slices.Contains(rule.Resources, resource) && slices.Contains(rule.Verbs, verb) {
-			others := *rule.DeepCopy()
-			others.Resources = slices.DeleteFunc(others.Resources, func(x string) bool { return x == resource })
-			rule.Resources, rule.Verbs = []string{resource}, slices.DeleteFunc(slices.Clone(rule.Verbs), func(x string) bool { return x == verb })
-			if len(others.Resources) > 0 {
-				rules = append(rules, others)
-			}
-		}
-		if len(rule.Verbs) > 0 {
-			rules = append(rules, rule)
-		}
-	}
-	r.Rules = rules
-	out, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(out)
 }
 
 // withoutState is an object as it can be made again.
@@ -306,22 +275,46 @@ func rightsGiven(t *testing.T) map[right]bool {
 // takeEach takes one right after the other from who has it. The API server refuses then what used it, so that none is given twice.
 func takeEach(t *testing.T) {
 	for _, r := range rolesGiven(t) {
-		in := []string{"-n", r.namespace}
-		if r.namespace == "" {
-			in = nil
-		}
-		whole := withoutState(t, must(t, "", append(in, "get", r.kind, r.name, "-o", "json")...))
-		t.Cleanup(func() {
-			if _, err := kubectl(context.WithoutCancel(t.Context()), whole, append(in, "apply", "--server-side", "--force-conflicts", "-f", "-")...); err != nil {
-				t.Error(err)
-			}
-		})
+		t.Cleanup(r.keep(t))
 		for x := range r.rights {
-			must(t, r.without(t, x), append(in, "replace", "-f", "-")...)
-			eventually(t, x.String()+" to be refused", func() error { return r.refused(t, x) })
+			r.take(t, x)
 		}
 		t.Logf("%s of %s: %d rights taken, one after the other", r.name, r.account, len(r.rights))
 	}
+}
+
+// kubectl runs kubectl in the role's namespace.
+func (r *role) kubectl(t *testing.T, input string, args ...string) (string, error) {
+	if r.namespace != "" {
+		args = append([]string{"-n", r.namespace}, args...)
+	}
+	return kubectl(context.WithoutCancel(t.Context()), input, args...)
+}
+
+// keep reads the role; back makes it what it was.
+func (r *role) keep(t *testing.T) (back func()) {
+	t.Helper()
+	whole, err := r.kubectl(t, "", "get", r.kind, r.name, "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if _, err := r.kubectl(t, withoutState(t, whole), "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// take takes one right away, and gives all others back. The API server's authorizer reads roles by a watch of its own.
+func (r *role) take(t *testing.T, x right) {
+	t.Helper()
+	if !r.rights[x] {
+		t.Fatalf("%s has no right %s", r.name, x)
+	}
+	if _, err := r.kubectl(t, r.without(t, x), "replace", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, x.String()+" to be refused", func() error { return r.refused(t, x) })
 }
 
 // without is the role's manifest without one right.

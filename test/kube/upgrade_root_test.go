@@ -38,7 +38,7 @@ func TestRootUpgradesUnderLoadLoseNothing(t *testing.T) {
 		t.Fatalf("status %d\n%s", status, out)
 	}
 	t.Cleanup(func() {
-		_, version, _ := strings.Cut(m.image[strings.LastIndex(m.image, "/"):], ":")
+		version := m.image[strings.LastIndexByte(m.image, ':')+1:]
 		if out, err := exec.Command(ambitPath, "upgrade", "--set=ztunnel.drainSeconds=30", "--set=controlPlane.replicas=1", "--set=image.tag="+version).CombinedOutput(); err != nil {
 			t.Errorf("ambit upgrade: %v\n%s", err, out)
 		}
