@@ -221,18 +221,26 @@ func (x *waiter) ServeRequest(s message.ServerStream) {
 	if !x.late {
 		s.SetTaker(x)
 	} else {
-		x.data <- struct{}{}
+		x.tell()
+	}
+}
+
+// tell does not wait: it is the loop that says so, and who waits for the loop does not listen meanwhile.
+func (x *waiter) tell() {
+	select {
+	case x.data <- struct{}{}:
+	default: // enough is said already
 	}
 }
 
 func (x *waiter) Data(p []byte) int {
-	x.data <- struct{}{}
+	x.tell()
 	if x.deaf {
 		return 0
 	}
 	return len(p)
 }
-func (x *waiter) End(*message.Header) { x.data <- struct{}{} }
+func (x *waiter) End(*message.Header) { x.tell() }
 func (x *waiter) Failed(err error)    { x.failed <- err }
 func (x *waiter) Room()               {}
 
