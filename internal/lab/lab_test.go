@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/lab/manifest"
 	appsv1 "k8s.io/api/apps/v1"
@@ -47,6 +48,30 @@ func TestApplyTakesAllOrNothing(t *testing.T) {
 	}
 	if l.objects[key{Kind: "Service", Namespace: "default", Name: "a"}] != nil {
 		t.Error("the good half of a bad apply was taken")
+	}
+}
+
+func TestAPodFindsAllServicesInItsHostsFileFromTheStart(t *testing.T) {
+	l := plan(t)
+	pod := &pod{l: l, key: key{Kind: "Pod", Namespace: "default", Name: "client"}, addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}}
+	for _, name := range []string{"later", "earlier"} {
+		if _, err := applyYAML(t, l, "{apiVersion: v1, kind: Service, metadata: {name: "+name+"}, spec: {clusterIP: None, selector: {app: a}, ports: [{port: 1}]}}"); err != nil {
+			t.Fatal(err)
+		}
+		l.objects[key{Kind: "Service", Namespace: "default", Name: name}].vips = []netip.Addr{netip.MustParseAddr("10.96.0.9")}
+	}
+	l.objects[key{Kind: "Service", Namespace: "default", Name: "later"}].created = time.Now().Add(time.Minute)
+	want := "127.0.0.1 localhost\n::1 localhost\n10.244.0.9 client\n" +
+		"10.96.0.9 earlier.default.svc.cluster.local earlier.default.svc earlier.default earlier\n" +
+		"10.96.0.9 later.default.svc.cluster.local later.default.svc later.default later\n"
+	before := pod.hosts()
+	if !strings.HasSuffix(before, strings.TrimPrefix(want, "127.0.0.1 localhost\n::1 localhost\n10.244.0.9 client\n")) || !strings.HasPrefix(before, "127.0.0.1 localhost\n::1 localhost\n10.244.0.9 client\n") {
+		t.Errorf("the hosts file of a pod that starts is\n%s\nwant\n%s", before, want)
+	}
+	pod.sandbox = &sandbox{hosts: "f"}
+	l.pods[pod.key] = pod
+	if after := l.hostFiles()["f"]; after != before {
+		t.Errorf("it becomes\n%s\nthough nothing changed; it was\n%s", after, before)
 	}
 }
 

@@ -159,7 +159,7 @@ func (p *pod) build() (_ *sandbox, err error) {
 	}
 	search := fmt.Sprintf("# Nobody is at this address: pods of the mesh have its DNS proxy, all have services in /etc/hosts.\nnameserver %s\nsearch %s.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
 		p.nameserver(), p.key.Namespace)
-	files := map[string]string{"hosts": "127.0.0.1 localhost\n::1 localhost\n", "resolv.conf": search, "hostname": p.key.Name + "\n"}
+	files := map[string]string{"hosts": p.hosts(), "resolv.conf": search, "hostname": p.key.Name + "\n"}
 	var binds []bindFile
 	for name, text := range files {
 		from := filepath.Join(p.dir(), name)

@@ -83,7 +83,7 @@ func targetPort(p *pod, sp corev1.ServicePort) uint16 {
 
 // hostFiles is the content of each pod's /etc/hosts, by path: the lab's stand-in for DNS. With Lab.mu held.
 func (l *Lab) hostFiles() map[string]string {
-	services := l.sorted("Service")
+	services := l.firstToLast("Service")
 	perNS := map[string]string{}
 	out := map[string]string{}
 	for _, p := range l.pods {
@@ -94,13 +94,32 @@ func (l *Lab) hostFiles() map[string]string {
 		if _, ok := perNS[ns]; !ok {
 			perNS[ns] = l.serviceHosts(services, ns)
 		}
-		var own strings.Builder
-		own.WriteString("127.0.0.1 localhost\n::1 localhost\n")
-		for _, a := range p.addrs {
-			fmt.Fprintf(&own, "%s %s\n", a, p.key.Name)
-		}
-		out[p.sandbox.hosts] = own.String() + perNS[ns]
+		out[p.sandbox.hosts] = p.ownHosts() + perNS[ns]
 	}
+	return out
+}
+
+// hosts is the content of a pod's /etc/hosts, as hostFiles has it once the pod has a sandbox.
+func (p *pod) hosts() string {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	return p.ownHosts() + p.l.serviceHosts(p.l.firstToLast("Service"), p.key.Namespace)
+}
+
+func (p *pod) ownHosts() string {
+	var own strings.Builder
+	own.WriteString("127.0.0.1 localhost\n::1 localhost\n")
+	for _, a := range p.addrs {
+		fmt.Fprintf(&own, "%s %s\n", a, p.key.Name)
+	}
+	return own.String()
+}
+
+// firstToLast lists the objects of a kind, the oldest first: a hosts file that is written anew in place while somebody reads
+// it keeps the lines that it had. With Lab.mu held.
+func (l *Lab) firstToLast(kind string) []*object {
+	out := l.sorted(kind)
+	slices.SortStableFunc(out, func(a, b *object) int { return a.created.Compare(b.created) })
 	return out
 }
 
