@@ -163,13 +163,15 @@ func (w *waypoints) publishLocked(v view) {
 	if v.plain {
 		clusters, listeners = envoy.Plain(clusters), envoy.Plain(listeners)
 	}
-	// Endpoints before what needs them would be dropped by the client; listeners come last so that their clusters exist.
-	w.srv.Publish(discovery.Set{TypeURL: xds.ClusterType, Scope: v.config()}, published(clusters))
-	w.srv.Publish(discovery.Set{TypeURL: xds.EndpointType, Scope: v.endpoints()}, published(r.Endpoints(w.place(v.node))))
-	w.srv.Publish(discovery.Set{TypeURL: xds.ListenerType, Scope: v.config()}, published(listeners))
-	for _, url := range []string{xds.RouteType, xds.ExtensionType, xds.SecretType} {
-		w.srv.Publish(discovery.Set{TypeURL: url, Scope: v.config()}, nil)
+	list := []discovery.Contents{
+		{Set: discovery.Set{TypeURL: xds.ClusterType, Scope: v.config()}, Resources: published(clusters)},
+		{Set: discovery.Set{TypeURL: xds.EndpointType, Scope: v.endpoints()}, Resources: published(r.Endpoints(w.place(v.node)))},
+		{Set: discovery.Set{TypeURL: xds.ListenerType, Scope: v.config()}, Resources: published(listeners)},
 	}
+	for _, url := range []string{xds.RouteType, xds.ExtensionType, xds.SecretType} {
+		list = append(list, discovery.Contents{Set: discovery.Set{TypeURL: url, Scope: v.config()}})
+	}
+	w.srv.PublishTogether(list)
 }
 
 // place is where a node is.

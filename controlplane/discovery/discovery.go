@@ -86,6 +86,9 @@ type Config struct {
 	// LogSize bounds the changes remembered per set; 0 = the larger of 65536 and twice the set. A stream that is
 	// further behind is ended and starts over from the versions that the client has.
 	LogSize int
+	// Linger is how long a client keeps a cluster after it is gone; 0 = 60 s, more than the 45 s in which Istio's Envoys drain
+	// the connections of a listener that was replaced.
+	Linger time.Duration
 	// Logger; nil = nothing is logged.
 	Logger *slog.Logger
 }
@@ -94,7 +97,9 @@ func (c Config) maxStreams() int          { return orDefault(c.MaxStreams, 20000
 func (c Config) maxStreamsPerCaller() int { return orDefault(c.MaxStreamsPerCaller, 16) }
 func (c Config) maxNames() int            { return orDefault(c.MaxNames, 200000) }
 
-func orDefault(v, otherwise int) int {
+func (c Config) linger() time.Duration { return orDefault(c.Linger, time.Minute) }
+
+func orDefault[T int | time.Duration](v, otherwise T) T {
 	if v <= 0 {
 		return otherwise
 	}
@@ -134,10 +139,32 @@ func NewServer(cfg Config) *Server {
 // Publish makes resources the whole of a set. Only what differs from before is sent to clients. It does not block on
 // them.
 func (s *Server) Publish(key Set, resources []Resource) {
+	s.PublishTogether([]Contents{{key, resources}})
+}
+
+// Contents is the whole of a set.
+type Contents struct {
+	Set       Set
+	Resources []Resource
+}
+
+// PublishTogether is Publish for several sets: no client sees one of them changed and another not.
+func (s *Server) PublishTogether(list []Contents) {
 	s.mu.Lock()
-	st := s.setLocked(key)
-	keep := make(map[string]bool, len(resources))
-	for _, r := range resources {
+	news := false
+	for _, c := range list {
+		news = s.publishLocked(c) || news
+	}
+	s.mu.Unlock()
+	if news {
+		s.wake()
+	}
+}
+
+func (s *Server) publishLocked(c Contents) (news bool) {
+	st := s.setLocked(c.Set)
+	keep := make(map[string]bool, len(c.Resources))
+	for _, r := range c.Resources {
 		keep[r.Name] = true
 	}
 	var removed []string
@@ -147,13 +174,10 @@ func (s *Server) Publish(key Set, resources []Resource) {
 		}
 	}
 	slices.Sort(removed)
-	changed := s.changeLocked(st, resources, removed)
+	changed := s.changeLocked(st, c.Resources, removed)
 	first := !st.published
 	st.published = true
-	s.mu.Unlock()
-	if changed || first {
-		s.wake()
-	}
+	return changed || first
 }
 
 // Update changes some resources of a set that was published, and removes some by name. It costs what changed.

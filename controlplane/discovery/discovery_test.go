@@ -111,9 +111,18 @@ func (c *conn) want(up, removed []string) {
 // wantUnanswered is want without the ACK; it returns the nonce.
 func (c *conn) wantUnanswered(up, removed []string) string {
 	c.t.Helper()
+	return c.wantOf("", up, removed)
+}
+
+// wantOf is wantUnanswered of a type, "" = any.
+func (c *conn) wantOf(url string, up, removed []string) string {
+	c.t.Helper()
 	synctest.Wait()
 	select {
 	case resp := <-c.responses:
+		if url != "" && resp.GetTypeUrl() != url {
+			c.t.Fatalf("got %v, want a response of type %s", resp, url)
+		}
 		var names []string
 		for _, r := range resp.GetResources() {
 			names = append(names, r.GetName())

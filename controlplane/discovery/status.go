@@ -42,7 +42,8 @@ type ClientStatus struct {
 type TypeStatus struct {
 	TypeURL string `json:"typeUrl"`
 	Scope   string `json:"scope,omitempty"`
-	// State is "SYNCED", "STALE" (a response was sent and not answered yet), "NACKED" or "NOT SENT".
+	// State is "SYNCED", "STALE" (a response was sent and not answered yet, or one waits until the
+	// client has what it leads to), "NACKED" or "NOT SENT".
 	State     string    `json:"state"`
 	Wildcard  bool      `json:"wildcard"`
 	Names     int       `json:"names,omitempty"` // asked for on demand
@@ -85,7 +86,7 @@ func (st *stream) status() ClientStatus {
 		switch {
 		case sub.sentAt.IsZero():
 			ts.State = "NOT SENT"
-		case sub.outstanding != "":
+		case sub.outstanding != "" || st.waits(url):
 			ts.State = "STALE"
 		case sub.nack != "":
 			ts.State = "NACKED"

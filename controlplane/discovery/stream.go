@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -41,12 +42,15 @@ type stream struct {
 	order  []string                 // type URLs in the order of pushes; guarded by mu
 	subs   map[string]*subscription // by type URL; guarded by mu
 	nonce  uint64                   // guarded by mu
+	stages [][]held                 // of the change under way, those not sent yet; guarded by mu
+	// leaving are clusters that are gone, and when the client is told; guarded by mu.
+	leaving map[string]time.Time
 }
 
 func newStream(s *Server, r rpc, caller Caller) *stream {
 	return &stream{
 		srv: s, rpc: r, id: s.lastStream.Add(1), caller: caller, peer: peerOf(r.Context()), since: time.Now(),
-		woken: make(chan struct{}, 1), subs: map[string]*subscription{},
+		woken: make(chan struct{}, 1), subs: map[string]*subscription{}, leaving: map[string]time.Time{},
 	}
 }
 
@@ -69,8 +73,11 @@ func (st *stream) run() error {
 	requests := make(chan *discoverypb.DeltaDiscoveryRequest)
 	ended := make(chan error, 1)
 	go st.read(requests, ended)
+	lingered := time.NewTimer(math.MaxInt64)
+	defer lingered.Stop()
 	for {
 		select {
+		case <-lingered.C:
 		case req := <-requests:
 			if err := st.request(req); err != nil {
 				return err
@@ -87,6 +94,7 @@ func (st *stream) run() error {
 		if err := st.push(); err != nil {
 			return err
 		}
+		lingered.Reset(st.next())
 	}
 }
 
@@ -191,15 +199,34 @@ func (st *stream) push() error {
 	return nil
 }
 
+// errTooFarBehind ends a stream whose next changes are forgotten.
+var errTooFarBehind = status.Error(codes.Unavailable, "the stream is too far behind, start over")
+
 // due makes the responses of a push from one state of all sets, in the order of Config.Order. A type there that has more
-// to say and waits for an ACK holds back those behind it.
+// to say and waits for an ACK holds back those behind it. Clusters and what leads to them come in stages.
 func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.srv.mu.RLock()
 	defer st.srv.mu.RUnlock()
+	if out, err = st.stage(); err != nil {
+		return nil, err
+	}
 	held := false
 	for _, url := range st.order {
+		if inStages(url) {
+			continue
+		}
+		if url == xds.EndpointType {
+			resp, err := st.endpoints(len(out) == 0)
+			if err != nil {
+				return nil, err
+			}
+			if resp != nil {
+				out = append(out, resp)
+			}
+			continue
+		}
 		sub, ordered := st.subs[url], st.srv.rank(url) < len(st.srv.cfg.Order)
 		set := st.srv.sets[sub.set]
 		if set == nil || !set.published || !sub.behind(set) {
@@ -214,9 +241,9 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 		}
 		d, ok := sub.next(set)
 		if !ok {
-			return nil, status.Error(codes.Unavailable, "the stream is too far behind, start over")
+			return nil, errTooFarBehind
 		}
-		if len(d.up) > 0 || len(d.removed) > 0 || d.always {
+		if !d.empty() {
 			out = append(out, st.response(url, sub, d))
 		}
 	}
@@ -228,7 +255,7 @@ func (st *stream) response(url string, sub *subscription, d delta) *discoverypb.
 	st.refreshEndpoints(url, d)
 	st.nonce++
 	sub.outstanding = strconv.FormatUint(st.id, 36) + "-" + strconv.FormatUint(st.nonce, 10)
-	sub.sentAt = time.Now()
+	sub.sentAt, sub.answers = time.Now(), d.always
 	sub.resources += uint64(len(d.up) + len(d.removed))
 	st.srv.responses.Add(1)
 	st.srv.sent.Add(uint64(len(d.up) + len(d.removed)))

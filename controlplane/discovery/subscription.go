@@ -21,8 +21,10 @@ type subscription struct {
 	keys    map[string]bool // names and aliases asked for
 	sent    map[string]bool // resources that the client has because of that
 	pending []string        // keys asked for since the last response: each gets an answer
+	gone    []string        // resources of which the client is yet to be told that they are gone
 
 	outstanding string // nonce of the response that waits for an answer, "" = none
+	answers     bool   // the last response was one to a request
 	acked       string // nonce of the last ACK
 	nack        string // text of the last NACK, "" once a later response was ACKed
 	sentAt      time.Time
@@ -51,6 +53,7 @@ func (sub *subscription) ask(req *discoverypb.DeltaDiscoveryRequest, first bool)
 		}
 		delete(sub.keys, key)
 		delete(sub.sent, key)
+		sub.forget(key)
 		sub.pending = slices.DeleteFunc(sub.pending, func(k string) bool { return k == key })
 	}
 }
@@ -67,6 +70,9 @@ type delta struct {
 	// always: it is sent even if empty, since the client waits for it.
 	always bool
 }
+
+// empty says that there is no need to send it.
+func (d delta) empty() bool { return len(d.up) == 0 && len(d.removed) == 0 && !d.always }
 
 // next is the difference between what the client has and the set, and makes it what the client has. False when the
 // log no longer goes back to where the client is.

@@ -102,15 +102,16 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 		select {
 		case resp := <-responses:
 			answered = true
-			if err := st.Send(c.answer(resp)); err != nil {
-				return true, c.sendError(&running, ended, err)
+			ack := c.answer(resp)
+			// What the resources make us ask for goes first, as from an Envoy: a server that waits for the ACK of clusters knows
+			// then of the endpoints that they need.
+			for _, req := range append(c.next(), ack) {
+				if err := st.Send(req); err != nil {
+					return true, c.sendError(&running, ended, err)
+				}
 			}
 		case <-c.asked:
-			for _, s := range c.subs {
-				req := s.next()
-				if req == nil {
-					continue
-				}
+			for _, req := range c.next() {
 				if err := st.Send(req); err != nil {
 					return answered, c.sendError(&running, ended, err)
 				}
@@ -122,6 +123,17 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 			return answered, ctx.Err()
 		}
 	}
+}
+
+// next are the requests that subscriptions have to make. Run's goroutine only.
+func (c *Client) next() []*discoverypb.DeltaDiscoveryRequest {
+	var out []*discoverypb.DeltaDiscoveryRequest
+	for _, s := range c.subs {
+		if req := s.next(); req != nil {
+			out = append(out, req)
+		}
+	}
+	return out
 }
 
 // sendError is the reason behind a failed Send: gRPC says only io.EOF there, Recv has the status.

@@ -348,6 +348,45 @@ func TestANamedSubscriptionAsksForExactlyTheNamesItIsToKeep(t *testing.T) {
 	})
 }
 
+// keeper is a store that has a second subscription keep what it gets.
+type keeper struct {
+	*store
+	needs *xds.Subscription
+}
+
+func (k *keeper) Apply(up []xds.Resource[string], removed []string) error {
+	var names []string
+	for _, r := range up {
+		names = append(names, r.Name)
+	}
+	k.needs.Keep(names)
+	return k.store.Apply(up, removed)
+}
+
+// A server that waits for the ACK of clusters before it sends routes knows by then which endpoints are needed.
+func TestWhatAResponseMakesTheClientAskForComesBeforeItsACK(t *testing.T) {
+	const stone = "type.googleapis.com/test.Stone"
+	synctest.Test(t, func(t *testing.T) {
+		server := xdstest.NewServer()
+		c := xds.NewClient(xds.Config{Transport: server})
+		k := &keeper{store: &store{values: map[string]string{}}}
+		xds.Subscribe(c, xds.Type[string]{URL: fruit, Decode: decode}, k, xds.Options{})
+		k.needs = xds.Subscribe(c, xds.Type[string]{URL: stone, Decode: decode}, &store{values: map[string]string{}}, xds.Options{Named: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- c.Run(ctx) }()
+		st := server.Accept(t)
+		st.Request(t)
+		st.Respond(t, response("1", res("a", "1", "apple")))
+		if req := st.Request(t); req.GetTypeUrl() != stone || !slices.Equal(req.GetResourceNamesSubscribe(), []string{"a"}) {
+			t.Errorf("got %v, want a request for the stone of a", req)
+		}
+		st.WantACK(t, "1")
+		cancel()
+		<-done
+	})
+}
+
 func TestANameReleasedTwiceBeforeAnythingIsSentIsUnsubscribed(t *testing.T) {
 	run(t, xds.Config{}, xds.Options{Named: true}, func(t *testing.T, c *client) {
 		c.sub.Keep([]string{"a", "b"})
