@@ -84,7 +84,7 @@ func TestChartIsAsRendered(t *testing.T) {
 			"mesh":         map[string]any{"trustDomain": "example.org", "clusterId": "c1", "clusterDomain": "k.local"},
 			"controlPlane": map[string]any{"replicas": 3.0},
 			"waypoint":     map[string]any{"image": "mine:1", "replicas": 2.0, "resources": map[string]any{"limits": map[string]any{"memory": "2Gi"}}},
-			"ztunnel":      map[string]any{"mountBPF": true, "probes": map[string]any{"mode": "address", "nodes": map[string]any{"n1": "kubelet", "n2": "captured"}}},
+			"ztunnel":      map[string]any{"mountBPF": true, "capture": map[string]any{"addCapabilities": []any{"DAC_OVERRIDE"}}, "probes": map[string]any{"mode": "address", "nodes": map[string]any{"n1": "kubelet", "n2": "captured"}}},
 			"cni":          map[string]any{"enabled": false},
 			"admission":    map[string]any{"failurePolicy": "Fail", "timeoutSeconds": 9.0},
 

@@ -39,7 +39,7 @@ func TestRootContainersAreConfined(t *testing.T) {
 		want                           confinement
 	}{
 		// bpf(2) and setns(2) are not in the runtime's profile of seccomp, and Kubernetes knows no other without a file on each node.
-		{m.system, "app=ztunnel", "capture", confinement{capabilities: "DAC_OVERRIDE NET_ADMIN SYS_ADMIN SYS_PTRACE", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
+		{m.system, "app=ztunnel", "capture", confinement{capabilities: "NET_ADMIN SYS_ADMIN SYS_PTRACE", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
 		{m.system, "app=ztunnel", "proxy", confinement{capabilities: "NET_RAW SYS_ADMIN", seccomp: "0", user: "0", mountsItsRoot: "ro"}},
 		{m.system, "app=ambit-controlplane", "controlplane", nobody},
 		{"km-shop", "gateway.networking.k8s.io/gateway-name=waypoint", "istio-proxy", confinement{seccomp: "2", user: "1337", noEscalation: true, mountsItsRoot: "ro"}}, // as Istio's
@@ -54,7 +54,11 @@ func TestRootContainersAreConfined(t *testing.T) {
 	}
 }
 
-// TestRootEachCapabilityIsNeeded takes each capability of the node's containers away, and something does not work.
+// runner is a pod of another user than root, outside of the mesh.
+const runner = `{apiVersion: v1, kind: Pod, metadata: {name: runner, namespace: km-outside}, spec: {nodeName: node1, terminationGracePeriodSeconds: 1, securityContext: {runAsUser: 65532, runAsNonRoot: true}, containers: [{name: echo, image: IMAGE, args: [echo], securityContext: {capabilities: {drop: [ALL]}}}]}}`
+
+// TestRootEachCapabilityIsNeeded takes each capability of the node's containers away, and something does not work: a new pod
+// of the mesh is not there or gets no answers, or a pod that ran before the agent does not come into it.
 func TestRootEachCapabilityIsNeeded(t *testing.T) {
 	if os.Getenv("AMBIT_SOAK") == "" {
 		t.Skip("some minutes: AMBIT_SOAK=1 runs it")
@@ -62,11 +66,12 @@ func TestRootEachCapabilityIsNeeded(t *testing.T) {
 	m := newMeshWorld(t)
 	spec := must(t, "", "-n", m.system, "get", "daemonset", "ztunnel", "-o", "jsonpath={.spec.template.spec.containers[*].securityContext.capabilities.add}")
 	containers := strings.Split(spec, " ")
-	patch := func(container int, capabilities string) {
+	works := func(container int, capabilities string, wait time.Duration) error {
+		m.apply(runner)
+		defer must(t, "", "-n", "km-outside", "delete", "pod", "runner", "--now")
+		m.ready("km-outside", "runner") // before the agent, which must find it
 		must(t, "", "-n", m.system, "patch", "daemonset", "ztunnel", "--type=json", "-p",
 			fmt.Sprintf(`[{"op": "replace", "path": "/spec/template/spec/containers/%d/securityContext/capabilities/add", "value": %s}]`, container, capabilities))
-	}
-	works := func(wait time.Duration) error {
 		if _, err := kubectl(t.Context(), "", "-n", m.system, "rollout", "status", "daemonset/ztunnel", "--timeout="+wait.String()); err != nil {
 			return err
 		}
@@ -79,19 +84,23 @@ func TestRootEachCapabilityIsNeeded(t *testing.T) {
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
-		return nil
+		must(t, "", "-n", "km-outside", "label", "pod", "runner", "istio.io/dataplane-mode=ambient")
+		enrolled := m.redirection("km-outside", "runner", "enabled")
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(500 * time.Millisecond) {
+			if err = enrolled(); err == nil || time.Now().After(end) {
+				return err
+			}
+		}
 	}
 	for i, all := range containers {
 		for name := range strings.FieldsFuncSeq(all, func(r rune) bool { return r == '"' || r == ',' || r == '[' || r == ']' }) {
 			rest := strings.Replace(strings.Replace(all, `"`+name+`"`, "", 1), ",,", ",", 1)
-			patch(i, strings.NewReplacer("[,", "[", ",]", "]").Replace(rest))
-			if err := works(30 * time.Second); err == nil {
+			if err := works(i, strings.NewReplacer("[,", "[", ",]", "]").Replace(rest), 30*time.Second); err == nil {
 				t.Errorf("container %d works without %s", i, name)
 			} else {
 				t.Logf("container %d without %s: %v", i, name, err)
 			}
-			patch(i, all)
-			if err := works(2 * time.Minute); err != nil {
+			if err := works(i, all, 2*time.Minute); err != nil {
 				t.Fatalf("it does not work with all any more: %v", err)
 			}
 		}

@@ -162,7 +162,7 @@ func (m *meshWorld) redirection(namespace, pod, want string) func() error {
 	return func() error {
 		got, err := kubectl(m.t.Context(), "", "-n", namespace, "get", "pod", pod, "-o", `jsonpath={.metadata.annotations.ambient\.istio\.io/redirection}`)
 		if err != nil || got != want {
-			return fmt.Errorf("redirection of %s/%s is %q, want %q: %w", namespace, pod, got, want, err)
+			return fmt.Errorf("redirection of %s/%s is %q, want %q (err=%v)", namespace, pod, got, want, err)
 		}
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -64,7 +65,7 @@ func (i *Installer) Run(ctx context.Context) error {
 			err = w.Add(dir)
 		}
 		if err != nil {
-			return fmt.Errorf("watch %s: %w", dir, err)
+			return fmt.Errorf("watch %s: %w", dir, fix(err))
 		}
 	}
 	timer := time.NewTimer(0)
@@ -88,7 +89,7 @@ func (i *Installer) Run(ctx context.Context) error {
 		state := path
 		switch {
 		case err != nil:
-			state = err.Error()
+			state = fix(err).Error()
 		case path == "":
 			state = "no network configuration in " + i.ConfDir + " yet: waiting for the cluster's own CNI plugin"
 		}
@@ -110,6 +111,14 @@ func (i *Installer) Run(ctx context.Context) error {
 				"configuration", path)
 		}
 	}
+}
+
+// fix adds to an error what the user can do about it.
+func fix(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: where the directories of CNI are not root's, capture needs the capability DAC_OVERRIDE (the chart's ztunnel.capture.addCapabilities)", err)
+	}
+	return err
 }
 
 // Install does once what Run does, and may be repeated. path is the configuration that has the plugin, "" if there is none to

@@ -3,12 +3,14 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -250,6 +252,16 @@ func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+func TestADirectoryOfAnotherUserIsToldOfWithTheFix(t *testing.T) {
+	const want = "permission denied: where the directories of CNI are not root's, capture needs the capability DAC_OVERRIDE (the chart's ztunnel.capture.addCapabilities)"
+	if got := fix(&fs.PathError{Op: "open", Path: "/etc/cni/net.d/x", Err: syscall.EACCES}).Error(); !strings.HasSuffix(got, want) {
+		t.Errorf("got %q", got)
+	}
+	if got := fix(fs.ErrNotExist); got != fs.ErrNotExist {
+		t.Errorf("another error becomes %v", got)
+	}
 }
 
 func TestADirectoryThatCannotBeWatchedIsAnError(t *testing.T) {
