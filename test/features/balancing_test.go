@@ -27,6 +27,8 @@ func balancing() []group {
 		{name: "at random, not in turn", field: field + ".simple", yaml: lb("simple: RANDOM"), asks: []ask{get("/").times(300).want(ok).count(atV2, 60, 145)}},
 		{name: "to where the client wants, which is the service", field: field + ".simple PASSTHROUGH", yaml: lb("simple: PASSTHROUGH"), asks: all},
 		{name: "without saying how", field: field, yaml: "", asks: all},
+		{name: "a client stays with a pod if the service wants it", field: "Service.spec.sessionAffinity", spec: "sessionAffinity: ClientIP,", asks: []ask{get("/").times(20).want(ok).pods(1, 1), get("/", "connection: close").times(10).anew().want(ok).pods(1, 1)}},
+		{name: "a client stays with a pod unless a rule says how", field: "Service.spec.sessionAffinity", spec: "sessionAffinity: ClientIP,", yaml: lb("simple: ROUND_ROBIN"), asks: all},
 		{name: "by a header", field: field + ".consistentHash.httpHeaderName", yaml: hash("httpHeaderName: x-user"), asks: []ask{one, many}},
 		{name: "by a header on new connections", field: field + ".consistentHash.httpHeaderName", yaml: hash("httpHeaderName: x-user"), asks: []ask{get("/", "x-user: alice", "connection: close").times(20).anew().want(ok).pods(1, 1)}},
 		{name: "by a cookie of the client", field: field + ".consistentHash.httpCookie", yaml: hash("httpCookie: {name: session, ttl: 60s}"), asks: []ask{

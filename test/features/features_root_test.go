@@ -238,9 +238,11 @@ func (b *bed) dialer(pod string) dialer {
 	}
 }
 
-// settle waits until the waypoint and the ztunnels have what was applied: all pods answer, for a while.
+// settle waits until the waypoint and the ztunnels have what was applied: the control plane has nothing more to tell them, and all
+// pods answer, for a while.
 func (b *bed) settle(t *testing.T) {
 	t.Helper()
+	b.synced(t)
 	const rounds = 5
 	begin := time.Now()
 	for good := 0; good < rounds; time.Sleep(100 * time.Millisecond) {
@@ -256,6 +258,24 @@ func (b *bed) settle(t *testing.T) {
 		}
 		if time.Since(begin) > time.Minute {
 			t.Fatalf("not all pods answer through the waypoint: %v", err)
+		}
+	}
+}
+
+// synced waits until the control plane's clients have acknowledged all that it has, and nothing follows: it reads the manifests
+// in pieces when the machine is slow.
+func (b *bed) synced(t *testing.T) {
+	t.Helper()
+	const quiet = 2 * time.Second
+	last, since := "", time.Now()
+	for begin := time.Now(); time.Since(since) < quiet; time.Sleep(100 * time.Millisecond) {
+		text, err := b.c.Fetch(t.Context(), "controlplane", "http://127.0.0.1:15014/debug/syncz")
+		netnstest.Must(t, err)
+		if text != last || strings.Contains(text, `"STALE"`) {
+			last, since = text, time.Now()
+		}
+		if time.Since(begin) > 2*time.Minute {
+			t.Fatalf("the control plane's clients do not settle: %s", text)
 		}
 	}
 }

@@ -17,6 +17,8 @@ type feature struct {
 	ports, pods string
 	// labels and annotations are the Service's.
 	labels, annotations string
+	// spec is more of it, with a comma at its end.
+	spec string
 	// logged are texts that a line of a waypoint's, a ztunnel's or the control plane's log must have.
 	logged []string
 	// copies are how many requests v2 must have got besides.
@@ -65,8 +67,8 @@ func (f *feature) manifest() string {
 	if pods == "" {
 		pods = "app: web"
 	}
-	return fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: $S, namespace: shop, labels: {%s}, annotations: {%s}}, spec: {clusterIP: %s, selector: {%s}, ports: [%s]}}\n---\n%s",
-		labels, f.annotations, f.address, pods, ports, f.yaml)
+	return fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: $S, namespace: shop, labels: {%s}, annotations: {%s}}, spec: {clusterIP: %s, %s selector: {%s}, ports: [%s]}}\n---\n%s",
+		labels, f.annotations, f.address, f.spec, pods, ports, f.yaml)
 }
 
 const istio = "{apiVersion: networking.istio.io/v1, kind: %s, metadata: {name: $S, namespace: shop}, spec: {%s}}"
