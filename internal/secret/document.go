@@ -17,6 +17,17 @@ var texts = []*regexp.Regexp{
 	regexp.MustCompile(`://[^/\s:@]+:[^/\s@]+@`), // user and password in a URL
 }
 
+// pairs are names with their values in YAML, a list of two each: the headers in what a Rust ztunnel logs when it starts.
+var pairs = regexp.MustCompile(`(?m)^([ \t]*- - ["']?)([A-Za-z0-9_.-]+)(["']?[ \t]*\r?\n[ \t]*- )(.+)$`)
+
+func hidePair(pair []byte) []byte {
+	parts := pairs.FindSubmatch(pair)
+	if !Named(string(parts[2])) {
+		return pair
+	}
+	return append(bytes.Join(parts[1:4], nil), Hidden...)
+}
+
 // Text takes secrets out of a text: a log, or a line of it.
 func Text(text []byte) []byte {
 	for i, re := range texts {
@@ -26,7 +37,7 @@ func Text(text []byte) []byte {
 		}
 		text = re.ReplaceAll(text, []byte(to))
 	}
-	return text
+	return pairs.ReplaceAllFunc(text, hidePair)
 }
 
 // JSON takes secrets out of a document: values under names that tell of one, values of environment variables and of
@@ -64,6 +75,11 @@ func hideIn(v any) any {
 		return x
 	case []any:
 		for i := range x {
+			if pair, ok := x[i].([]any); ok && len(pair) == 2 { // a header of a Rust ztunnel's
+				if name, ok := pair[0].(string); ok && Named(name) && leaf(pair[1]) {
+					pair[1] = Hidden
+				}
+			}
 			x[i] = hideIn(x[i])
 		}
 		return x

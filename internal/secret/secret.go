@@ -4,6 +4,7 @@
 package secret
 
 import (
+	"bytes"
 	"net/url"
 	"slices"
 	"strings"
@@ -39,11 +40,11 @@ func Named(name string) bool {
 	return hasPart(b)
 }
 
-// within is Named for the names of a document, where such words alone are common.
+// within is Named for the names of a document, where such words alone are common. How long a secret is good is none.
 func within(name string) bool {
 	var space [64]byte
 	b, ok := plain(space[:0], name)
-	return ok && hasPart(b)
+	return ok && hasPart(b) && !bytes.HasSuffix(b, []byte("ttl"))
 }
 
 // plain appends a name in lower case and without what divides words; false for one that is too short for a secret's.
