@@ -114,17 +114,19 @@ func TestObjectsAreChosenByTheirLabels(t *testing.T) {
 func TestWhatAProxyKnowsOfChosenPodsIsShown(t *testing.T) {
 	m := rustMesh(t)
 	m.manifests += `---
-{apiVersion: v1, kind: Pod, metadata: {name: cart-6f9-x2, namespace: shop, labels: {app: cart, version: v1}}, spec: {nodeName: node-1, serviceAccountName: cart}, status: {phase: Running}}
+{apiVersion: v1, kind: Pod, metadata: {name: server-33f6c637a7-wjdn4, namespace: shop, labels: {app: server, version: v1}}, spec: {nodeName: node-1, serviceAccountName: server}, status: {phase: Running}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: server, namespace: shop}, spec: {clusterIP: 10.96.0.10, selector: {app: server}, ports: [{port: 80}]}}
 `
 	m.proxies = append(m.proxies, diagnose.Proxy{Role: diagnose.Ztunnel, Namespace: "istio-system", Name: "ztunnel-b", Node: "node-2"})
 	for line, want := range map[string]string{
-		"workloads version=v1":        "pod/cart-6f9-x2",
+		"workloads version=v1":        "pod/server-33f6c637a7-wjdn4",
 		"workloads version=v2":        "",
-		"services version in (v1,v3)": "service/cart",
-		"certs app=cart":              "certificate/spiffe://cluster.local/ns/shop/sa/cart",
-		"policies app=cart":           "policy/istio_converted_static_strict policy/cart-viewer",
-		"certs app=ztunnel":           "certificate/spiffe://cluster.local/ns/shop/sa/cart certificate/spiffe://cluster.local/ns/shop/sa/late certificate/spiffe://cluster.local/ns/shop/sa/lost",
-		"policies tier=front":         "policy/istio_converted_static_strict",
+		"services version in (v1,v3)": "service/server",
+		"certs app=server":            "certificate/spiffe://cluster.local/ns/shop/sa/server",
+		"policies app=server":         "policy/for-all policy/all-fields policy/for-namespace",
+		"certs app=ztunnel":           "certificate/spiffe://cluster.local/ns/shop/sa/server certificate/spiffe://cluster.local/ns/web/sa/client certificate/spiffe://cluster.local/ns/web/sa/ghost",
+		"policies tier=front":         "policy/for-all policy/for-namespace",
 	} {
 		kind, selector, _ := strings.Cut(line, " ")
 		f := &meshFlags{}

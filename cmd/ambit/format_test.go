@@ -49,7 +49,7 @@ const waypointDump = `{"version": {"version": "v1"}, "config": {"gateway": "wayp
 // rustMesh is a mesh whose node proxy is Istio's own.
 func rustMesh(t *testing.T) *memory {
 	t.Helper()
-	body, err := os.ReadFile("testdata/rust-ztunnel.json")
+	body, err := os.ReadFile("../../internal/diagnose/testdata/rust-ztunnel.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestAPathIsTakenAsKubectlTakesIt(t *testing.T) {
 	if err == nil {
 		err = f.print(&out, l)
 	}
-	if err != nil || out.String() != ":1" {
+	if err != nil || out.String() != "db:7" {
 		t.Errorf("a number: %q, %v", out.String(), err)
 	}
 }

@@ -5,13 +5,9 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/ambit-mesh/ambit/internal/admin"
 )
 
 // Table is rows under a head. All rows are as long as the head.
@@ -89,13 +85,14 @@ func (b *builder) add(p *Proxy, value any, name string, row ...string) {
 
 var sections = map[string]section{
 	"workloads": {Ztunnel, "pod", 2, []string{"NAMESPACE", "POD", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATUS"},
-		[]string{"SERVICE-ACCOUNT", "OWNER", "SERVICES", "POLICIES", "NETWORK", "LOCALITY"}, (*builder).workloads},
+		[]string{"SERVICE-ACCOUNT", "OWNER", "SERVICES", "POLICIES", "NETWORK", "LOCALITY", "GATEWAY", "NETWORK-MODE", "TUNNEL",
+			"TRUST-DOMAIN", "CLUSTER", "CANONICAL", "CAPACITY", "STATE", "UID"}, (*builder).workloads},
 	"services": {Ztunnel, "service", 2, []string{"NAMESPACE", "SERVICE", "VIP", "WAYPOINT", "ENDPOINTS"},
-		[]string{"PORTS", "BALANCING", "VISIBILITY", "SANS"}, (*builder).services},
+		[]string{"PORTS", "BALANCING", "VISIBILITY", "SANS", "NAME", "FAMILIES", "CANONICAL"}, (*builder).services},
 	"policies": {Ztunnel, "policy", 2, []string{"NAMESPACE", "POLICY", "ACTION", "SCOPE", "RULES"},
-		[]string{"DRY-RUN", "WORKLOADS"}, (*builder).policies},
+		[]string{"DRY-RUN", "WORKLOADS", "MATCHES"}, (*builder).policies},
 	"certs": {"", "certificate", 1, []string{"IDENTITY", "STATE", "SERIAL", "VALID-UNTIL", "ROOT-UNTIL"},
-		[]string{"VALID-FROM", "CHAIN", "ROOTS", "WHOLE-SERIAL"}, (*builder).certs},
+		[]string{"VALID-FROM", "CHAIN", "ROOTS", "WHOLE-SERIAL", "ROOT-SERIALS"}, (*builder).certs},
 	"connections": {Ztunnel, "", 6, []string{"POD", "DIRECTION", "PEER", "DESTINATION", "ACTUAL", "PROTOCOL"},
 		[]string{"SERVICE-ACCOUNT", "NODE"}, (*builder).connections},
 	"listeners": {Waypoint, "listener", 2, []string{"LISTENER", "CHAIN", "PROTOCOL", "FILTERS"},
@@ -153,144 +150,6 @@ func Config(kind string, s *Subject, namespace string, programs []*Proxy) (Table
 }
 
 func (b *builder) skip(namespace string) bool { return b.ns != "" && namespace != b.ns }
-
-func (b *builder) workloads(p *Proxy) error {
-	for _, w := range p.Dump.Workloads {
-		if b.skip(w.Namespace) || !b.s.pod(w.Namespace, w.Name) {
-			continue
-		}
-		waypoint := ""
-		if w.Waypoint != nil {
-			waypoint = w.Waypoint.Destination
-		}
-		owner, locality := "", ""
-		if w.WorkloadName != "" {
-			owner = strings.ToLower(w.WorkloadType) + "/" + w.WorkloadName
-		}
-		if l := w.Locality; l != nil {
-			locality = strings.TrimRight(l.Region+"/"+l.Zone+"/"+l.Subzone, "/")
-		}
-		b.add(p, w, w.Name, w.Namespace, w.Name, joined(w.WorkloadIPs), w.Node, waypoint, w.Protocol, w.Status,
-			w.ServiceAccount, owner, strings.Join(w.Services, ","), strings.Join(w.Policies, ","), w.Network, locality)
-	}
-	return nil
-}
-
-func joined(list []netip.Addr) string {
-	var out []string
-	for _, a := range list {
-		out = append(out, a.String())
-	}
-	return strings.Join(out, ",")
-}
-
-func (b *builder) services(p *Proxy) error {
-	for _, s := range p.Dump.Services {
-		if b.skip(s.Namespace) || !b.s.service(s.Namespace, s.Name) {
-			continue
-		}
-		waypoint, healthy := "", 0
-		if s.Waypoint != nil {
-			waypoint = s.Waypoint.Destination
-		}
-		for _, e := range s.Endpoints {
-			if e.Status == "Healthy" {
-				healthy++
-			}
-		}
-		var vips []string
-		for _, v := range s.VIPs {
-			_, ip, _ := strings.Cut(v, "/")
-			vips = append(vips, ip)
-		}
-		balancing := ""
-		if l := s.LoadBalancer; l != nil {
-			balancing = strings.Join(append([]string{l.Mode}, l.Preferences...), ",")
-		}
-		b.add(p, s, s.Name, s.Namespace, s.Hostname, strings.Join(vips, ","), waypoint, fmt.Sprintf("%d/%d", healthy, len(s.Endpoints)),
-			portPairs(s.Ports), balancing, s.Visibility, strings.Join(s.SANs, ","))
-	}
-	return nil
-}
-
-// portPairs are "port:target port" of a Service, by number.
-func portPairs(m map[string]uint16) string {
-	out := make([]string, 0, len(m))
-	for _, port := range slices.SortedFunc(maps.Keys(m), func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
-	}) {
-		out = append(out, fmt.Sprintf("%s:%d", port, m[port]))
-	}
-	return strings.Join(out, ",")
-}
-
-func (b *builder) policies(p *Proxy) error {
-	used, users := map[string]bool{}, map[string]int{}
-	for _, w := range p.Dump.Workloads {
-		for _, name := range w.Policies {
-			used[name] = used[name] || b.s.pod(w.Namespace, w.Name)
-			users[name]++
-		}
-	}
-	for _, x := range p.Dump.Policies {
-		switch {
-		case b.skip(x.Namespace) && x.Scope != "Global":
-		case b.s == nil, x.Scope == "Global", x.Scope == "Namespace" && b.s.in(x.Namespace), used[x.Namespace+"/"+x.Name]:
-			workloads := "all of them"
-			switch x.Scope {
-			case "WorkloadSelector":
-				workloads = fmt.Sprint(users[x.Namespace+"/"+x.Name])
-			case "Namespace":
-				workloads = "all of " + x.Namespace
-			}
-			b.add(p, x, x.Name, x.Namespace, x.Name, x.Action, x.Scope, fmt.Sprint(len(x.Rules)), fmt.Sprint(x.DryRun), workloads)
-		}
-	}
-	return nil
-}
-
-func (b *builder) certs(p *Proxy) error {
-	for _, c := range p.Dump.Certificates {
-		if p.Role == Ztunnel && !b.s.identity(c.Identity) || b.ns != "" && !strings.Contains(c.Identity, "/ns/"+b.ns+"/") {
-			continue
-		}
-		serial, whole, from, until, root := "", "", "", "", ""
-		if len(c.CertChain) > 0 {
-			leaf := c.CertChain[0]
-			serial, whole, from, until = leaf.SerialNumber, leaf.SerialNumber, leaf.ValidFrom, leaf.ExpirationTime
-			if len(serial) > 12 {
-				serial = "..." + serial[len(serial)-9:]
-			}
-		}
-		for _, r := range c.RootCerts {
-			if root == "" || r.ExpirationTime < root {
-				root = r.ExpirationTime
-			}
-		}
-		b.add(p, c, c.Identity, c.Identity, c.State, serial, until, root, from, fmt.Sprint(len(c.CertChain)), fmt.Sprint(len(c.RootCerts)), whole)
-	}
-	return nil
-}
-
-func (b *builder) connections(p *Proxy) error {
-	for _, s := range p.Dump.States {
-		if b.skip(s.Info.Namespace) || !b.s.pod(s.Info.Namespace, s.Info.Name) {
-			continue
-		}
-		pod := s.Info.Namespace + "/" + s.Info.Name
-		for direction, list := range map[string][]admin.Connection{"inbound": s.Connections.Inbound, "outbound": s.Connections.Outbound} {
-			for _, c := range list {
-				dst := ""
-				if c.OriginalDst != nil {
-					dst = *c.OriginalDst
-				}
-				b.add(p, map[string]any{"pod": pod, "direction": direction, "connection": c}, "",
-					pod, direction, c.Src, dst, c.ActualDst, c.Protocol, s.Info.ServiceAccount, p.Node)
-			}
-		}
-	}
-	return nil
-}
 
 // chain is a filter chain as a waypoint tells of it.
 type chain struct {
@@ -494,7 +353,7 @@ func (d *Dump) certificates() string {
 // available counts the certificates that a proxy holds.
 func (d *Dump) available() (n int) {
 	for _, c := range d.Certificates {
-		if c.State == "Available" {
+		if c.Value.State == "Available" {
 			n++
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/controlplane/kube"
 	"github.com/ambit-mesh/ambit/internal/admin"
 	"github.com/ambit-mesh/ambit/internal/rbac"
+	"github.com/ambit-mesh/ambit/internal/secret"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -88,10 +89,10 @@ func (p *Proxy) String() string {
 
 // Dump is what /config_dump of a proxy has in our own words. Parts that a proxy does not have are nil.
 type Dump struct {
-	Workloads    []workload.WorkloadDump        `json:"workloads,omitempty"`
-	Services     []workload.ServiceDump         `json:"services,omitempty"`
-	Policies     []rbac.PolicyDump              `json:"policies,omitempty"`
-	Certificates []admin.Certificate            `json:"certificates,omitempty"`
+	Workloads    []Told[workload.WorkloadDump]  `json:"workloads,omitempty"`
+	Services     []Told[workload.ServiceDump]   `json:"services,omitempty"`
+	Policies     []Told[rbac.PolicyDump]        `json:"policies,omitempty"`
+	Certificates []Told[admin.Certificate]      `json:"certificates,omitempty"`
 	States       map[string]admin.WorkloadState `json:"workloadState,omitempty"`
 	Version      admin.Version                  `json:"version"`
 	Config       struct {
@@ -106,7 +107,7 @@ type Dump struct {
 	Clusters  json.RawMessage `json:"clusters,omitempty"`
 	// Envoy says that it is an Envoy's dump.
 	Envoy bool `json:"-"`
-	// Bootstrap is all of the program's configuration.
+	// Bootstrap is all of the program's configuration, without secrets.
 	Bootstrap json.RawMessage `json:"-"`
 }
 
@@ -125,6 +126,9 @@ func ReadDump(body []byte) (*Dump, error) {
 		if err := d.readEnvoy(body); err != nil {
 			return nil, fmt.Errorf("read config_dump: %w", err)
 		}
+	}
+	if d.Bootstrap != nil {
+		d.Bootstrap = secret.JSON(d.Bootstrap) // a Rust ztunnel has headers in it, with their tokens
 	}
 	return d, nil
 }

@@ -206,9 +206,9 @@ func envoyEndpoints(assignment node) (out []endpointState) {
 }
 
 // envoyCertificates are the identity and the roots that an Envoy got as secrets.
-func envoyCertificates(dump node) []admin.Certificate {
+func envoyCertificates(dump node) []Told[admin.Certificate] {
 	var chains, roots []*x509.Certificate
-	var out []admin.Certificate
+	var out []Told[admin.Certificate]
 	secrets := dump.all("secret", "static_secrets", "dynamic_active_secrets")
 	for _, s := range secrets {
 		roots = append(roots, parseInline(s.at("validation_context", "trusted_ca"))...)
@@ -221,7 +221,7 @@ func envoyCertificates(dump node) []admin.Certificate {
 		if i := slices.IndexFunc(chains, func(c *x509.Certificate) bool { return len(c.URIs) > 0 }); i >= 0 {
 			identity = chains[i].URIs[0].String()
 		}
-		out = append(out, admin.NewCertificate(identity, "Available", chains, roots))
+		out = append(out, Told[admin.Certificate]{Value: admin.NewCertificate(identity, "Available", chains, roots)})
 	}
 	return out
 }

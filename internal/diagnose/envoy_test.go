@@ -70,6 +70,8 @@ func FuzzReadDump(f *testing.F) {
 	f.Add(envoyDump)
 	f.Add(`{"configs": [{"@type": 1}, [], {"@type": "x.SecretsConfigDump", "static_secrets": [{"secret": {"tls_certificate": {"certificate_chain": {"inline_bytes": 7}}}}]}]}`)
 	f.Add(`{"workloads": [], "version": {"version": "v"}}`)
+	rust, _ := rustDump(f)
+	f.Add(string(rust))
 	f.Add(`{"workloads": [{"workloadIps": ["10.1.0.5"], "name": "a", "namespace": "b", "locality": {}}], "services": [{"ports": {"80": 8080}, "loadBalancer": {}}], "policies": [{"rules": [[[{}]]]}],
  "certificates": [{"certChain": [], "rootCerts": []}], "workloadState": {"u": {"state": "Pending", "info": {"name": "late"}}}, "config": {"localNode": null, "adminAddr": {"Localhost": [true, 15000]}}}`)
 	f.Fuzz(func(t *testing.T, body string) {

@@ -282,7 +282,7 @@ func (a *analysis) certificates() {
 			domains[d] = append(domains[d], p.String())
 		}
 		for _, c := range p.Dump.Certificates {
-			a.certificate(p, c)
+			a.certificate(p, c.Value)
 		}
 	}
 	if len(domains) > 1 {
