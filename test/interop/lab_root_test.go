@@ -21,8 +21,9 @@ import (
 	"github.com/ambit-mesh/ambit/test/bed"
 )
 
-// The nodes of the lab, and the ports of the services, which are not those of the pods.
+// The lab, its nodes, and the ports of the services, which are not those of the pods.
 const (
+	labName  = "interop"
 	oursNode = "node-1"
 	rustNode = "node-2"
 	shift    = 100
@@ -36,13 +37,14 @@ type meshWorld struct {
 	t   *testing.T
 	lab *lab.Lab
 	c   *lab.Client
+	bin string // directory of programs
 }
 
 // programs is the directory of ours, and of the program that puts a Rust ztunnel on a node.
 func programs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-o", dir+"/", "../../cmd/ztunnel", "../../cmd/controlplane", "../peer/rustnode")
+	cmd := exec.Command("go", "build", "-o", dir+"/", "../../cmd/ztunnel", "../../cmd/controlplane", "../../cmd/ambit", "../peer/rustnode")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build programs: %v\n%s", err, out)
 	}
@@ -55,12 +57,12 @@ func newMeshWorld(t *testing.T) *meshWorld {
 	t.Setenv("RUST_LOG", "info,access=info")
 	t.Setenv("CONNECTION_TERMINATION_DEADLINE", drainTime.String()) // of both
 	bin := programs(t)
-	l, err := lab.Up(t.Context(), lab.Options{Name: "interop", Programs: lab.Programs{
+	l, err := lab.Up(t.Context(), lab.Options{Name: labName, Programs: lab.Programs{
 		Ztunnel: filepath.Join(bin, "ztunnel"), Controlplane: filepath.Join(bin, "controlplane"),
 		ZtunnelOf: map[string]string{rustNode: filepath.Join(bin, "rustnode")},
 	}})
 	must(t, err)
-	w := &meshWorld{t: t, lab: l, c: l.Client()}
+	w := &meshWorld{t: t, lab: l, c: l.Client(), bin: bin}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, n := range []string{oursNode, rustNode} {
@@ -96,20 +98,20 @@ func newMeshWorld(t *testing.T) *meshWorld {
 	return w
 }
 
-// knows says whether a node's ztunnel knows of n workloads that it is to reach by tunnel: until then it reaches them in
-// plaintext. Both ztunnels dump their configuration in one shape.
+// knows says whether a node's ztunnel knows of n workloads that it is to reach by tunnel, and that they are ready: until then
+// it reaches them in plaintext, or by their Services not at all. Both ztunnels dump their configuration in one shape.
 func (w *meshWorld) knows(node string, n int) error {
-	out, err := w.c.Fetch(w.t.Context(), "ztunnel/"+node, "http://127.0.0.1:15000/config_dump")
+	dump, err := w.dump(node)
 	if err != nil {
 		return err
 	}
-	var dump struct{ Workloads []struct{ Protocol string } }
-	if err := json.Unmarshal([]byte(out), &dump); err != nil {
+	var workloads []struct{ Protocol, Status string }
+	if err := json.Unmarshal(dump["workloads"], &workloads); err != nil {
 		return err
 	}
 	got := 0
-	for _, x := range dump.Workloads {
-		if x.Protocol == "HBONE" {
+	for _, x := range workloads {
+		if x.Protocol == "HBONE" && x.Status == "Healthy" {
 			got++
 		}
 	}
@@ -260,6 +262,7 @@ func refused(err error) error {
 
 func TestRootInteropRustNodeOfTheLab(t *testing.T) {
 	w := newMeshWorld(t)
+	t.Run("ambit config shows what the Rust ztunnel knows", w.configShows)
 	for _, x := range []struct{ name, from, to, node string }{
 		{"ours to Rust", "ours", "rust", rustNode}, {"Rust to ours", "rust", "ours", oursNode},
 	} {
