@@ -148,7 +148,7 @@ func (a *analysis) mesh() {
 		if !p.Ready && p.Role != Ztunnel {
 			a.add("AMB0114", p.String(), "it is not ready")
 		}
-		if v := p.version(); v != "" {
+		if v := p.version(); v != "" && !p.foreign() {
 			versions[v] = append(versions[v], p.String())
 		}
 		if p.Control == nil {
@@ -195,6 +195,11 @@ func (p *Proxy) version() string {
 		return p.Control.Version
 	}
 	return ""
+}
+
+// foreign tells whether it is a program of Istio's, which has versions of its own.
+func (p *Proxy) foreign() bool {
+	return p.Dump != nil && (p.Dump.Envoy || p.Dump.Version.RustVersion != "" && p.Dump.Version.GoVersion == "")
 }
 
 // clientPod is the "namespace/name" in a client's id, which is type~address~name.namespace~domain.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ambit-mesh/ambit/controlplane/kube"
 )
 
 // rustDump is what a Rust ztunnel said on a node of a lab, under our control plane and with a file of its own that has what
@@ -201,5 +203,20 @@ func TestTheBootstrapHasNoTokens(t *testing.T) {
 		if got := row(t, table, key)["VALUE"]; got != want {
 			t.Errorf("%s is %s, want %s", key, got, want)
 		}
+	}
+}
+
+func TestAZtunnelOfIstiosHasVersionsOfItsOwn(t *testing.T) {
+	_, rust := rustDump(t)
+	w := (&fixture{}).world(t, kube.NewObjects())
+	w.Proxies = append(w.Proxies, *rust)
+	for _, f := range Check(w) {
+		if f.Code == "AMB0108" {
+			t.Errorf("%v: what our upgrade cannot change is no finding", f)
+		}
+	}
+	w.Proxies[1].Dump.Version.Version = "v2"
+	if !slices.ContainsFunc(Check(w), func(f Finding) bool { return f.Code == "AMB0108" }) {
+		t.Error("our own versions that differ are not found")
 	}
 }
