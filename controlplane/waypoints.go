@@ -73,9 +73,11 @@ func (w *waypoints) update(objects *kube.Objects, change translate.Delta) {
 	for _, name := range w.indexLocked().Waypoints() {
 		w.built[name] = w.indexLocked().Build(name, last[name])
 	}
+	var all []discovery.Contents // together: waypoints of one Gateway share clusters and listeners, and have endpoints of their nodes
 	for v := range w.views {
-		w.publishLocked(v)
+		all = append(all, w.contentsLocked(v)...)
 	}
+	w.srv.PublishTogether(all)
 }
 
 // apply puts a change into addresses.
@@ -147,13 +149,14 @@ func (w *waypoints) want(v view) {
 	defer w.mu.Unlock()
 	if !w.views[v] {
 		w.views[v] = true
-		w.publishLocked(v)
+		w.srv.PublishTogether(w.contentsLocked(v))
 	}
 }
 
-func (w *waypoints) publishLocked(v view) {
+// contentsLocked are the sets of a view.
+func (w *waypoints) contentsLocked(v view) []discovery.Contents {
 	if w.built == nil {
-		return // the first set of objects is still to come
+		return nil // the first set of objects is still to come
 	}
 	r := w.built[v.gateway]
 	if r == nil {
@@ -171,7 +174,7 @@ func (w *waypoints) publishLocked(v view) {
 	for _, url := range []string{xds.RouteType, xds.ExtensionType, xds.SecretType} {
 		list = append(list, discovery.Contents{Set: discovery.Set{TypeURL: url, Scope: v.config()}})
 	}
-	w.srv.PublishTogether(list)
+	return list
 }
 
 // place is where a node is.

@@ -50,7 +50,7 @@ type TypeStatus struct {
 	Sent      string    `json:"sent,omitempty"`  // nonce that waits for an answer
 	Acked     string    `json:"acked,omitempty"` // nonce
 	NACK      string    `json:"nack,omitempty"`
-	SentAt    time.Time `json:"sentAt"`
+	SentAt    time.Time `json:"sentAt"`    // or since when it waits
 	Resources uint64    `json:"resources"` // sent or removed on this stream
 }
 
@@ -86,7 +86,7 @@ func (st *stream) status() ClientStatus {
 		switch {
 		case sub.sentAt.IsZero():
 			ts.State = "NOT SENT"
-		case sub.outstanding != "" || st.waits(url):
+		case sub.outstanding != "" || sub.waiting:
 			ts.State = "STALE"
 		case sub.nack != "":
 			ts.State = "NACKED"

@@ -42,15 +42,14 @@ type stream struct {
 	order  []string                 // type URLs in the order of pushes; guarded by mu
 	subs   map[string]*subscription // by type URL; guarded by mu
 	nonce  uint64                   // guarded by mu
-	stages [][]held                 // of the change under way, those not sent yet; guarded by mu
-	// leaving are clusters that are gone, and when the client is told; guarded by mu.
-	leaving map[string]time.Time
+	stages                          // guarded by mu
 }
 
 func newStream(s *Server, r rpc, caller Caller) *stream {
 	return &stream{
 		srv: s, rpc: r, id: s.lastStream.Add(1), caller: caller, peer: peerOf(r.Context()), since: time.Now(),
-		woken: make(chan struct{}, 1), subs: map[string]*subscription{}, leaving: map[string]time.Time{},
+		woken: make(chan struct{}, 1), subs: map[string]*subscription{},
+		stages: stages{parting: map[string]bool{}, leaving: map[string]time.Time{}},
 	}
 }
 
@@ -132,7 +131,7 @@ func (st *stream) request(req *discoverypb.DeltaDiscoveryRequest) error {
 			st.srv.log.Warn("xds request refused", slog.String("peer", st.peer), slog.String("client", st.client.NodeID), slog.String("type", url), slog.Any("err", err))
 			return status.Error(codes.PermissionDenied, err.Error())
 		}
-		sub = &subscription{set: set, node: st.client.Metadata["NODE_NAME"], keys: map[string]bool{}, sent: map[string]bool{}}
+		sub = &subscription{set: set, node: st.client.Metadata["NODE_NAME"], keys: map[string]bool{}, sent: map[string]bool{}, gone: map[string]bool{}}
 		st.subs[url] = sub
 		st.order = append(st.order, url)
 		slices.SortStableFunc(st.order, func(a, b string) int { return st.srv.rank(a) - st.srv.rank(b) })
@@ -168,7 +167,9 @@ func (st *stream) greet(req *discoverypb.DeltaDiscoveryRequest) {
 func (st *stream) answered(sub *subscription, req *discoverypb.DeltaDiscoveryRequest) {
 	sub.outstanding = ""
 	if req.GetErrorDetail() == nil {
-		sub.acked, sub.nack = req.GetResponseNonce(), ""
+		if sub.acked = req.GetResponseNonce(); sub.carries { // else what was rejected is rejected still
+			sub.nack = ""
+		}
 		return
 	}
 	sub.nack = req.GetErrorDetail().GetMessage()
@@ -209,16 +210,16 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 	defer st.mu.Unlock()
 	st.srv.mu.RLock()
 	defer st.srv.mu.RUnlock()
-	if out, err = st.stage(); err != nil {
+	if out, err = st.clusterStage(); err != nil {
 		return nil, err
 	}
-	held := false
+	hold := false
 	for _, url := range st.order {
 		if inStages(url) {
 			continue
 		}
 		if url == xds.EndpointType {
-			resp, err := st.endpoints(len(out) == 0)
+			resp, err := st.endpointResponse(len(out) == 0)
 			if err != nil {
 				return nil, err
 			}
@@ -233,10 +234,10 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 			continue
 		}
 		if sub.outstanding != "" {
-			held = held || ordered
+			hold = hold || ordered
 			continue
 		}
-		if held && ordered {
+		if hold && ordered {
 			continue
 		}
 		d, ok := sub.next(set)
@@ -247,7 +248,8 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 			out = append(out, st.response(url, sub, d))
 		}
 	}
-	return out, nil
+	leads, err := st.leadStage()
+	return append(out, leads...), err
 }
 
 // response is the next response of a type. Needs mu and the server's.
@@ -255,7 +257,8 @@ func (st *stream) response(url string, sub *subscription, d delta) *discoverypb.
 	st.refreshEndpoints(url, d)
 	st.nonce++
 	sub.outstanding = strconv.FormatUint(st.id, 36) + "-" + strconv.FormatUint(st.nonce, 10)
-	sub.sentAt, sub.answers = time.Now(), d.always
+	sub.sentAt, sub.answers, sub.waiting = time.Now(), d.always, false
+	sub.carries = d.always || len(d.up) > 0
 	sub.resources += uint64(len(d.up) + len(d.removed))
 	st.srv.responses.Add(1)
 	st.srv.sent.Add(uint64(len(d.up) + len(d.removed)))

@@ -21,10 +21,12 @@ type subscription struct {
 	keys    map[string]bool // names and aliases asked for
 	sent    map[string]bool // resources that the client has because of that
 	pending []string        // keys asked for since the last response: each gets an answer
-	gone    []string        // resources of which the client is yet to be told that they are gone
+	gone    map[string]bool // resources of which the client is yet to be told that they are gone
 
 	outstanding string // nonce of the response that waits for an answer, "" = none
 	answers     bool   // the last response was one to a request
+	carries     bool   // the last response was more than removals
+	waiting     bool   // a response waits for its stage, since sentAt
 	acked       string // nonce of the last ACK
 	nack        string // text of the last NACK, "" once a later response was ACKed
 	sentAt      time.Time
@@ -53,7 +55,7 @@ func (sub *subscription) ask(req *discoverypb.DeltaDiscoveryRequest, first bool)
 		}
 		delete(sub.keys, key)
 		delete(sub.sent, key)
-		sub.forget(key)
+		delete(sub.gone, key)
 		sub.pending = slices.DeleteFunc(sub.pending, func(k string) bool { return k == key })
 	}
 }
