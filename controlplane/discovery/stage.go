@@ -204,7 +204,8 @@ func (st *stream) change() error {
 			st.linger(&d, asked)
 		}
 		switch {
-		case d.empty():
+		case d.empty(): // or only of clusters that linger
+			sub.waiting = false
 		case url == xds.ClusterType:
 			st.clusters = append(st.clusters, held{url, d})
 		default:

@@ -290,6 +290,21 @@ func TestARouteThatComesWhileAClusterIsNotAcknowledgedIsNotSynced(t *testing.T) 
 	})
 }
 
+func TestAClusterThatLingersIsNoReasonToCallAClientSlow(t *testing.T) {
+	bubble(t, waypoints, func(t *testing.T, s *Server) {
+		c := configured(t, s)
+		s.Publish(listeners, []Resource{res("main", "2")})
+		lds := c.wantOf(xds.ListenerType, []string{"main"}, nil)
+		s.Publish(clusters, nil)
+		c.wantIdle("the listener is not acknowledged")
+		c.ask(xds.ListenerType, lds, nil)
+		c.wantIdle("the cluster lingers")
+		if got := stateOf(s, xds.ClusterType); got != "SYNCED" {
+			t.Errorf("clusters are %q", got)
+		}
+	})
+}
+
 func TestARouteThatIsTakenBackBeforeItWasSentIsNotSent(t *testing.T) {
 	bubble(t, waypoints, func(t *testing.T, s *Server) {
 		c := configured(t, s)
