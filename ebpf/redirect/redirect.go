@@ -61,7 +61,7 @@ const (
 )
 
 // DefaultAppPorts are the source ports of connections towards applications: below Linux's ip_local_port_range, so that they
-// never collide with those of a real client with the same address.
+// do not collide with those of a real client with the same address. Where NAT chose the client's port they can.
 var DefaultAppPorts = PortRange{First: 10240, Last: 32767}
 
 // Config says how a node redirects. All of it but PinDir has a default; it must be the same for all processes that open
