@@ -9,6 +9,7 @@ package dumps
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -103,17 +104,20 @@ func lineDifference(o, e side, who client, dst netip.AddrPort) string {
 	if got == want {
 		return ""
 	}
-	all := func(s side) string {
-		found := map[string]bool{}
-		for range tries {
-			found[line(s, who, dst)] = true
+	return sets(func() string { return line(o, who, dst) }, func() string { return line(e, who, dst) })
+}
+
+// sets asks both sides until they have answered in the same ways, and says how they differ if they have not after many times; "":
+// not. What one of them does by chance the other may do late.
+func sets(ours, envoys func() string) string {
+	got, want := map[string]bool{}, map[string]bool{}
+	for i := range 10 * tries {
+		got[ours()], want[envoys()] = true, true
+		if i >= tries-1 && maps.Equal(got, want) {
+			return ""
 		}
-		return fmt.Sprintf("%q", sorted(found))
 	}
-	if got, want := all(o), all(e); got != want {
-		return fmt.Sprintf("%s, Envoy's %s", got, want)
-	}
-	return ""
+	return fmt.Sprintf("%q, Envoy's %q", sorted(got), sorted(want))
 }
 
 // faulty are the requests to routes that have a fault.
@@ -131,7 +135,7 @@ func faulty(t *testing.T, r *resources) []*request {
 	return m.out
 }
 
-// tries is how often a request is sent to find all clusters that its route chooses among.
+// tries is how often a request is sent at least to find all clusters that its route chooses among.
 const tries = 60
 
 // difference sends the request to both, and says how the answers differ; "": not at all. It counts Envoy's statuses.
@@ -188,19 +192,17 @@ func choices(o, e side, q *request) string {
 	if len(q.clusters) < 2 {
 		return ""
 	}
-	find := func(s side) string {
-		found := map[string]bool{}
-		for range tries {
+	find := func(s side) func() string {
+		return func() string {
 			a, err := send(s, q)
 			if err != nil {
 				return err.Error()
 			}
-			found[a.cluster] = true
+			return a.cluster
 		}
-		return fmt.Sprint(sorted(found))
 	}
-	if got, want := find(o), find(e); got != want {
-		return fmt.Sprintf("clusters %s, Envoy's %s", got, want)
+	if d := sets(find(o), find(e)); d != "" {
+		return "clusters " + d
 	}
 	return ""
 }
