@@ -52,8 +52,8 @@ func inStages(url string) bool { return url == xds.ClusterType || slices.Contain
 // Needs mu and the server's.
 func (st *stream) clusterStage() ([]*discoverypb.DeltaDiscoveryResponse, error) {
 	if st.settling() {
-		for _, sub := range st.lacking() {
-			if sub.outstanding == "" {
+		for _, url := range st.lacking() {
+			if sub := st.subs[url]; sub.outstanding == "" {
 				sub.wait()
 			}
 		}
@@ -106,7 +106,7 @@ func (st *stream) clustersSince() (news, gone bool) {
 	if sub == nil {
 		return false, false
 	}
-	set := st.srv.sets[sub.set]
+	set := st.published(sub)
 	if set == nil {
 		return false, false
 	}
@@ -157,27 +157,24 @@ func (st *stream) settling() bool {
 	return set != nil && (sub.answers && sub.outstanding != "" || len(sub.pending) > 0)
 }
 
-// endpointSet is nil if the client does not ask for endpoints, or nobody has any.
+// endpointSet has no set if the client does not ask for endpoints, or nobody has any.
 func (st *stream) endpointSet() (*subscription, *set) {
 	sub := st.subs[xds.EndpointType]
 	if sub == nil {
 		return nil, nil
 	}
-	set := st.srv.sets[sub.set]
-	if set == nil || !set.published {
-		return nil, nil
-	}
-	return sub, set
+	return sub, st.published(sub)
 }
 
-// lacking are the types of a change that is yet to be made.
-func (st *stream) lacking() (out []*subscription) {
-	for url, sub := range st.subs {
-		if set := st.srv.sets[sub.set]; inStages(url) && set != nil && set.published && sub.behind(set) {
-			out = append(out, sub)
+// lacking are the types of a change that is yet to be made, in the order of pushes.
+func (st *stream) lacking() (urls []string) {
+	for _, url := range st.order {
+		sub := st.subs[url]
+		if set := st.published(sub); inStages(url) && set != nil && sub.behind(set) {
+			urls = append(urls, url)
 		}
 	}
-	return out
+	return urls
 }
 
 // wait notes since when something waits for the client: that a client is slow shows.
@@ -189,14 +186,10 @@ func (sub *subscription) wait() {
 
 // change makes the stages of what the client lacks, or adds it to those under way.
 func (st *stream) change() error {
-	for _, url := range st.order {
+	for _, url := range st.lacking() {
 		sub := st.subs[url]
-		set := st.srv.sets[sub.set]
-		if !inStages(url) || set == nil || !set.published || !sub.behind(set) {
-			continue
-		}
 		asked := nameSet(sub.pending)
-		d, ok := sub.next(set)
+		d, ok := sub.next(st.published(sub))
 		if !ok {
 			return errTooFarBehind
 		}

@@ -229,8 +229,8 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 			continue
 		}
 		sub, ordered := st.subs[url], st.srv.rank(url) < len(st.srv.cfg.Order)
-		set := st.srv.sets[sub.set]
-		if set == nil || !set.published || !sub.behind(set) {
+		set := st.published(sub)
+		if set == nil || !sub.behind(set) {
 			continue
 		}
 		if sub.outstanding != "" {
@@ -250,6 +250,14 @@ func (st *stream) due() (out []*discoverypb.DeltaDiscoveryResponse, err error) {
 	}
 	leads, err := st.leadStage()
 	return append(out, leads...), err
+}
+
+// published is the set of a subscription, nil until it was published once. Needs the server's mu.
+func (st *stream) published(sub *subscription) *set {
+	if set := st.srv.sets[sub.set]; set != nil && set.published {
+		return set
+	}
+	return nil
 }
 
 // response is the next response of a type. Needs mu and the server's.

@@ -46,11 +46,9 @@ spec:
 `, generation)
 }
 
-// change is the i-th change of the configuration: routes, weights, endpoints and clusters in turn. None of them leaves a
-// request without a place to go.
-func (m *mesh) change(ctx context.Context, i int) error {
-	route := func(rules string) string {
-		return fmt.Sprintf(`
+// losslessRoute is the route of the service that is asked.
+func losslessRoute(rules string) string {
+	return fmt.Sprintf(`
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: web, namespace: shop}
@@ -58,12 +56,32 @@ spec:
   parentRefs: [{group: "", kind: Service, name: web, port: 80}]
   rules: %s
 `, rules)
-	}
+}
+
+// webLoad is a load of the client's requests to the service, once the waypoint answers.
+func (m *mesh) webLoad(rate int) *requests {
+	m.t.Helper()
+	a, err := m.c.Access(m.t.Context(), "shop", "client", "")
+	netnstest.Must(m.t, err)
+	ns, err := netns.Open("/run/netns/" + a.NetNS)
+	netnstest.Must(m.t, err)
+	m.t.Cleanup(func() { ns.Close() })
+	q := &requests{ns: ns, to: netip.AddrPortFrom(m.vips("shop", "web")[0], 80), host: "web.shop", rate: rate}
+	m.await("an answer by the waypoint", 20*time.Second, func() error {
+		_, err := q.once(q.client(false))
+		return err
+	})
+	return q
+}
+
+// change is the i-th change of the configuration: routes, weights, endpoints and clusters in turn. None of them leaves a
+// request without a place to go.
+func (m *mesh) change(ctx context.Context, i int) error {
 	switch n := i / 4; i % 4 {
 	case 0: // weights
-		return m.c.ApplyYAML(ctx, route(fmt.Sprintf(`[{backendRefs: [{name: one, port: 80, weight: %d}, {name: two, port: 80, weight: %d}]}]`, 1+n%9, 9-n%9)))
+		return m.c.ApplyYAML(ctx, losslessRoute(fmt.Sprintf(`[{backendRefs: [{name: one, port: 80, weight: %d}, {name: two, port: 80, weight: %d}]}]`, 1+n%9, 9-n%9)))
 	case 1: // routes
-		return m.c.ApplyYAML(ctx, route(fmt.Sprintf(`[{matches: [{headers: [{name: x-number, value: "%d"}]}], backendRefs: [{name: one, port: 80}]},
+		return m.c.ApplyYAML(ctx, losslessRoute(fmt.Sprintf(`[{matches: [{headers: [{name: x-number, value: "%d"}]}], backendRefs: [{name: one, port: 80}]},
 		 {backendRefs: [{name: two, port: 80}, {name: web, port: 80}]}]`, n)))
 	case 2: // endpoints: all pods, or those that are not replaced
 		selector := []string{"{app: web}", "{app: web, steady: \"yes\"}"}[n%2]
@@ -85,7 +103,7 @@ spec:
 %s
 ---
 `, 1000+n%50, []string{"LEAST_REQUEST", "ROUND_ROBIN", "RANDOM"}[n%3], service(extra(n+extras/2), "{app: web}"))+
-			route(fmt.Sprintf(`[{backendRefs: [{name: %s, port: 80}, {name: two, port: 80}]}]`, extra(n))))
+			losslessRoute(fmt.Sprintf(`[{backendRefs: [{name: %s, port: 80}, {name: two, port: 80}]}]`, extra(n))))
 	}
 }
 
@@ -109,16 +127,7 @@ func TestRootSoakNoRequestIsLostWhileEverythingChanges(t *testing.T) {
 		base += "\n---\n" + service(extra(n), "{app: web}")
 	}
 	m.apply(base)
-	a, err := m.c.Access(t.Context(), "shop", "client", "")
-	netnstest.Must(t, err)
-	ns, err := netns.Open("/run/netns/" + a.NetNS)
-	netnstest.Must(t, err)
-	t.Cleanup(func() { ns.Close() })
-	q := &requests{ns: ns, to: netip.AddrPortFrom(m.vips("shop", "web")[0], 80), host: "web.shop", rate: pick(300, 2000)}
-	m.await("an answer by the waypoint", 20*time.Second, func() error {
-		_, err := q.once(q.client(false))
-		return err
-	})
+	q := m.webLoad(pick(300, 2000))
 	perSecond, length := pick(10, 50), pick(8*time.Second, time.Minute)
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -3,12 +3,10 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/internal/netns/netnstest"
 )
 
@@ -23,19 +21,10 @@ func TestRootARouteToANewServiceLosesNothing(t *testing.T) {
 func newServices(t *testing.T, m *mesh) {
 	generation := func(n int) string { return fmt.Sprintf("generation-%d", n) }
 	route := func(n int) string {
-		return fmt.Sprintf(`{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: web, namespace: shop}, spec: {parentRefs: [{group: "", kind: Service, name: web, port: 80}], rules: [{backendRefs: [{name: %s, port: 80}]}]}}`, generation(n))
+		return losslessRoute(fmt.Sprintf("[{backendRefs: [{name: %s, port: 80}]}]", generation(n)))
 	}
 	m.apply(losslessGateway(0) + "\n---\n" + service(generation(0), "{app: web}") + "\n---\n" + route(0))
-	a, err := m.c.Access(t.Context(), "shop", "client", "")
-	netnstest.Must(t, err)
-	ns, err := netns.Open("/run/netns/" + a.NetNS)
-	netnstest.Must(t, err)
-	t.Cleanup(func() { ns.Close() })
-	q := &requests{ns: ns, to: netip.AddrPortFrom(m.vips("shop", "web")[0], 80), host: "web.shop", rate: pick(300, 1000)}
-	m.await("an answer by the waypoint", 20*time.Second, func() error {
-		_, err := q.once(q.client(false))
-		return err
-	})
+	q := m.webLoad(pick(300, 1000))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	load := make(chan *answers)
