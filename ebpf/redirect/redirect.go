@@ -60,10 +60,6 @@ const (
 	DefaultSweepAfter        = 10 * time.Minute
 )
 
-// DefaultAppPorts are the source ports of connections towards applications: below Linux's ip_local_port_range, so that they
-// do not collide with those of a real client with the same address. Where NAT chose the client's port they can.
-var DefaultAppPorts = PortRange{First: 10240, Last: 32767}
-
 // Config says how a node redirects. All of it but PinDir has a default; it must be the same for all processes that open
 // the directory, and changing it while pods are attached moves them when they are attached again.
 type Config struct {
@@ -120,6 +116,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("mark %#x does not fit mask %#x", c.Mark, c.Mask)
 	case c.Table < 1 || c.Table >= 253 && c.Table <= 255:
 		return c, fmt.Errorf("table %d is the kernel's", c.Table)
+	case c.AppPorts.overlaps(UpstreamPorts):
+		return c, fmt.Errorf("port range %d-%d towards applications overlaps %d-%d, which connections away from pods have",
+			c.AppPorts.First, c.AppPorts.Last, UpstreamPorts.First, UpstreamPorts.Last)
 	case c.Priority < 1 || c.Priority >= 32760:
 		return c, fmt.Errorf("priority %d is not between the local and the main table", c.Priority)
 	}

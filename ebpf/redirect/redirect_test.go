@@ -28,6 +28,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{"priority behind main", Config{PinDir: "/x", Priority: 32766}, "priority"},
 		{"privileged ports", Config{PinDir: "/x", AppPorts: PortRange{80, 90}}, "port range"},
 		{"empty range", Config{PinDir: "/x", AppPorts: PortRange{2000, 1999}}, "port range"},
+		{"ports of connections away from pods", Config{PinDir: "/x", AppPorts: PortRange{50000, 61000}}, "overlaps 61000-65535"},
 	} {
 		_, err := x.cfg.withDefaults()
 		if x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
@@ -49,7 +50,8 @@ func TestDefaultsKeepClearOfOthers(t *testing.T) {
 			t.Errorf("mark %#x looks like Istio's %#x", DefaultMark, istio)
 		}
 	}
-	if DefaultTable == 100 || DefaultAppPorts.overlaps(PortRange{32768, 60999}) {
+	pods := PortRange{32768, 60999}
+	if DefaultTable == 100 || DefaultAppPorts.overlaps(pods) || UpstreamPorts.overlaps(pods) || UpstreamPorts.overlaps(DefaultAppPorts) {
 		t.Error("table or ports are those of others")
 	}
 }

@@ -28,7 +28,7 @@ type Pod struct {
 	id zds.FileID
 	// outbound, plaintext and hbone are the listening sockets, as descriptors. Proxy.podsMu guards them.
 	outbound, plaintext, hbone int
-	nextPort                   portCounter
+	nextApp, nextUpstream      portCounter
 	// refs counts the table, the tunnels and the connections that may still need NS; at 0 it is closed.
 	refs atomic.Int32
 	// gone is how the pod has left the table, if it has.

@@ -18,7 +18,7 @@ import (
 // Sockets begins the TCP connections of a pod, in the pod's network namespace: the descriptors are non-blocking and
 // connecting. How they escape the pod's redirection is the business of who set that up. Any goroutine; nothing blocks.
 type Sockets interface {
-	// Upstream connects to dst, away from the pod, from the pod's own address.
+	// Upstream connects to dst, away from the pod, from the pod's own address and a port that the pod itself does not choose.
 	Upstream(pod *Pod, dst netip.AddrPort) (fd int, err error)
 	// App connects to the application at dst from the address of client; from the pod's own where that cannot be (client
 	// is invalid, or the pod itself).
@@ -32,8 +32,8 @@ type redirected struct {
 	fds    *handshake.Descriptors
 }
 
-// appTries bounds how often a connection to an application is begun with another source port.
-const appTries = 16
+// appTries and upstreamTries bound how often a connection is begun with another source port.
+const appTries, upstreamTries = 16, 3
 
 // SetupNode tells how capture redirects the pods of this node: the proxy's own sockets are exempt by the map in s, which
 // it takes over. It is called before the first pod; again after a restart of capture, it holds for connections made later.
@@ -69,10 +69,24 @@ func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// Upstream implements Sockets.
+// Upstream implements Sockets. Where many connections to dst have ended lately the proxy's ports may all be taken; then the
+// kernel chooses one of the pod's.
 func (r *redirected) Upstream(pod *Pod, dst netip.AddrPort) (int, error) {
+	for range upstreamTries {
+		if fd, err := r.upstream(pod, dst, redirect.PrepareUpstream); err == nil || !redirect.PortTaken(err) {
+			return fd, err
+		}
+	}
+	return r.upstream(pod, dst, func(int, *atomic.Uint32) error { return nil })
+}
+
+func (r *redirected) upstream(pod *Pod, dst netip.AddrPort, prepare func(fd int, next *atomic.Uint32) error) (int, error) {
 	fd, err := r.socket(pod.NS, dst)
 	if err != nil {
+		return -1, err
+	}
+	if err := prepare(fd, &pod.nextUpstream); err != nil {
+		unix.Close(fd)
 		return -1, err
 	}
 	return connecting(fd, dst)
@@ -85,7 +99,7 @@ func (r *redirected) App(pod *Pod, client netip.Addr, dst netip.AddrPort) (int, 
 	}
 	o := redirect.AppOptions{
 		Dst: dst.Addr(), Mark: r.setup.Mark, Mask: r.setup.Mask,
-		Ports: redirect.PortRange{First: r.setup.AppPortMin, Last: r.setup.AppPortMax}, Next: &pod.nextPort,
+		Ports: redirect.PortRange{First: r.setup.AppPortMin, Last: r.setup.AppPortMax}, Next: &pod.nextApp,
 	}
 	var err error
 	for range appTries {
@@ -114,5 +128,5 @@ func connecting(fd int, dst netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// portCounter deals out the source ports of a pod's connections to its application.
+// portCounter deals out the source ports of a pod's connections of one kind.
 type portCounter = atomic.Uint32

@@ -1,0 +1,66 @@
+package proxy
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+)
+
+// Were they of the pod's own range, NAT would have to move a later connection of the pod to the same server to another
+// port, which may be one of a connection that is open in the server's pod.
+func TestRootMeshConnectionsOutOfTheMeshLeaveFromPortsThatNoPodChooses(t *testing.T) {
+	m := newMesh(t, nil)
+	client := m.pod("client", "n1", "10.244.1.2", "fd00:244:1::2")
+	outside := m.pod("outside", "n2", "10.244.2.2", "fd00:244:2::2")
+	m.capture(client)
+	ports := make(chan uint16, 1)
+	m.serve(outside, 8080, func(c *net.TCPConn) {
+		ports <- c.RemoteAddr().(*net.TCPAddr).AddrPort().Port()
+		c.Close()
+	})
+	from := func(addr netip.Addr) uint16 {
+		t.Helper()
+		c, err := m.dial(client, netip.AddrPortFrom(addr, 8080).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return <-ports
+	}
+	seen := map[uint16]bool{}
+	for _, addr := range []netip.Addr{outside.v4, outside.v6} {
+		for range 20 {
+			p := from(addr)
+			if p < redirect.UpstreamPorts.First {
+				t.Errorf("to %s from port %d, which the pod itself may choose next", addr, p)
+			}
+			if seen[p] {
+				t.Errorf("to %s from port %d again", addr, p)
+			}
+			seen[p] = true
+		}
+	}
+	t.Run("unless they are taken", func(t *testing.T) {
+		err := client.space.Do(func() error {
+			for p := redirect.UpstreamPorts.First; p != 0; p++ {
+				l, err := net.Listen("tcp", fmt.Sprintf(":%d", p))
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { l.Close() })
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, addr := range []netip.Addr{outside.v4, outside.v6} {
+			if p := from(addr); p >= redirect.UpstreamPorts.First {
+				t.Errorf("to %s from port %d, on which another socket listens", addr, p)
+			}
+		}
+	})
+}
