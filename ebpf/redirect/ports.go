@@ -40,7 +40,7 @@ var UpstreamPorts = PortRange{First: 61000, Last: 65535}
 var reserved = PortRange{15000, 15099}
 
 // PrepareUpstream makes an unconnected TCP socket of the pod's namespace, by which the proxy goes elsewhere, one that comes from
-// a port of UpstreamPorts; next counts through them, as AppOptions.Next. The address is left to connect(2).
+// a port of UpstreamPorts; next is as AppOptions.Next. The address is left to connect(2).
 //
 // It does not block. It returns unix.EADDRINUSE if no port is free. connect(2) can still find the port taken for this
 // destination: see PortTaken. The socket must be marked exempt as well.
@@ -52,11 +52,11 @@ func PrepareUpstream(fd int, next *atomic.Uint32) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEADDR: %w", err)
 	}
-	any := netip.IPv4Unspecified()
+	addr := netip.IPv4Unspecified()
 	if family == unix.AF_INET6 {
-		any = netip.IPv6Unspecified()
+		addr = netip.IPv6Unspecified()
 	}
-	return bindPort(fd, family, any, UpstreamPorts, next)
+	return bindPort(fd, family, addr, UpstreamPorts, next)
 }
 
 // portTries is how many ports bindPort tries at most.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -13,21 +14,20 @@ import (
 // port, which may be one of a connection that is open in the server's pod.
 func TestRootMeshConnectionsOutOfTheMeshLeaveFromPortsThatNoPodChooses(t *testing.T) {
 	m := newMesh(t, nil)
-	client := m.pod("client", "n1", "10.244.1.2", "fd00:244:1::2")
-	outside := m.pod("outside", "n2", "10.244.2.2", "fd00:244:2::2")
+	client := m.pod("client", "n1", "10.98.1.2", "fd98:1::2")
+	outside := m.pod("outside", "n2", "10.98.2.2", "fd98:2::2")
 	m.capture(client)
 	ports := make(chan uint16, 1)
 	m.serve(outside, 8080, func(c *net.TCPConn) {
 		ports <- c.RemoteAddr().(*net.TCPAddr).AddrPort().Port()
+		_, _ = io.Copy(io.Discard, c) // until the client's end
 		c.Close()
 	})
 	from := func(addr netip.Addr) uint16 {
 		t.Helper()
-		c, err := m.dial(client, netip.AddrPortFrom(addr, 8080).String())
-		if err != nil {
+		if _, err := m.dial(client, netip.AddrPortFrom(addr, 8080).String()); err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
 		return <-ports
 	}
 	seen := map[uint16]bool{}
@@ -43,6 +43,15 @@ func TestRootMeshConnectionsOutOfTheMeshLeaveFromPortsThatNoPodChooses(t *testin
 			seen[p] = true
 		}
 	}
+	t.Run("also those of a new proxy, beside open ones of the old", func(t *testing.T) {
+		m.nodes["n1"].proxy.StopPod(client.name, true)
+		m.capture(client)
+		for range 20 {
+			if p := from(outside.v4); p < redirect.UpstreamPorts.First || seen[p] {
+				t.Errorf("from port %d", p)
+			}
+		}
+	})
 	t.Run("unless they are taken", func(t *testing.T) {
 		err := client.space.Do(func() error {
 			for p := redirect.UpstreamPorts.First; p != 0; p++ {

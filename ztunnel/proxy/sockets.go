@@ -72,20 +72,23 @@ func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
 // Upstream implements Sockets. Where many connections to dst have ended lately the proxy's ports may all be taken; then the
 // kernel chooses one of the pod's.
 func (r *redirected) Upstream(pod *Pod, dst netip.AddrPort) (int, error) {
+	next := &pod.nextUpstream
 	for range upstreamTries {
-		if fd, err := r.upstream(pod, dst, redirect.PrepareUpstream); err == nil || !redirect.PortTaken(err) {
+		fd, err := r.upstream(pod, dst, func(fd int) error { return redirect.PrepareUpstream(fd, next) })
+		if err == nil || !redirect.PortTaken(err) {
 			return fd, err
 		}
+		next = nil // anywhere else, as in App
 	}
-	return r.upstream(pod, dst, func(int, *atomic.Uint32) error { return nil })
+	return r.upstream(pod, dst, func(int) error { return nil })
 }
 
-func (r *redirected) upstream(pod *Pod, dst netip.AddrPort, prepare func(fd int, next *atomic.Uint32) error) (int, error) {
+func (r *redirected) upstream(pod *Pod, dst netip.AddrPort, prepare func(fd int) error) (int, error) {
 	fd, err := r.socket(pod.NS, dst)
 	if err != nil {
 		return -1, err
 	}
-	if err := prepare(fd, &pod.nextUpstream); err != nil {
+	if err := prepare(fd); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
