@@ -49,6 +49,7 @@ func PrepareUpstream(fd int, next *atomic.Uint32) error {
 	if err != nil {
 		return fmt.Errorf("read family of socket: %w", err)
 	}
+	// As in PrepareApp; a socket that was bound to its port follows one in TIME_WAIT at once.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEADDR: %w", err)
 	}

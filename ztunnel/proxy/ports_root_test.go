@@ -52,6 +52,24 @@ func TestRootMeshConnectionsOutOfTheMeshLeaveFromPortsThatNoPodChooses(t *testin
 			}
 		}
 	})
+	t.Run("also more of them than there are ports, each ended by the client", func(t *testing.T) {
+		for i := range 5000 {
+			c, err := m.dial(client, netip.AddrPortFrom(outside.v4, 8080).String())
+			if err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+			if p := <-ports; p < redirect.UpstreamPorts.First {
+				t.Fatalf("connection %d from port %d", i, p)
+			}
+			if err = c.CloseWrite(); err == nil {
+				_, err = io.Copy(io.Discard, c)
+			}
+			if err != nil {
+				t.Fatalf("end of connection %d: %v", i, err)
+			}
+			c.Close()
+		}
+	})
 	t.Run("unless they are taken", func(t *testing.T) {
 		err := client.space.Do(func() error {
 			for p := redirect.UpstreamPorts.First; p != 0; p++ {

@@ -69,8 +69,8 @@ func (r *redirected) socket(ns *netns.NS, dst netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// Upstream implements Sockets. Where many connections to dst have ended lately the proxy's ports may all be taken; then the
-// kernel chooses one of the pod's.
+// Upstream implements Sockets. Where thousands of connections to dst are open the proxy's ports may all be taken; then the kernel
+// chooses one of the pod's.
 func (r *redirected) Upstream(pod *Pod, dst netip.AddrPort) (int, error) {
 	next := &pod.nextUpstream
 	for range upstreamTries {
